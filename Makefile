@@ -1,0 +1,55 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo test format benchmark constraints clean
+
+# The interpreters to try, in this order: `make demo PYTHON=/path/to/python` names your own.
+# A pyenv shim exists for versions that are not active, too, so a candidate counts once it has run.
+PYTHON ?= python3.12 python3.13 python3 python
+suitable := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))
+python = $(or $(firstword $(foreach p,$(PYTHON),$(shell $(p) -c '$(suitable)' 2>&- && echo $(p)))),\
+	$(error No Python 3.12 or newer with its venv module was found (tried: $(PYTHON)): install one, or name it with PYTHON=/path/to/python))
+
+bin := .venv/bin
+pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+help: ## list what make can do
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target does; do \
+		printf 'make %-12s %s\n' "$$target" "$$does"; done
+
+# A stamp is written last, so an environment that was not finished is made anew.
+.venv/core: pyproject.toml constraints.txt
+	@echo "Making .venv with $(python): the first time takes a few minutes ..."
+	@rm -rf .venv
+	@$(python) -m venv .venv
+	@$(pip) --editable .
+	@touch $@
+
+.venv/dev: .venv/core
+	@echo "Adding the development tools to .venv ..."
+	@$(pip) --editable '.[dev,notebook]'
+	@touch $@
+
+demo: .venv/core ## train on spirals; figures, metrics and posterior draws go to runs/spirals
+	$(bin)/np-latentode spirals --output-dir runs/spirals --overwrite
+
+test: .venv/dev ## lint, check types, run the tests
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/pyright
+	$(bin)/pytest -n 2
+
+format: .venv/dev ## fix what ruff can fix, and format
+	$(bin)/ruff check --fix
+	$(bin)/ruff format
+
+benchmark: .venv/core ## print the scores of the defaults over five seeds
+	$(bin)/python benchmarks/defaults.py
+
+constraints: ## pin the newest releases that pyproject.toml allows
+	rm -rf .venv
+	$(python) -m venv .venv
+	$(bin)/python -m pip install --quiet --editable '.[dev,notebook]'
+	$(bin)/python -m pip freeze --exclude-editable > constraints.txt
+
+clean: ## remove the environment, caches and build outputs; keep runs/
+	rm -rf .venv .hypothesis .pytest_cache .ruff_cache build dist
+	find src tests benchmarks notebooks -name __pycache__ -prune -exec rm -r {} +

@@ -1,0 +1,188 @@
+"""Which defaults fit spirals best? Trains each candidate with several seeds and prints its scores.
+
+    python benchmarks/defaults.py --list
+    python benchmarks/defaults.py baseline solver_bosh3_6 --seeds 5 --steps 10000
+
+A candidate is the baseline with one thing changed. Scores are on 500 fresh spirals, so nothing is
+tuned to the main job's 50 held-out ones; times are comparable within one run of this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from numpyro.infer import SVI, Trace_ELBO
+
+from np_latentode import (
+    ODERNN,
+    DiagonalNormal,
+    MLPDecoder,
+    MLPDynamics,
+    Scaling,
+    Solver,
+    conditioning,
+    datasets,
+    forecast,
+    latent_ode,
+)
+
+def half_whole(rng_key, trajectories):
+    coin_key, context_key = jax.random.split(rng_key)
+    part = conditioning.random_context(context_key, trajectories)
+    keep = jax.random.bernoulli(coin_key, 0.5, (len(trajectories),))
+    return trajectories.keep(part.mask | keep[:, None, None])
+
+
+BASELINE = {
+    "method": diffrax.Bosh3(),
+    "steps_a_span": 8,
+    "dynamics": {"width": 64, "depth": 1},
+    "decoder": {"width": 80, "depth": 1},
+    "encoder": {"hidden_dim": 24, "width": 24},
+    "posterior": {"width": 40, "initial_scale": 0.1},
+    "span": 5.0,
+    "noise_start": 0.5,
+    "learning_rate": 1e-2,
+    "schedule": "cosine",
+    "conditioning": half_whole,
+    "optimizer": optax.adam,
+    "b2": 0.999,
+    "clip": 10.0,
+}
+CANDIDATES = {
+    "baseline": {},
+    "lr_5e-3": {"learning_rate": 5e-3},
+    "lr_2e-2": {"learning_rate": 2e-2},
+    "span_1": {"span": 1.0},
+    "span_2": {"span": 2.0},
+    "span_10": {"span": 10.0},
+    "constant_lr": {"learning_rate": 3e-3, "schedule": "constant"},
+    "noise_0.1": {"noise_start": 0.1},
+    "noise_0.2": {"noise_start": 0.2},
+    "noise_1.0": {"noise_start": 1.0},
+    "solver_bosh3_12": {"steps_a_span": 12},
+    "solver_tsit5_5": {"method": diffrax.Tsit5(), "steps_a_span": 5},
+    "solver_tsit5_8": {"method": diffrax.Tsit5(), "steps_a_span": 8},
+    "solver_ralston_12": {"method": diffrax.Ralston(), "steps_a_span": 12},
+    "dynamics_40x2": {"dynamics": {"width": 40, "depth": 2}},
+    "dynamics_32": {"dynamics": {"width": 32, "depth": 1}},
+    "dynamics_100": {"dynamics": {"width": 100, "depth": 1}},
+    "decoder_20": {"decoder": {"width": 20, "depth": 1}},
+    "decoder_40": {"decoder": {"width": 40, "depth": 1}},
+    "decoder_120": {"decoder": {"width": 120, "depth": 1}},
+    "decoder_40x2": {"decoder": {"width": 40, "depth": 2}},
+    "scale_0.7": {"posterior": {"width": 40, "initial_scale": 0.7}},
+    "scale_0.03": {"posterior": {"width": 40, "initial_scale": 0.03}},
+    "encoder_40": {"encoder": {"hidden_dim": 40, "width": 40}},
+    "encoder_16": {"encoder": {"hidden_dim": 16, "width": 16}},
+    "encoder_32": {"encoder": {"hidden_dim": 32, "width": 32}},
+    "whole": {"conditioning": None},
+    "prefix": {"conditioning": conditioning.random_prefix},
+    "context": {"conditioning": conditioning.random_context},
+    "adamw": {"optimizer": lambda rate, b2: optax.adamw(rate, b2=b2, weight_decay=1e-3)},
+    "adamw_2": {"optimizer": lambda rate, b2: optax.adamw(rate, b2=b2, weight_decay=1e-2)},
+    "nadam": {"optimizer": optax.nadam},
+    "adabelief": {"optimizer": lambda rate, b2: optax.adabelief(rate, b2=b2)},
+    "b2_0.99": {"b2": 0.99},
+    "no_clip": {"clip": None},
+    "clip_100": {"clip": 100.0},
+    "clip_1000": {"clip": 1000.0},
+    "points": {"conditioning": conditioning.random_points},
+}
+
+
+def train_and_score(config: dict, *, seed: int, steps: int) -> dict[str, float]:
+    train = datasets.spirals(jax.random.key(0), num_trajectories=250)[:200]
+    fresh = datasets.spirals(jax.random.key(1_000), num_trajectories=500)
+    rngs = nnx.Rngs(seed)
+    encoder = ODERNN(2, **config["encoder"], rngs=rngs)
+    scaling = Scaling.fit(train)
+    scaling = replace(scaling, time_unit=scaling.time_unit / config["span"])
+    model, guide = latent_ode(
+        train,
+        latent_dim=4,
+        dynamics=MLPDynamics(4, **config["dynamics"], rngs=rngs),
+        decoder=MLPDecoder(4, 2, **config["decoder"], rngs=rngs),
+        encoder=encoder,
+        posterior=DiagonalNormal(encoder.hidden_dim, 4, **config["posterior"], rngs=rngs),
+        scaling=scaling,
+        solver=Solver(method=config["method"], dt0=config["span"] / config["steps_a_span"]),
+        rngs=rngs,
+    )
+    rate = config["learning_rate"]
+    if config["schedule"] == "cosine":
+        rate = optax.warmup_cosine_decay_schedule(0.0, rate, steps // 50, steps)
+    optimizer = config["optimizer"](rate, b2=config["b2"])
+    if config["clip"] is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(config["clip"]), optimizer)
+    svi = SVI(
+        model,
+        guide,
+        optimizer,
+        Trace_ELBO(),
+        batch_size=50,
+        conditioning=config["conditioning"],
+    )
+    key = jax.random.key(seed)
+    start = {"noise_scale": jnp.asarray(config["noise_start"] * model.scaling.scale, jnp.float32)}
+    warm = svi.run(key, 1, train, init_params=start, progress_bar=False)
+    began = time.perf_counter()
+    run = jax.jit(lambda state: svi.run(key, steps, train, init_state=state, progress_bar=False))
+    compiled = run.lower(warm.state).compile()
+    began = time.perf_counter()
+    result = jax.block_until_ready(compiled(warm.state))
+    scores = {"ms_per_step": 1e3 * (time.perf_counter() - began) / steps}
+    times = np.asarray(fresh.dense_times)
+    late = times > 2.5
+    noisy = fresh.curves + 0.05 * jax.random.normal(jax.random.key(7), fresh.curves.shape)
+    for name, context, where in (
+        ("reconstruction", fresh, slice(None)),
+        ("extrapolation", fresh.before(2.5), late),
+    ):
+        draws = forecast(
+            key, model, guide, result.params, context, times, num_samples=100
+        )
+        error = np.asarray((draws["x_mean"].mean(0) - fresh.curves) ** 2)[:, where]
+        low, high = np.quantile(np.asarray(draws["x"]), [0.05, 0.95], axis=0)
+        inside = ((low <= noisy) & (noisy <= high))[:, where]
+        scores[f"{name}_mse"] = float(error.mean())
+        scores[f"{name}_median"] = float(np.median(error.mean((1, 2))))
+        scores[f"{name}_coverage_90"] = float(inside.mean())
+    scores["noise"] = float(np.mean(result.params["noise_scale"]))
+    scores["loss"] = float(np.mean(result.losses[-200:]))
+    return scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("candidates", nargs="*", default=["baseline"], metavar="CANDIDATE")
+    parser.add_argument("--list", action="store_true", help="print the candidates and stop")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10_000)
+    arguments = parser.parse_args()
+    if arguments.list:
+        print("\n".join(f"{name}: {change}" for name, change in CANDIDATES.items()))
+        return
+    for name in arguments.candidates:
+        rows = []
+        for seed in range(arguments.seeds):
+            rows.append(
+                train_and_score(BASELINE | CANDIDATES[name], seed=seed, steps=arguments.steps)
+            )
+            print(name, seed, json.dumps({k: round(v, 5) for k, v in rows[-1].items()}), flush=True)
+        for key in rows[0]:
+            values = [row[key] for row in rows]
+            print(f"{name:20s} {key:28s} median {np.median(values):.5f} worst {max(values):.5f}")
+
+
+if __name__ == "__main__":
+    main()

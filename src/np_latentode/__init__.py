@@ -1,0 +1,36 @@
+"""Latent ODEs as NumPyro models: irregular time series in, calibrated forecasts out."""
+
+from np_latentode import datasets
+from np_latentode.assemble import latent_ode
+from np_latentode.conditioning import random_context, random_points, random_prefix
+from np_latentode.decoder import MLPDecoder
+from np_latentode.dynamics import MLPDynamics
+from np_latentode.encoders import ODERNN
+from np_latentode.guide import AmortizedGuide
+from np_latentode.model import LatentODE
+from np_latentode.posteriors import DiagonalNormal
+from np_latentode.prediction import forecast, posterior
+from np_latentode.priors import StandardNormal
+from np_latentode.scaling import Scaling
+from np_latentode.solve import Solver
+from np_latentode.trajectories import Trajectories
+
+__all__ = [
+    "ODERNN",
+    "AmortizedGuide",
+    "DiagonalNormal",
+    "LatentODE",
+    "MLPDecoder",
+    "MLPDynamics",
+    "Scaling",
+    "Solver",
+    "StandardNormal",
+    "Trajectories",
+    "datasets",
+    "forecast",
+    "latent_ode",
+    "posterior",
+    "random_context",
+    "random_points",
+    "random_prefix",
+]

@@ -1,0 +1,68 @@
+"""From training data to a model and its guide, with defaults that were measured."""
+
+from __future__ import annotations
+
+from flax import nnx
+from jaxtyping import ArrayLike
+
+from np_latentode.decoder import MLPDecoder
+from np_latentode.dynamics import MLPDynamics
+from np_latentode.encoders import ODERNN
+from np_latentode.guide import AmortizedGuide
+from np_latentode.model import LatentODE
+from np_latentode.posteriors import DiagonalNormal
+from np_latentode.priors import StandardNormal
+from np_latentode.scaling import Scaling
+from np_latentode.solve import Solver
+from np_latentode.trajectories import Trajectories
+
+__all__ = ["latent_ode"]
+
+
+def latent_ode(
+    train: Trajectories,
+    *,
+    latent_dim: int,
+    dynamics: nnx.Module | None = None,
+    decoder: nnx.Module | None = None,
+    prior: nnx.Module | None = None,
+    encoder: nnx.Module | None = None,
+    posterior: nnx.Module | None = None,
+    scaling: Scaling | None = None,
+    noise_scale: ArrayLike | None = None,
+    solver: Solver | None = None,
+    rngs: nnx.Rngs,
+) -> tuple[LatentODE, AmortizedGuide]:
+    """A latent ODE and its guide for data like `train`; every part can be replaced by your own.
+
+    The defaults won the comparisons in `benchmarks/`: the table is in the README.
+
+    Args:
+        train: fixes the number of features and, unless `scaling` is given, the units and t0.
+        latent_dim: the dimension of z0.
+        dynamics, decoder, prior, noise_scale, solver: see `LatentODE`.
+        encoder, posterior: see `AmortizedGuide`.
+        scaling: the units. Default: `Scaling.fit(train)`.
+        rngs: initialises the networks.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    if not isinstance(train, Trajectories):
+        raise ValueError(f"train must be Trajectories; got {type(train).__name__}.")
+    if not (isinstance(latent_dim, int) and latent_dim > 0):
+        raise ValueError(f"latent_dim must be a positive integer; got {latent_dim!r}.")
+    num_features = train.num_features
+    scaling = Scaling.fit(train) if scaling is None else scaling
+    model = LatentODE(
+        MLPDynamics(latent_dim, rngs=rngs) if dynamics is None else dynamics,
+        MLPDecoder(latent_dim, num_features, rngs=rngs) if decoder is None else decoder,
+        prior=StandardNormal(latent_dim) if prior is None else prior,
+        scaling=scaling,
+        noise_scale=noise_scale,
+        solver=solver,
+    )
+    encoder = ODERNN(num_features, rngs=rngs) if encoder is None else encoder
+    if posterior is None:
+        posterior = DiagonalNormal(encoder.hidden_dim, latent_dim, rngs=rngs)
+    return model, AmortizedGuide(encoder, posterior, scaling=scaling)

@@ -1,0 +1,65 @@
+"""The command `np-latentode`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+STARTED = time.perf_counter()
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Latent ODEs for irregular time series.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def commands() -> None:
+    """Latent ODEs for irregular time series."""
+
+
+@app.command(
+    epilog="Example:  np-latentode spirals --output-dir runs/spirals --steps 12000 --seed 1"
+)
+def spirals(
+    output_dir: Annotated[
+        Path, typer.Option(help="Where the results go; must be new, unless --overwrite.")
+    ] = Path("runs/spirals"),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 12_000,
+    seed: Annotated[int, typer.Option(help="Of the networks and of training.")] = 0,
+    latent_dim: Annotated[int, typer.Option(min=1, help="Dimension of the latent state.")] = 4,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=200, help="Trajectories a step, of 200.")
+    ] = 50,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the results of an earlier run as a whole.")
+    ] = False,
+) -> None:
+    """Fit noisy spirals, reconstruct and extrapolate held-out ones, and report how good it is.
+
+    Writes metrics.json, posterior.nc (for ArviZ) and figures as PNG.
+    """
+    # Imported here, as JAX takes seconds and --help should not.
+    from np_latentode.experiments import spirals as experiment
+
+    try:
+        experiment.run(
+            output_dir,
+            steps=steps,
+            seed=seed,
+            latent_dim=latent_dim,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            started=STARTED,
+        )
+    except (ValueError, OSError) as error:
+        typer.echo(f"np-latentode spirals: {error}", err=True)
+        raise typer.Exit(2) from error

@@ -1,0 +1,52 @@
+"""What the encoder may see of a trajectory in a training step, at random.
+
+A guide that has only seen whole trajectories cannot encode half of one. Hand one of these to SVI,
+`SVI(model, guide, optim, loss, conditioning=random_context)`, and the encoder learns to read any part,
+while the likelihood still scores the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from np_latentode.trajectories import Trajectories
+
+__all__ = ["Conditioning", "random_context", "random_points", "random_prefix"]
+
+Conditioning = Callable[[Array, Trajectories], Trajectories]
+"""`(rng_key, trajectories) -> trajectories` with fewer observations and the same shapes."""
+
+
+def random_prefix(
+    rng_key: Array, trajectories: Trajectories, *, min_share: float = 0.3
+) -> Trajectories:
+    """Keeps what was observed in the first part of each trajectory's span, a share of it drawn
+    uniformly from [min_share, 1]: a training step of forecasting."""
+    observed, times = trajectories.observed, trajectories.times
+    first = jnp.min(times, axis=1, where=observed, initial=jnp.inf)
+    last = jnp.max(times, axis=1, where=observed, initial=-jnp.inf)
+    share = jax.random.uniform(rng_key, (len(trajectories),), times.dtype, minval=min_share)
+    return trajectories.before(jnp.where(observed.any(1), first + share * (last - first), 0.0))
+
+
+def random_points(
+    rng_key: Array, trajectories: Trajectories, *, min_share: float = 0.5
+) -> Trajectories:
+    """Keeps each time with a probability that is drawn uniformly from [min_share, 1] for each
+    trajectory: a training step of interpolation."""
+    share_key, keep_key = jax.random.split(rng_key)
+    times = trajectories.times
+    share = jax.random.uniform(
+        share_key, (len(trajectories), 1), times.dtype, minval=min_share
+    )
+    return trajectories.keep(jax.random.uniform(keep_key, times.shape, times.dtype) < share)
+
+
+def random_context(rng_key: Array, trajectories: Trajectories) -> Trajectories:
+    """Keeps a random prefix, and random points of it: reads any part of any part."""
+    prefix_key, points_key = jax.random.split(rng_key)
+    return random_points(points_key, random_prefix(prefix_key, trajectories))

@@ -1,0 +1,5 @@
+"""Data to learn from: generated, or taken from a package."""
+
+from np_latentode.datasets.spirals import SpiralFamily, SpiralPosterior, Spirals, spirals
+
+__all__ = ["SpiralFamily", "SpiralPosterior", "Spirals", "spirals"]

@@ -1,0 +1,30 @@
+"""z -> x: the mean of the observations given the latent state."""
+
+from __future__ import annotations
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from np_latentode.modules import mlp
+
+__all__ = ["MLPDecoder"]
+
+
+class MLPDecoder(nnx.Module):
+    """E[x | z] = MLP(z), in scaled units.
+
+    Args:
+        latent_dim: the dimension of z.
+        num_features: the dimension of x.
+        width, depth: units a hidden layer, and how many of them.
+    """
+
+    def __init__(
+        self, latent_dim: int, num_features: int, *, width: int = 40, depth: int = 1, rngs: nnx.Rngs
+    ):
+        self.mean = mlp((latent_dim, *(width,) * depth, num_features), rngs=rngs)
+
+    def __call__(
+        self, z: Float[Array, "trajectory time latent"]
+    ) -> Float[Array, "trajectory time feature"]:
+        return self.mean(z)

@@ -1,0 +1,188 @@
+"""Is it any good? Draws for ArviZ, and how Gaussian the code is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import arviz_base
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import xarray
+from jax.scipy.special import logsumexp
+from jaxtyping import Array
+
+from np_latentode.guide import AmortizedGuide
+from np_latentode.model import LatentODE
+from np_latentode.modules import bind
+from np_latentode.prediction import forecast, posterior
+from np_latentode.trajectories import Trajectories
+
+__all__ = ["GaussianizationReport", "gaussianization", "to_datatree"]
+
+
+def to_datatree(
+    rng_key: Array,
+    model: LatentODE,
+    guide: AmortizedGuide,
+    params: dict,
+    trajectories: Trajectories,
+    *,
+    num_samples: int = 200,
+    feature_names: Sequence[str] | None = None,
+) -> xarray.DataTree:
+    """What ArviZ needs to know of a fit, for trajectories encoded as a whole.
+
+    Groups: `posterior` (z0 from the guide), `posterior_predictive` (x and x_mean at the observed
+    times), `log_likelihood` (one term a trajectory), `observed_data` (NaN where unobserved) and
+    `constant_data` (times, mask and noise_scale). All but z0 is in original units.
+
+    Args:
+        rng_key: a key.
+        model, guide, params: as fitted.
+        trajectories: the data to encode and to predict.
+        num_samples: draws from the guide.
+        feature_names: coordinates of the dimension `feature`. Default: 0, 1, ...
+
+    Raises:
+        ValueError: if there are not as many names as features.
+    """
+    names = range(trajectories.num_features) if feature_names is None else list(feature_names)
+    if len(names) != trajectories.num_features:
+        raise ValueError(
+            f"feature_names must name {trajectories.num_features} features; got {len(names)}."
+        )
+    draws = forecast(
+        rng_key, model, guide, params, trajectories, trajectories.times, num_samples=num_samples
+    )
+    # `log_likelihood` substitutes no params: without this it would score untrained networks.
+    fitted = numpyro.handlers.substitute(model, data=params)
+    log_likelihood = numpyro.infer.log_likelihood(fitted, {"z0": draws["z0"]}, trajectories)["x"]
+    values, mask = np.asarray(trajectories.values), np.asarray(trajectories.mask)
+    noise_scale = params.get("noise_scale", model.noise_scale)
+
+    def one_chain(draws: Array) -> np.ndarray:
+        return np.asarray(draws)[None]
+
+    return arviz_base.from_dict(
+        {
+            "posterior": {"z0": one_chain(draws["z0"])},
+            "posterior_predictive": {k: one_chain(draws[k]) for k in ("x", "x_mean")},
+            "log_likelihood": {"x": one_chain(log_likelihood)},
+            "observed_data": {"x": np.where(mask, values, np.nan)},
+            "constant_data": {
+                "times": np.asarray(trajectories.times),
+                "mask": mask,
+                "noise_scale": np.broadcast_to(noise_scale, (trajectories.num_features,)),
+            },
+        },
+        coords={"feature": list(names)},
+        dims={
+            "z0": ["trajectory", "latent"],
+            "times": ["trajectory", "time"],
+            "mask": ["trajectory", "time", "feature"],
+            "noise_scale": ["feature"],
+            "x": ["trajectory", "time", "feature"],
+            "x_mean": ["trajectory", "time", "feature"],
+        },
+    )
+
+
+@dataclass(frozen=True)
+class GaussianizationReport:
+    """How far the codes of a population are from the prior.
+
+    With q(z) the mean of q(z0 | x_n) over `num_trajectories` trajectories, the KL of the ELBO
+    splits (Hoffman & Johnson 2016, "ELBO surgery"):
+
+    kl = mutual_information + kl_marginal,
+    mutual_information = E[log q(z | x) - log q(z)],  kl_marginal = E[log q(z) - log p(z)].
+
+    `mutual_information` cannot exceed `log_n`, the log of `num_trajectories`: the split means
+    something only while it stays well below. `standard_error` is that of `kl_marginal`. The moments
+    are those of draws z ~ q(z), one array entry a dimension; for N(0, I) they are 0, 1, 0, 0.
+    """
+
+    num_trajectories: int
+    log_n: float
+    kl: float
+    mutual_information: float
+    kl_marginal: float
+    standard_error: float
+    mean: np.ndarray
+    sd: np.ndarray
+    skew: np.ndarray
+    excess_kurtosis: np.ndarray
+
+    def __str__(self) -> str:
+        lines = [
+            f"KL(q(z0|x) || p(z0)) {self.kl:.3f} nats",
+            f"  = I(x; z0) {self.mutual_information:.3f} + KL(q(z0) || p(z0)) "
+            f"{self.kl_marginal:.3f} +- {self.standard_error:.3f}"
+            f"   from n = {self.num_trajectories}, log n = {self.log_n:.2f}",
+        ]
+        for j, moments in enumerate(
+            zip(self.mean, self.sd, self.skew, self.excess_kurtosis, strict=True)
+        ):
+            mean, sd, skew, kurtosis = moments
+            lines.append(
+                f"  z0[{j}]  mean {mean:+.3f}  sd {sd:.3f}  skew {skew:+.3f}  "
+                f"excess kurtosis {kurtosis:+.3f}"
+            )
+        return "\n".join(lines)
+
+
+def gaussianization(
+    rng_key: Array,
+    model: LatentODE,
+    guide: AmortizedGuide,
+    params: dict,
+    trajectories: Trajectories,
+    *,
+    num_points: int = 4_000,
+) -> GaussianizationReport:
+    """Moments of the aggregate posterior, and the split of its KL from the prior.
+
+    Args:
+        rng_key: a key.
+        model, guide, params: as fitted.
+        trajectories: a sample of the population; the more, the further log n is from biting.
+        num_points: how many of the draws, one a trajectory, the KL terms are averaged over.
+
+    Raises:
+        ValueError: if num_points is not positive.
+    """
+    if num_points < 1:
+        raise ValueError(f"num_points must be positive; got {num_points}.")
+    draw_key, pick_key = jax.random.split(rng_key)
+    q = posterior(guide, params, trajectories)
+    z = q.sample(draw_key)
+    with numpyro.handlers.substitute(data=params):
+        prior = bind("prior", model.prior)()
+    n = len(trajectories)
+    # Shuffled, a prefix is a sample without replacement.
+    picked = jax.random.permutation(pick_key, n)[:num_points]
+    log_conditional = q.log_prob(z)[picked]
+
+    def log_marginal(point: Array) -> Array:
+        return logsumexp(q.log_prob(point)) - jnp.log(n)
+
+    log_q = jax.lax.map(jax.jit(log_marginal), z[picked], batch_size=64)
+    log_p = prior.log_prob(z[picked])
+    gap = np.asarray(log_q - log_p)
+    draws = np.asarray(z, dtype=np.float64)
+    standard = (draws - draws.mean(0)) / draws.std(0)
+    return GaussianizationReport(
+        num_trajectories=n,
+        log_n=float(np.log(n)),
+        kl=float(jnp.mean(log_conditional - log_p)),
+        mutual_information=float(jnp.mean(log_conditional - log_q)),
+        kl_marginal=float(gap.mean()),
+        standard_error=float(gap.std() / np.sqrt(len(gap))),
+        mean=draws.mean(0),
+        sd=draws.std(0),
+        skew=(standard**3).mean(0),
+        excess_kurtosis=(standard**4).mean(0) - 3,
+    )

@@ -1,0 +1,266 @@
+"""Spirals: fit, reconstruct, extrapolate, and ask how Gaussian the code is."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array
+from numpyro.infer import SVI, Trace_ELBO
+
+from np_latentode import baselines
+from np_latentode.assemble import latent_ode
+from np_latentode.conditioning import random_context
+from np_latentode.datasets import SpiralFamily, Spirals
+from np_latentode.prediction import forecast, posterior
+from np_latentode.results import check_output_dir, result_dir
+from np_latentode.trajectories import Trajectories
+
+__all__ = ["CUT", "optimizer", "run", "score"]
+
+CUT = 2.5
+"""Extrapolation starts here: what was observed later is hidden and predicted."""
+
+SEED_NOTEBOOK = {"reconstruction_mse": 0.126, "extrapolation_mse": 2.21}
+
+
+def optimizer(num_steps: int, *, learning_rate: float = 1e-2) -> optax.GradientTransformation:
+    """Adam on clipped gradients, warmed up and then annealed to zero along a cosine.
+
+    The ELBO is a sum over all data, so its gradients are always longer than the clip: what Adam
+    sees is their direction, and no single batch can throw it off.
+    """
+    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, num_steps // 50, num_steps)
+    return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(rate))
+
+
+def score(
+    predicted: np.ndarray, draws: np.ndarray | None, spirals: Spirals, *, after: float | None
+) -> dict[str, float]:
+    """The error of a mean curve against the noiseless one and, where there are draws, how many of
+    the noisy observations lie within the central 90% of them.
+
+    Args:
+        predicted: shape (trajectory, dense, 2), at the dense times.
+        draws: shape (draw, trajectory, dense, 2), of noisy observations at the dense times.
+        spirals: the truth.
+        after: score later times only. Default: all.
+    """
+    times = np.asarray(spirals.dense_times)
+    late = times > (-np.inf if after is None else after)
+    scores = {"mse": float(np.mean((predicted - np.asarray(spirals.curves))[:, late] ** 2))}
+    if draws is not None:
+        low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+        # Observed times lie on the dense grid.
+        slot = np.searchsorted(times, np.asarray(spirals.times) - 1e-4)
+        rows = np.arange(len(spirals))[:, None]
+        values = np.asarray(spirals.values)
+        inside = (low[rows, slot] <= values) & (values <= high[rows, slot])
+        scores["coverage_90"] = float(inside[late[slot]].mean())
+    return scores
+
+
+def run(
+    output_dir: Path,
+    *,
+    steps: int,
+    seed: int,
+    latent_dim: int,
+    batch_size: int,
+    overwrite: bool = False,
+    progress: bool = True,
+    started: float | None = None,
+) -> dict[str, Any]:
+    """The main job: trains on 200 spirals and writes scores, draws and figures on 50 others.
+
+    Args:
+        output_dir: where metrics.json, posterior.nc and the figures go.
+        steps, seed, latent_dim, batch_size: of the fit.
+        overwrite: whether an earlier run's results are replaced.
+        progress: whether to show progress and print the scores.
+        started: when the program started, by `time.perf_counter`.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        ValueError: if an argument is out of range, or output_dir is in the way.
+    """
+    started = time.perf_counter() if started is None else started
+    check_output_dir(output_dir, overwrite=overwrite)
+    _keep_compiled_programs()
+    family = SpiralFamily()
+    spirals = family.sample(jax.random.key(0), 250)
+    train, test = spirals[:200], spirals[200:]
+
+    model, guide = latent_ode(train, latent_dim=latent_dim, rngs=nnx.Rngs(seed))
+    svi = SVI(
+        model,
+        guide,
+        optimizer(steps),
+        Trace_ELBO(),
+        batch_size=batch_size,
+        conditioning=random_context,
+    )
+    key, first_key, score_key = jax.random.split(jax.random.key(seed), 3)
+    # Compiling apart from training, so that each can be timed. `init` is jitted as it would
+    # otherwise run, and compile, every operation of model and guide by itself.
+    state = jax.jit(svi.init)(first_key, train)
+    first = svi.run(key, 1, train, init_state=state, progress_bar=False)
+    jax.block_until_ready(first.losses)
+    seconds_to_first_step = time.perf_counter() - started
+    losses = first.losses
+    params, seconds_training = first.params, 0.0
+    if steps > 1:
+        began = time.perf_counter()
+        rest = svi.run(key, steps - 1, train, init_state=first.state, progress_bar=progress)
+        losses = jnp.concatenate([losses, jax.block_until_ready(rest.losses)])
+        params, seconds_training = rest.params, time.perf_counter() - began
+    metrics = {
+        "steps": steps,
+        "seed": seed,
+        "latent_dim": latent_dim,
+        "batch_size": batch_size,
+        "noise_scale": np.asarray(params["noise_scale"]).tolist(),
+        "loss": float(np.mean(losses[-steps // 20 :])) / len(train),
+        "exact_loss": -float(family.posterior(train).log_evidence.mean()),
+        "ms_per_step": 1e3 * seconds_training / max(1, steps - 1),
+        "seconds_to_first_step": seconds_to_first_step,
+    }
+    # Imported after training, as a first step should not wait for ArviZ and matplotlib.
+    from np_latentode import diagnostics, plots
+
+    test_key, fresh_key, noise_key, gauss_key, tree_key = jax.random.split(score_key, 5)
+    whole, half = _forecasts(test_key, model, guide, params, test)
+    methods = {"model": _score_draws(whole, half, test)}
+    methods |= _score_others(noise_key, family, train, test)
+    metrics |= {f"{name}": value for name, value in methods["model"].items()}
+    fresh = family.sample(jax.random.key(1_000), 500)
+    fresh_scores = _score_draws(*_forecasts(fresh_key, model, guide, params, fresh), fresh)
+    metrics |= {f"fresh_{name}": value for name, value in fresh_scores.items()}
+    metrics["others"] = {name: scores for name, scores in methods.items() if name != "model"}
+    many = family.sample(jax.random.key(2_000), 20_000)
+    report = diagnostics.gaussianization(gauss_key, model, guide, params, many)
+    metrics |= {
+        "kl": report.kl,
+        "mutual_information": report.mutual_information,
+        "kl_marginal": report.kl_marginal,
+        "kl_marginal_se": report.standard_error,
+        "kl_marginal_n": report.num_trajectories,
+        "log_n": report.log_n,
+        "latent_mean": report.mean.tolist(),
+        "latent_sd": report.sd.tolist(),
+        "latent_skew": report.skew.tolist(),
+        "latent_excess_kurtosis": report.excess_kurtosis.tolist(),
+    }
+    times = np.asarray(test.dense_times)
+    z0 = posterior(guide, params, many[:2_000]).sample(gauss_key)
+    figures = {
+        "data": plots.plot_sampling(train),
+        "training": plots.plot_training(
+            losses, num_trajectories=len(train), best=metrics["exact_loss"]
+        ),
+        "reconstructions": plots.plot_forecasts(test, test, whole, times),
+        "extrapolations": plots.plot_forecasts(test, test.before(CUT), half, times, start=CUT),
+        "latent": plots.plot_latent(z0),
+    }
+    tree = diagnostics.to_datatree(
+        tree_key, model, guide, params, test, feature_names=["x_1", "x_2"]
+    )
+    with result_dir(output_dir, overwrite=overwrite) as directory:
+        tree.to_netcdf(directory / "posterior.nc")
+        for name, figure in figures.items():
+            figure.savefig(directory / f"{name}.png")
+        metrics["seconds_total"] = time.perf_counter() - started
+        (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    if progress:
+        print(_summary(metrics, methods, report, output_dir))
+    return metrics
+
+
+def _keep_compiled_programs() -> None:
+    """Lets JAX keep compiled programs on disk, so that a second run starts in seconds."""
+    if jax.config.jax_compilation_cache_dir is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "np_latentode" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _forecasts(
+    rng_key: Array, model: Any, guide: Any, params: dict, spirals: Spirals
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Draws at the dense times, given all observations and given the early ones."""
+    contexts: list[Trajectories] = [spirals, spirals.before(CUT)]
+    whole, half = (
+        forecast(key, model, guide, params, context, spirals.dense_times)
+        for key, context in zip(jax.random.split(rng_key), contexts, strict=True)
+    )
+    return whole, half
+
+
+def _score_draws(
+    whole: dict[str, Array], half: dict[str, Array], spirals: Spirals
+) -> dict[str, float]:
+    scores = {}
+    for task, draws, after in (("reconstruction", whole, None), ("extrapolation", half, CUT)):
+        mean, noisy = np.asarray(draws["x_mean"]).mean(0), np.asarray(draws["x"])
+        scores |= {f"{task}_{k}": v for k, v in score(mean, noisy, spirals, after=after).items()}
+    scores["coverage_90"] = scores.pop("extrapolation_coverage_90")
+    return scores
+
+
+def _score_others(
+    rng_key: Array, family: SpiralFamily, train: Spirals, test: Spirals
+) -> dict[str, dict[str, float]]:
+    """The exact answer, and those that learn nothing."""
+    times = test.dense_times
+    exact = []
+    for context in (test, test.before(CUT)):
+        oracle = family.posterior(context)
+        exact.append({"x_mean": oracle.mean(times)[None], "x": oracle.sample(rng_key, times, 200)})
+    scores = {"exact Bayes oracle": _score_draws(*exact, test)}
+    for name, predict in (
+        ("constant", baselines.constant),
+        ("last value", baselines.last_value),
+        ("linear interpolation", baselines.linear),
+    ):
+        scores[name] = {}
+        for task, context, after in (
+            ("reconstruction", test, None),
+            ("extrapolation", test.before(CUT), CUT),
+        ):
+            predicted = predict(train, context, np.asarray(times))
+            scores[name][f"{task}_mse"] = score(predicted, None, test, after=after)["mse"]
+    scores["seed notebook, as published"] = SEED_NOTEBOOK
+    return scores
+
+
+def _summary(
+    metrics: dict[str, Any], methods: dict[str, dict[str, float]], report: Any, output_dir: Path
+) -> str:
+    columns = ("reconstruction_mse", "extrapolation_mse", "coverage_90")
+    lines = ["", f"{'on 50 held-out spirals':30s}" + "".join(f"{c:>20s}" for c in columns)]
+    fresh = {c: metrics[f"fresh_{c}"] for c in columns}
+    names = {"model": "latent ODE"}
+    for name, scores in (methods | {"latent ODE, 500 fresh spirals": fresh}).items():
+        cells = (f"{scores[c]:20.5f}" if c in scores else f"{'-':>20s}" for c in columns)
+        lines.append(f"{names.get(name, name):30s}" + "".join(cells))
+    lines += [
+        "",
+        f"noise {np.mean(metrics['noise_scale']):.4f} (true 0.05), "
+        f"-ELBO a trajectory {metrics['loss']:.2f} (exact -log p(x) {metrics['exact_loss']:.2f})",
+        str(report),
+        "",
+        f"{metrics['ms_per_step']:.2f} ms a step, first step after "
+        f"{metrics['seconds_to_first_step']:.1f} s, all in {metrics['seconds_total']:.1f} s",
+        f"results in {output_dir}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""q(z0 | x): the amortized guide."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpyro
+from flax import nnx
+from jaxtyping import ArrayLike
+
+from np_latentode.conditioning import Conditioning
+from np_latentode.modules import bind, check_module
+from np_latentode.plate import check_call, subsample, trajectory_plate
+from np_latentode.scaling import Scaling
+from np_latentode.trajectories import Trajectories
+
+__all__ = ["AmortizedGuide"]
+
+
+class AmortizedGuide:
+    """The recognition network of a latent ODE, a NumPyro guide for `LatentODE`.
+
+    z0_i  ~  posterior(encoder(context_i))
+
+    Parameters: `encoder$params` and `posterior$params`; the site `z0` in the plate `trajectory`.
+
+    Args:
+        encoder: an nnx module `(times, values, mask) -> features` in scaled units, one row of
+            features a trajectory.
+        posterior: an nnx module `features -> distribution` over z0.
+        scaling: the units; the model must be given the same.
+
+    Raises:
+        ValueError: if a part is no nnx module, or holds state other than parameters.
+    """
+
+    def __init__(self, encoder: nnx.Module, posterior: nnx.Module, *, scaling: Scaling):
+        for name, module in (("encoder", encoder), ("posterior", posterior)):
+            check_module(name, module)
+        self.encoder, self.posterior, self.scaling = encoder, posterior, scaling
+
+    def __call__(
+        self,
+        context: Trajectories,
+        target: Trajectories | ArrayLike | None = None,
+        *,
+        conditioning: Conditioning | None = None,
+        batch_size: int | None = None,
+        kl_weight: ArrayLike = 1.0,
+    ) -> None:
+        """Declares the approximate posterior of z0; the arguments are those of `LatentODE`.
+
+        Args:
+            context: what the encoder reads.
+            target: of no account to the guide.
+            conditioning: `(rng_key, trajectories) -> trajectories`, picks what the encoder sees of
+                the context in this call. The model still explains its whole target: any q(z0 | part
+                of x) gives a lower bound of log p(x).
+            batch_size, kl_weight: as in `LatentODE`.
+
+        Raises:
+            ValueError: naming the argument, the rule and what came.
+        """
+        context, _ = check_call(
+            context, target, batch_size=batch_size, kl_weight=kl_weight, scaling=self.scaling
+        )
+        encoder, posterior = bind("encoder", self.encoder), bind("posterior", self.posterior)
+        with trajectory_plate(context, batch_size):
+            seen = subsample(context)
+            if conditioning is not None:
+                seen = conditioning(numpyro.prng_key(), seen)
+            features = encoder(
+                self.scaling.scale_times(seen.times),
+                jnp.where(seen.mask, self.scaling.scale_values(seen.values), 0.0),
+                seen.mask,
+            )
+            with numpyro.handlers.scale(scale=kl_weight):
+                numpyro.sample("z0", posterior(features))

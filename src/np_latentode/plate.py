@@ -1,0 +1,79 @@
+"""What model and guide share: their arguments, and the plate over trajectories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jaxtyping import Array, ArrayLike
+
+from np_latentode.scaling import Scaling
+from np_latentode.trajectories import Trajectories, is_concrete
+
+__all__ = ["check_call", "subsample", "trajectory_plate"]
+
+
+def check_call(
+    context: Any, target: Any, *, batch_size: int | None, kl_weight: ArrayLike, scaling: Scaling
+) -> tuple[Trajectories, Trajectories | Array]:
+    """Refuses a call that makes no sense, and returns the context and what the model is to explain:
+    observed trajectories, or the times (trajectory, time) of a prediction.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    if not isinstance(context, Trajectories):
+        raise ValueError(f"context must be Trajectories; got {type(context).__name__}.")
+    scaling.check(context, name="context")
+    if target is None:
+        target = context
+    elif isinstance(target, Trajectories):
+        if len(target) != len(context):
+            raise ValueError(
+                f"target must have as many trajectories as the context, {len(context)}; "
+                f"got {len(target)}."
+            )
+        scaling.check(target, name="target")
+    else:
+        target = _prediction_times(target, len(context), scaling)
+        if batch_size is not None:
+            raise ValueError(
+                "batch_size must be None where target asks for predictions, as model and guide "
+                f"would pick different trajectories; got {batch_size}."
+            )
+    if batch_size is not None and not 1 <= batch_size <= len(context):
+        raise ValueError(
+            f"batch_size must lie between 1 and the number of trajectories, {len(context)}; "
+            f"got {batch_size}."
+        )
+    if is_concrete(kl_weight) and not np.all(np.asarray(kl_weight) > 0):
+        raise ValueError(f"kl_weight must be positive; got {kl_weight}.")
+    return context, target
+
+
+def _prediction_times(times: ArrayLike, num_trajectories: int, scaling: Scaling) -> Array:
+    times = jnp.asarray(times, dtype=jnp.result_type(float))
+    allowed = (times.shape[-1:], (num_trajectories, *times.shape[-1:]))
+    if times.size == 0 or times.ndim == 0 or times.shape not in allowed:
+        raise ValueError(
+            "target must be Trajectories or times of shape (time,) or "
+            f"({num_trajectories}, time); got an array of shape {times.shape}."
+        )
+    scaling.check_times(times, name="target")
+    return jnp.broadcast_to(times, (num_trajectories, times.shape[-1]))
+
+
+def trajectory_plate(context: Trajectories, batch_size: int | None) -> numpyro.plate:
+    """The plate `trajectory`, the same in model and guide: with `batch_size` it draws that many
+    trajectories at random and scales their log densities to the size of the whole."""
+    return numpyro.plate("trajectory", len(context), subsample_size=batch_size, dim=-1)
+
+
+def subsample(data: Trajectories | Array) -> Any:
+    """The trajectories that the enclosing plate drew."""
+    if isinstance(data, Trajectories):
+        arrays = (subsample(data.times), subsample(data.values), subsample(data.mask))
+        return Trajectories.tree_unflatten({}, arrays)
+    return numpyro.subsample(data, event_dim=data.ndim - 1)

@@ -1,0 +1,89 @@
+"""Draws of the future: what the model expects where nothing was observed."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import numpyro.handlers as handlers
+from jaxtyping import Array, ArrayLike
+
+from np_latentode.guide import AmortizedGuide
+from np_latentode.model import LatentODE
+from np_latentode.plate import check_call
+from np_latentode.trajectories import Trajectories
+
+__all__ = ["forecast", "posterior"]
+
+
+def posterior(guide: AmortizedGuide, params: dict, context: Trajectories):
+    """The guide's distribution q(z0 | context), one a trajectory.
+
+    Args:
+        guide: the guide that `params` were fitted with.
+        params: the fitted parameters, `SVIRunResult.params`.
+        context: what is known of each trajectory.
+    """
+    with handlers.seed(rng_seed=0), handlers.trace() as sites, handlers.substitute(data=params):
+        guide(context)
+    return sites["z0"]["fn"]
+
+
+def forecast(
+    rng_key: Array,
+    model: LatentODE,
+    guide: AmortizedGuide,
+    params: dict,
+    context: Trajectories,
+    times: ArrayLike,
+    *,
+    num_samples: int = 200,
+    draws_at_once: int = 10,
+) -> dict[str, Array]:
+    """Draws from the posterior predictive at new times, as `Predictive(model, guide=guide)` gives.
+
+    z0 ~ q(z0 | context),  x_mean = decode(z(t)),  x ~ Normal(x_mean, noise_scale)
+
+    The context is encoded once for all draws, and only `draws_at_once` of them are solved side by
+    side, which bounds the memory beyond the result itself.
+
+    Args:
+        rng_key: a key.
+        model, guide, params: as fitted.
+        context: what is known of each trajectory.
+        times: where to predict, in original units: (time,) for all, or (trajectory, time).
+        num_samples: how many draws.
+        draws_at_once: how many of them to solve side by side.
+
+    Returns:
+        `z0` (draw, trajectory, latent), and `x_mean` and `x` (draw, trajectory, time, feature) in
+        original units: curves without and with observation noise.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    for name, count in (("num_samples", num_samples), ("draws_at_once", draws_at_once)):
+        if not (isinstance(count, int) and count > 0):
+            raise ValueError(f"{name} must be a positive integer; got {count!r}.")
+    if isinstance(times, Trajectories):
+        raise ValueError("times must be an array; got Trajectories (pass their times).")
+    context, times = check_call(
+        context, times, batch_size=None, kl_weight=1.0, scaling=model.scaling
+    )
+    return _forecast(rng_key, model, guide, params, context, times, num_samples, draws_at_once)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 6, 7))
+def _forecast(rng_key, model, guide, params, context, times, num_samples, draws_at_once):
+    z0_key, x_key = jax.random.split(rng_key)
+    z0s = posterior(guide, params, context).sample(z0_key, (num_samples,))
+
+    def predict(key_and_z0):
+        rng_key, z0 = key_and_z0
+        with handlers.seed(rng_seed=rng_key), handlers.trace() as sites:
+            with handlers.substitute(data={**params, "z0": z0}):
+                model(context, times)
+        return {name: sites[name]["value"] for name in ("z0", "x_mean", "x")}
+
+    keys = jax.random.split(x_key, num_samples)
+    return jax.lax.map(predict, (keys, z0s), batch_size=min(draws_at_once, num_samples))

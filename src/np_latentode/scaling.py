@@ -1,0 +1,137 @@
+"""Units: the affine maps between what users see and what networks see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from np_latentode.trajectories import Trajectories, is_concrete
+
+__all__ = ["Scaling"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """Affine units of values and time, and the one time `t0` at which z0 lives.
+
+    Networks see `(values - loc) / scale` and `(times - t0) / time_unit`; everything outside the
+    model and the guide is in the original units. Model and guide must be given the same scaling.
+
+    Args:
+        loc, scale: shape (feature,), the origin and the unit of each feature; scale > 0.
+        t0: the time of z0, in original units. No observation may be earlier.
+        time_unit: the length of one scaled unit of time, in original units; > 0.
+    """
+
+    loc: np.ndarray
+    scale: np.ndarray
+    t0: float = 0.0
+    time_unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("loc", "scale"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=float))
+        if self.loc.ndim != 1 or self.loc.shape != self.scale.shape:
+            raise ValueError(
+                "loc and scale must both have shape (feature,); "
+                f"got {self.loc.shape} and {self.scale.shape}."
+            )
+        if not np.isfinite(self.loc).all():
+            raise ValueError(f"loc must be finite; got {self.loc}.")
+        if not (np.isfinite(self.scale) & (self.scale > 0)).all():
+            raise ValueError(f"scale must be positive and finite; got {self.scale}.")
+        if not np.isfinite(self.t0):
+            raise ValueError(f"t0 must be finite; got {self.t0}.")
+        if not (np.isfinite(self.time_unit) and self.time_unit > 0):
+            raise ValueError(f"time_unit must be positive and finite; got {self.time_unit}.")
+
+    @classmethod
+    def identity(cls, num_features: int, *, t0: float = 0.0) -> Scaling:
+        """Leaves every number as it is: for dynamics written in physical units."""
+        return cls(np.zeros(num_features), np.ones(num_features), t0)
+
+    @classmethod
+    def fit(cls, train: Trajectories, *, t0: float | None = None) -> Scaling:
+        """Mean and standard deviation of each feature's observed values; time in units of the
+        longest span after t0.
+
+        A feature that never varies keeps its own size as its unit.
+
+        Args:
+            train: the trajectories that the model will be fitted on.
+            t0: the time of z0. Default: the earliest observed time of `train`.
+
+        Raises:
+            ValueError: if a feature is never observed, or an observation is earlier than t0.
+        """
+        values, mask = np.asarray(train.values, dtype=float), np.asarray(train.mask)
+        never = np.flatnonzero(~mask.any((0, 1)))
+        if never.size:
+            raise ValueError(
+                "train must hold at least one observation of every feature; "
+                f"got none of feature {', '.join(map(str, never))}."
+            )
+        times = np.asarray(train.times, dtype=float)[np.asarray(train.observed)]
+        t0 = float(times.min()) if t0 is None else float(t0)
+        loc = np.mean(values, axis=(0, 1), where=mask)
+        sd = np.std(values, axis=(0, 1), where=mask)
+        size = np.where(loc == 0, 1.0, np.abs(loc))
+        # Rounding leaves a constant feature a deviation of a few units in the last place.
+        constant = sd <= size * 8 * np.finfo(train.values.dtype).eps
+        scaling = cls(loc, np.where(constant, size, sd), t0, float(times.max() - t0) or 1.0)
+        scaling.check(train, name="train")
+        return scaling
+
+    def check(self, trajectories: Trajectories, *, name: str) -> None:
+        """Refuses trajectories that these units do not fit.
+
+        Raises:
+            ValueError: if the number of features differs or, where values are known (outside of
+                a JAX transformation), an observation is earlier than t0.
+        """
+        if trajectories.num_features != len(self.loc):
+            raise ValueError(
+                f"{name} must have {len(self.loc)} features, as the scaling has; "
+                f"got {trajectories.num_features}."
+            )
+        if is_concrete(trajectories.times, trajectories.mask):
+            # In NumPy, as JAX would trace operations on known values inside of `jax.jit`.
+            observed = np.asarray(trajectories.mask).any(-1)
+            self._check_times(np.asarray(trajectories.times), observed, name)
+
+    def check_times(self, times: Array, *, name: str) -> None:
+        """Refuses times that are not finite or earlier than t0, where their values are known."""
+        if is_concrete(times):
+            if not np.isfinite(times).all():
+                raise ValueError(f"{name} must be finite; got {times}.")
+            self._check_times(np.asarray(times), np.ones(times.shape, bool), name)
+
+    def _check_times(self, times: np.ndarray, relevant: np.ndarray, name: str) -> None:
+        # t0 and times may have been rounded to different precisions.
+        slack = 8 * np.finfo(times.dtype).eps * max(abs(self.t0), self.time_unit)
+        early = relevant & (times < self.t0 - slack)
+        if early.any():
+            raise ValueError(
+                f"{name} must not be earlier than t0 = {self.t0:g}, the time of z0; "
+                f"got {times[early].min():g}. Pass an earlier t0 when building the model."
+            )
+
+    def scale_values(
+        self, values: Float[Array, "*batch feature"]
+    ) -> Float[Array, "*batch feature"]:
+        return (values - self._as_array(self.loc)) / self._as_array(self.scale)
+
+    def unscale_values(
+        self, values: Float[Array, "*batch feature"]
+    ) -> Float[Array, "*batch feature"]:
+        return values * self._as_array(self.scale) + self._as_array(self.loc)
+
+    def scale_times(self, times: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+        return (times - self.t0) / self.time_unit
+
+    @staticmethod
+    def _as_array(numbers: ArrayLike) -> Array:
+        return jnp.asarray(numbers, dtype=jnp.result_type(float))

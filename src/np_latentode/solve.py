@@ -1,0 +1,150 @@
+"""z0 -> z(t): one joint ODE solve for a whole batch, read off at each trajectory's own times."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import diffrax
+import equinox as eqx
+import interpax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+__all__ = ["Dynamics", "Solver", "solve"]
+
+Dynamics = Callable[[Array, Array], Array]
+"""A vector field `(t, z) -> dz/dt` on states of shape (trajectory, latent), t a scalar."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How to solve: diffrax's own objects, handed to `diffrax.diffeqsolve` as they are.
+
+    Args:
+        method: any diffrax ODE solver.
+        controller: `ConstantStepSize()` takes the fewest steps that are no longer than dt0;
+            `PIDController(rtol, atol)` adapts one step size to the whole batch.
+        dt0: the (first) step, in scaled time: 1 is the longest training trajectory.
+        max_steps: the most steps a solve may take before it is an error.
+        adjoint: how gradients are taken through the solve.
+
+    Raises:
+        ValueError: naming the argument that is not of diffrax's kind, or out of range.
+    """
+
+    method: diffrax.AbstractSolver = field(default_factory=diffrax.Bosh3)
+    controller: diffrax.AbstractStepSizeController = field(default_factory=diffrax.ConstantStepSize)
+    dt0: float | None = 1 / 12
+    max_steps: int = 256
+    adjoint: diffrax.AbstractAdjoint = field(
+        default_factory=lambda: diffrax.RecursiveCheckpointAdjoint(checkpoints=32)
+    )
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("method", diffrax.AbstractSolver),
+            ("controller", diffrax.AbstractStepSizeController),
+            ("adjoint", diffrax.AbstractAdjoint),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(
+                    f"{name} must be a diffrax.{kind.__name__}; got {getattr(self, name)!r}."
+                )
+        if isinstance(self.adjoint, (diffrax.BacksolveAdjoint, diffrax.ImplicitAdjoint)):
+            raise ValueError(
+                "adjoint must allow saving the steps that trajectories are read off from, as "
+                "RecursiveCheckpointAdjoint and DirectAdjoint do; "
+                f"got {type(self.adjoint).__name__}."
+            )
+        if self.dt0 is None and isinstance(self.controller, diffrax.ConstantStepSize):
+            raise ValueError("dt0 must be a number with ConstantStepSize; got None.")
+        if self.dt0 is not None and not self.dt0 > 0:
+            raise ValueError(f"dt0 must be positive; got {self.dt0}.")
+        if not (isinstance(self.max_steps, int) and self.max_steps > 0):
+            raise ValueError(f"max_steps must be a positive integer; got {self.max_steps!r}.")
+
+
+def solve(
+    dynamics: Dynamics,
+    z0: Float[Array, "trajectory latent"],
+    times: Float[Array, "trajectory time"],
+    *,
+    solver: Solver,
+) -> Float[Array, "trajectory time latent"]:
+    """The states at each trajectory's own times, all from one solve.
+
+    z_i(t) = z0_i + int_0^t dynamics(s, z_i(s)) ds     (Rubanova et al. 2019, equation 8)
+
+    The batch is one system on one grid of steps from 0 to the latest time. Each trajectory is read
+    off between the steps by the cubic Hermite polynomial through the states and their slopes,
+    whose error is of fourth order in the step.
+
+    Args:
+        dynamics: the vector field.
+        z0: the states at time 0.
+        times: where to read the states off, in any order; earlier than 0 counts as 0.
+        solver: method, step control, max_steps and adjoint.
+
+    Raises:
+        Exception: at run time, also under `jax.jit`, where the steps run out or a state stops
+            being finite. The message says which, in which row, and what to change.
+    """
+    # A bound module carries its parameters: as a pytree they travel through diffrax's `args`,
+    # which every adjoint differentiates, instead of through a closure, which some refuse.
+    if isinstance(dynamics, functools.partial):
+        dynamics = jax.tree_util.Partial(dynamics.func, *dynamics.args, **dynamics.keywords)
+    else:
+        dynamics = jax.tree_util.Partial(dynamics)
+    end = jnp.maximum(times.max(), jnp.finfo(times.dtype).tiny)
+    if isinstance(solver.controller, diffrax.ConstantStepSize):
+        # Whole steps: the grid, and so the answer, is the same whoever else is in the batch.
+        end = jnp.maximum(jnp.ceil(end / solver.dt0), 1) * solver.dt0
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, z, dynamics: dynamics(t, z)),
+        solver.method,
+        t0=jnp.zeros_like(end),
+        t1=end,
+        dt0=solver.dt0,
+        y0=z0,
+        args=dynamics,
+        # The slopes are saved inside the loop: afterwards they would cost max_steps evaluations.
+        saveat=diffrax.SaveAt(t0=True, steps=True, fn=lambda t, z, dynamics: (z, dynamics(t, z))),
+        stepsize_controller=solver.controller,
+        adjoint=solver.adjoint,
+        max_steps=solver.max_steps,
+        throw=False,
+    )
+    # Steps that were not taken are padded with infinities, which no gradient survives; they go
+    # past the end, where the latest time still finds the last state on its left.
+    taken = jnp.isfinite(solution.ts)
+    grid = jnp.where(taken, solution.ts, end + 1)
+    states, slopes = (jnp.where(taken[:, None, None], a, 0.0) for a in solution.ys)
+    read = functools.partial(interpax.interp1d, method="cubic", extrap=True)
+    z = jax.vmap(lambda t, z, dz: read(t, grid, z, fx=dz), in_axes=(0, 1, 1))(
+        jnp.clip(times, 0, end), states, slopes
+    )
+    return _raise_if_failed(z, solution.result, solver)
+
+
+def _raise_if_failed(z: Array, result: diffrax.RESULTS, solver: Solver) -> Array:
+    z = eqx.error_if(
+        z,
+        result == diffrax.RESULTS.max_steps_reached,
+        f"The ODE solve ran out of steps before the latest time: max_steps={solver.max_steps}, "
+        f"dt0={solver.dt0} (scaled time). Raise max_steps or dt0 of the Solver, or loosen its "
+        "controller's tolerances.",
+    )
+    diverged = ~jnp.isfinite(z).all((1, 2))
+    return eqx.branched_error_if(
+        z,
+        diverged.any() | ~diffrax.is_successful(result),
+        jnp.argmax(diverged),
+        [
+            f"The ODE solve diverged: row {row} of its batch stopped being finite. Use a bounded "
+            "dynamics, a smaller dt0 or a PIDController in the Solver, or a lower learning rate."
+            for row in range(len(z))
+        ],
+    )

@@ -1,0 +1,254 @@
+"""What was observed, and when: a batch of irregular time series as one pytree."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+__all__ = ["Trajectories", "is_concrete"]
+
+
+def is_concrete(*arrays: Any) -> bool:
+    """True where every array has values now, False inside a JAX transformation."""
+    return not any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Trajectories:
+    """A batch of irregularly sampled trajectories, each with its own times.
+
+    Observation `values[i, k, d]` was made at `times[i, k]` where `mask[i, k, d]` is True. Shorter
+    trajectories are padded: their last time is repeated and their mask is False. Unobserved
+    values are stored as zero, so that nothing downstream can read them.
+
+    A pytree (`jax.jit`, `jax.tree.map` and `jax.vmap` see its three arrays). `len` counts
+    trajectories, and indexing selects trajectories: an integer, a slice, or an index array.
+
+    Args:
+        times: shape (trajectory, time), finite and never decreasing along a trajectory.
+        values: shape (trajectory, time, feature). NaN means unobserved.
+        mask: booleans of the shape of `values`, True where observed. Default: all that is not NaN.
+
+    Raises:
+        ValueError: if shapes disagree, there is no trajectory, times decrease or are not finite,
+            or an observed value is infinite.
+    """
+
+    times: Float[Array, "trajectory time"]
+    values: Float[Array, "trajectory time feature"]
+    mask: Bool[Array, "trajectory time feature"]
+
+    _arrays = ("times", "values", "mask")
+
+    def __init__(self, times: ArrayLike, values: ArrayLike, mask: ArrayLike | None = None):
+        times, values = _as_floats("times", times), _as_floats("values", values)
+        observed = ~jnp.isnan(values)
+        if mask is not None:
+            mask = jnp.asarray(mask)
+            if mask.dtype != bool:
+                raise ValueError(f"mask must hold booleans; got dtype {mask.dtype}.")
+            if mask.shape != values.shape:
+                raise ValueError(
+                    f"mask must have the shape of values, {values.shape}; got {mask.shape}."
+                )
+            observed &= mask
+        _check_shapes(times, values)
+        if is_concrete(times):
+            _check_times(np.asarray(times))
+        if is_concrete(values, observed):
+            _check_values(np.asarray(values), np.asarray(observed))
+        self.times, self.mask = times, observed
+        self.values = jnp.where(observed, values, 0.0)
+
+    @classmethod
+    def from_ragged(
+        cls, sequences: Iterable[tuple[ArrayLike, ArrayLike]], *, num_features: int | None = None
+    ) -> Self:
+        """Pads trajectories of unequal lengths into one batch.
+
+        Args:
+            sequences: a pair (times (time,), values (time, feature)) a trajectory; values of shape
+                (time,) are taken as one feature. NaN means unobserved. A pair of empty sequences
+                is a trajectory of which nothing is known.
+            num_features: the number of features, needed only where no trajectory has a value.
+
+        Raises:
+            ValueError: if there is no trajectory, or one of them is malformed (named by its index).
+        """
+        pairs = [_ragged_pair(i, times, values) for i, (times, values) in enumerate(sequences)]
+        if not pairs:
+            raise ValueError("sequences must hold at least one trajectory; got none.")
+        widths = {values.shape[1] for times, values in pairs if len(times)}
+        if num_features is not None:
+            widths.add(num_features)
+        if len(widths) != 1:
+            raise ValueError(
+                "sequences must agree on the number of features "
+                f"(pass num_features where all are empty); got {sorted(widths) or 'no values'}."
+            )
+        width = widths.pop()
+        length = max(1, max(len(times) for times, _ in pairs))
+        start = min((times[0] for times, _ in pairs if len(times)), default=0.0)
+        all_times = np.full((len(pairs), length), start)
+        all_values = np.full((len(pairs), length, width), np.nan)
+        for i, (times, values) in enumerate(pairs):
+            if len(times):
+                all_times[i] = np.pad(times, (0, length - len(times)), mode="edge")
+                all_values[i, : len(times)] = values
+        return cls(all_times, all_values)
+
+    def before(self, time: ArrayLike) -> Self:
+        """The same trajectories with only what was observed up to and including `time`.
+
+        Args:
+            time: one time for all, or one a trajectory, shape (trajectory,).
+        """
+        return self._where(self.times <= self._per_trajectory(time))
+
+    def after(self, time: ArrayLike) -> Self:
+        """The same trajectories with only what was observed later than `time`: the complement of
+        `before(time)`.
+
+        Args:
+            time: one time for all, or one a trajectory, shape (trajectory,).
+        """
+        return self._where(self.times > self._per_trajectory(time))
+
+    def keep(self, mask: ArrayLike) -> Self:
+        """The same trajectories with only the observations where `mask` is True as well.
+
+        Args:
+            mask: booleans of shape (trajectory, time) or (trajectory, time, feature).
+        """
+        mask = jnp.asarray(mask)
+        if mask.dtype != bool or mask.shape not in (self.mask.shape[:2], self.mask.shape):
+            raise ValueError(
+                f"mask must hold booleans of shape {self.mask.shape[:2]} or {self.mask.shape}; "
+                f"got dtype {mask.dtype} and shape {mask.shape}."
+            )
+        return self._where(mask)
+
+    @property
+    def num_features(self) -> int:
+        return self.values.shape[2]
+
+    @property
+    def observed(self) -> Bool[Array, "trajectory time"]:
+        """True at the times where at least one feature was observed."""
+        return self.mask.any(-1)
+
+    def _per_trajectory(self, time: ArrayLike) -> Array:
+        time = jnp.asarray(time)
+        if time.shape not in ((), (len(self),)):
+            raise ValueError(
+                f"time must be one number, or one a trajectory, shape ({len(self)},); "
+                f"got shape {time.shape}."
+            )
+        return time[..., None]
+
+    def _where(self, keep: Array) -> Self:
+        mask = self.mask & (keep if keep.ndim == 3 else keep[..., None])
+        return self._replace(values=jnp.where(mask, self.values, 0.0), mask=mask)
+
+    def _replace(self, **arrays: Array) -> Self:
+        changed = copy.copy(self)
+        changed.__dict__.update(arrays)
+        return changed
+
+    def __len__(self) -> int:
+        return self.times.shape[0]
+
+    def __getitem__(self, index: Any) -> Self:
+        if isinstance(index, (int, np.integer)):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"index must lie within {len(self)} trajectories; got {index}.")
+            index = slice(index, index + 1 or None)
+        selected = {name: getattr(self, name)[index] for name in self._arrays}
+        if selected["times"].ndim != 2 or not len(selected["times"]):
+            raise ValueError(f"index must select at least one trajectory; got {index}.")
+        return self._replace(**selected)
+
+    def __repr__(self) -> str:
+        trajectories, slots, features = self.values.shape
+        count = f", {int(self.mask.sum())} observed values" if is_concrete(self.mask) else ""
+        return f"Trajectories({trajectories} of up to {slots} times, {features} features{count})"
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], dict[str, Any]]:
+        arrays = [(jax.tree_util.GetAttrKey(n), getattr(self, n)) for n in self._arrays]
+        return arrays, {k: v for k, v in self.__dict__.items() if k not in self._arrays}
+
+    @classmethod
+    def tree_unflatten(cls, rest: dict[str, Any], arrays: Iterable[Any]) -> Self:
+        # JAX rebuilds pytrees around tracers and placeholders, so nothing is checked here.
+        self = object.__new__(cls)
+        self.__dict__.update(zip(cls._arrays, arrays, strict=True), **rest)
+        return self
+
+
+def _as_floats(name: str, array: ArrayLike) -> Array:
+    if not isinstance(array, jax.Array):
+        try:
+            array = np.asarray(array, dtype=float)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} must be a rectangular array of numbers: {error}.") from error
+    return jnp.asarray(array, dtype=jnp.result_type(float))
+
+
+def _check_shapes(times: Array, values: Array) -> None:
+    if times.ndim != 2 or values.ndim != 3 or times.shape != values.shape[:2]:
+        raise ValueError(
+            "times must have shape (trajectory, time) and values (trajectory, time, feature), "
+            f"alike in their first two axes; got {times.shape} and {values.shape}."
+        )
+    if 0 in values.shape:
+        raise ValueError(
+            "values must hold at least one trajectory, one time and one feature; "
+            f"got shape {values.shape}."
+        )
+
+
+def _check_times(times: np.ndarray) -> None:
+    if not np.isfinite(times).all():
+        i, k = np.argwhere(~np.isfinite(times))[0]
+        raise ValueError(f"times must be finite; got {times[i, k]} at times[{i}, {k}].")
+    if (np.diff(times) < 0).any():
+        i, k = np.argwhere(np.diff(times) < 0)[0]
+        raise ValueError(
+            "times must not decrease along a trajectory; "
+            f"got {times[i, k]} before {times[i, k + 1]} at times[{i}, {k}:{k + 2}]."
+        )
+
+
+def _check_values(values: np.ndarray, observed: np.ndarray) -> None:
+    infinite = np.isinf(values) & observed
+    if infinite.any():
+        i, k, d = np.argwhere(infinite)[0]
+        raise ValueError(
+            "values must be finite, or NaN where unobserved; "
+            f"got {values[i, k, d]} at values[{i}, {k}, {d}]."
+        )
+
+
+def _ragged_pair(i: int, times: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        times, values = np.asarray(times, dtype=float), np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"sequences[{i}] must hold arrays of numbers: {error}.") from error
+    if values.ndim == 1:
+        values = values[:, None]
+    if times.ndim != 1 or values.ndim != 2 or len(times) != len(values):
+        raise ValueError(
+            f"sequences[{i}] must pair times of shape (time,) with values of shape (time, feature) "
+            f"or (time,); got {times.shape} and {values.shape}."
+        )
+    if not np.isfinite(times).all():
+        raise ValueError(f"sequences[{i}] must have finite times; got {times}.")
+    if (np.diff(times) < 0).any():
+        raise ValueError(f"sequences[{i}] must have times that do not decrease; got {times}.")
+    return times, values

@@ -1,0 +1,327 @@
+import functools
+import os
+import subprocess
+import sys
+from types import MappingProxyType
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from np_latentode.solve import Solver, solve
+
+DT0, MAX_STEPS = 1 / 8, 64
+ORDERS = {
+    diffrax.Euler(): 1,
+    diffrax.Heun(): 2,
+    diffrax.Bosh3(): 3,
+    diffrax.Tsit5(): 5,
+}
+SOLVERS = {
+    type(method).__name__: Solver(method, dt0=DT0, max_steps=MAX_STEPS) for method in ORDERS
+} | {
+    "direct": Solver(
+        diffrax.Tsit5(), dt0=DT0, max_steps=MAX_STEPS, adjoint=diffrax.DirectAdjoint()
+    ),
+    "default": Solver(),
+    "adaptive": Solver(diffrax.Tsit5(), diffrax.PIDController(rtol=1e-6, atol=1e-7), dt0=None),
+}
+Z0 = np.array([[1.0, 0.5], [-0.3, 2.0]])
+# Fixed shapes, fields told apart by numbers, and times that are traced: a compile a solver.
+WEIGHTS = np.random.default_rng(0).normal(size=(2, 8, 2))
+MIXED = MappingProxyType(dict(turn=1.3, decay=0.4, drive=0.7, cube=-0.2))
+
+
+def field(numbers, t, z):
+    turn, decay, drive, cube = numbers
+    rotated = jnp.stack([-z[:, 1], z[:, 0]], axis=-1)
+    return turn * rotated - decay * z + drive * jnp.cos(t) + cube * z**3
+
+
+def numbers(*, turn=0.0, decay=0.0, drive=0.0, cube=0.0):
+    return jnp.array([turn, decay, drive, cube], dtype=float)
+
+
+def curves(*, times, z0=Z0, turn=0.0, decay=0.0, drive=0.0):
+    """The closed form, of a rotation that decays or of the drive alone."""
+    t = np.asarray(times, np.float64)[..., None]
+    x, y = np.split(np.asarray(z0, np.float64)[:, None], 2, axis=-1)
+    cos, sin = np.cos(turn * t), np.sin(turn * t)
+    rotated = np.concatenate([cos * x - sin * y, sin * x + cos * y], axis=-1)
+    return np.exp(-decay * t) * rotated + drive * np.sin(t)
+
+
+def rows(first, second=None):
+    return np.stack([first, first if second is None else second])
+
+
+@functools.cache
+def run_jitted(name):
+    return jax.jit(
+        lambda numbers, z0, times: solve(
+            functools.partial(field, numbers), z0, times, solver=SOLVERS[name]
+        )
+    )
+
+
+def run(name, numbers, times, z0=Z0):
+    return run_jitted(name)(numbers, jnp.asarray(z0, float), jnp.asarray(times, float))
+
+
+@functools.cache
+def gradient_jitted(name):
+    def loss(numbers, z0, times):
+        z = solve(functools.partial(field, numbers), z0, times, solver=SOLVERS[name])
+        return jnp.sum(WEIGHTS * z)
+
+    # With its value, as a gradient alone need not look at the states, nor for errors in them.
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+
+
+def gradient(name, numbers, times, z0=Z0):
+    run = gradient_jitted(name)
+    return run(numbers, jnp.asarray(z0, float), jnp.asarray(times, float))[1]
+
+
+@pytest.mark.parametrize(
+    "one",
+    [dict(turn=7.5), dict(decay=2.0), dict(drive=1.0)],
+    ids=["rotation", "decay", "time-dependent"],
+)
+def test_closed_forms_are_met_at_irregular_times(one):
+    times = rows(
+        [0.0, 0.01, 0.2, 0.33, 0.5, 0.77, 0.9, 1.0], [0.1, 0.11, 0.2, 0.3, 0.4, 0.5, 0.5, 0.6]
+    )
+    z = run("adaptive", numbers(**one), times)
+    np.testing.assert_allclose(z, curves(times=times, **one), atol=2e-4)
+
+
+@pytest.mark.parametrize("one", [dict(turn=1.0), dict(decay=0.3), dict(drive=1.0)], ids=str)
+@pytest.mark.parametrize("name", ["adaptive", "default"])
+def test_horizons_ten_times_as_long_are_solved_without_a_new_compile(name, one):
+    run(name, numbers(**one), rows(np.linspace(0, 1, 8)))
+    compiled = run_jitted(name)._cache_size()
+    times = rows(np.linspace(0, 10, 8), np.linspace(0, 7, 8))
+    z = run(name, numbers(**one), times)
+    np.testing.assert_allclose(z, curves(times=times, **one), atol=1e-3)
+    assert run_jitted(name)._cache_size() == compiled
+
+
+@pytest.mark.parametrize("name", ["adaptive", "default"])
+def test_the_state_at_time_zero_is_z0(name, tolerance):
+    at_zero = run(name, numbers(**MIXED), rows(np.linspace(0, 3, 8)))[:, 0]
+    np.testing.assert_allclose(at_zero, Z0, rtol=tolerance(1e-7, 1e-15))
+    nothing_later = run(name, numbers(**MIXED), rows(np.zeros(8)))
+    np.testing.assert_allclose(
+        nothing_later, Z0[:, None].repeat(8, axis=1), rtol=tolerance(1e-7, 1e-15)
+    )
+
+
+@pytest.mark.parametrize("name", ["adaptive", "default"])
+def test_the_latest_time_is_met_wherever_it_lies(name):
+    steps = np.arange(1, 100) / 12
+    for end in np.concatenate([steps, np.linspace(1e-3, 8.3, 50)]):
+        times = rows(np.linspace(0, end, 8))
+        z = run(name, numbers(drive=1.0), times)
+        np.testing.assert_allclose(
+            z[:, -1], curves(times=times, drive=1.0)[:, -1], atol=2e-5, err_msg=f"end={end}"
+        )
+
+
+def test_the_latest_time_may_be_the_end_of_the_last_step_allowed(x64):
+    times = rows(np.linspace(0, MAX_STEPS * DT0, 8))
+    z = run("Tsit5", numbers(drive=1.0), times)
+    np.testing.assert_allclose(z, curves(times=times, drive=1.0), atol=1e-6)
+    with pytest.raises(Exception, match=f"max_steps={MAX_STEPS}"):
+        run("Tsit5", numbers(drive=1.0), times * 1.001)
+
+
+def test_times_may_come_in_any_order():
+    times = rows(np.linspace(0, 2, 8), np.linspace(0.3, 1, 8))
+    order = np.array([3, 7, 0, 2, 6, 1, 5, 4])
+    z = run("default", numbers(**MIXED), times)
+    np.testing.assert_array_equal(run("default", numbers(**MIXED), times[:, order]), z[:, order])
+
+
+def test_times_before_zero_count_as_zero(tolerance):
+    z = run("default", numbers(**MIXED), rows(np.linspace(-1, 2, 8)))
+    np.testing.assert_allclose(z[:, 0], Z0, rtol=tolerance(1e-7, 1e-15))
+
+
+@pytest.mark.parametrize("longer", [1.01, 2.0, 9.3])
+def test_a_longer_companion_changes_nothing_with_constant_steps(longer, tolerance):
+    own, fields = np.linspace(0, 0.97, 8), numbers(**MIXED)
+    alone = run("default", fields, rows(own), z0=rows(Z0[0]))[0]
+    together = run("default", fields, rows(own, longer * own), z0=Z0)[0]
+    np.testing.assert_allclose(together, alone, atol=tolerance(2e-6, 1e-13))
+
+
+def test_the_order_of_trajectories_changes_nothing(tolerance):
+    times = rows(np.linspace(0, 2, 8), np.linspace(0.3, 1, 8))
+    z = run("default", numbers(**MIXED), times)
+    swapped = run("default", numbers(**MIXED), times[::-1], z0=Z0[::-1])
+    np.testing.assert_allclose(swapped[::-1], z, atol=tolerance(1e-6, 1e-14))
+
+
+def errors_at_and_between_steps(name, num_steps):
+    """A turn of 1.5 radians in ever more steps: at every eighth step, and in the middle of one."""
+    end = num_steps * DT0
+    times = np.arange(1, 9) * end / 8
+    times = rows(times, times - DT0 / 2)
+    z0, turn = rows(Z0[0]), 1.5 / end
+    z = run(name, numbers(turn=turn), times, z0=z0)
+    return np.abs(z - curves(times=times, z0=z0, turn=turn)).max(axis=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "order"), [(type(method).__name__, order) for method, order in ORDERS.items()]
+)
+def test_errors_shrink_with_the_order_of_the_method(x64, name, order):
+    coarse, fine = (errors_at_and_between_steps(name, n) for n in (24, 48))
+    np.testing.assert_allclose(np.log2(coarse / fine)[0], order, atol=0.15)
+
+
+def test_reading_off_between_the_steps_is_of_fourth_order(x64):
+    coarse, fine = (errors_at_and_between_steps("Tsit5", n) for n in (24, 48))
+    np.testing.assert_allclose(np.log2(coarse / fine)[1], 4, atol=0.15)
+    assert fine[1] > 10 * fine[0]
+
+
+def test_gradients_are_those_of_finite_differences(x64):
+    times, fields = rows(np.linspace(0, 2, 8), np.linspace(0.3, 1.9, 8)), numbers(**MIXED)
+
+    def loss(flat):
+        return np.sum(WEIGHTS * run("Tsit5", flat[:4], times, z0=flat[4:].reshape(2, 2)))
+
+    flat = np.concatenate([fields, Z0.ravel()])
+    nudges = 1e-5 * np.eye(8)
+    differences = [(loss(flat + nudge) - loss(flat - nudge)) / 2e-5 for nudge in nudges]
+    by_numbers, by_z0 = gradient("Tsit5", fields, times)
+    np.testing.assert_allclose(
+        np.concatenate([by_numbers, by_z0.ravel()]), differences, rtol=1e-7, atol=1e-8
+    )
+
+
+def test_gradients_and_states_are_those_of_a_much_finer_solve(x64):
+    times, fields = np.linspace(0, 2, 8), numbers(**MIXED)
+
+    def finer(fields, z0):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, z, fields: field(fields, t, z)),
+            diffrax.Dopri8(),
+            t0=0.0,
+            t1=2.0,
+            dt0=None,
+            y0=z0,
+            args=fields,
+            saveat=diffrax.SaveAt(ts=times),
+            stepsize_controller=diffrax.PIDController(rtol=1e-11, atol=1e-11),
+        )
+        z = solution.ys.swapaxes(0, 1)
+        return jnp.sum(WEIGHTS * z), z
+
+    reference, z = jax.jit(jax.grad(finer, argnums=(0, 1), has_aux=True))(fields, Z0)
+    np.testing.assert_allclose(run("Tsit5", fields, rows(times)), z, atol=2e-5)
+    for got, expected in zip(gradient("Tsit5", fields, rows(times)), reference, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+def test_direct_and_checkpointed_adjoints_give_the_same_gradients(x64):
+    times = rows(np.linspace(0, 2, 8), np.linspace(0.3, 1.9, 8))
+    direct = gradient("direct", numbers(**MIXED), times)
+    for a, b in zip(direct, gradient("Tsit5", numbers(**MIXED), times), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10)
+
+
+def test_gradients_at_time_zero_are_those_of_z0(x64):
+    by_numbers, by_z0 = gradient("Tsit5", numbers(**MIXED), rows(np.zeros(8)))
+    np.testing.assert_allclose(by_z0, WEIGHTS.sum(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(by_numbers, 0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "turn", "end"), [("default", 1.0, 30.0), ("adaptive", 50.0, 10.0)]
+)
+def test_running_out_of_steps_is_an_error_that_names_max_steps(name, turn, end):
+    with pytest.raises(Exception, match=r"ran out of steps.*max_steps=256"):
+        run(name, numbers(turn=turn), rows(np.linspace(0, end, 8)))
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_diverging_field_is_an_error_that_names_the_row(row):
+    z0 = np.full((2, 2), 0.1)
+    z0[row] = 100.0
+    with pytest.raises(Exception, match=f"diverged: row {row} "):
+        run("default", numbers(cube=1.0), rows(np.linspace(0, 1, 8)), z0=z0)
+
+
+def test_a_field_that_is_nan_is_an_error():
+    with pytest.raises(Exception, match="diverged: row 0 "):
+        run("default", numbers(drive=np.nan), rows(np.linspace(0, 1, 8)))
+
+
+def test_a_row_that_diverges_after_its_own_last_time_is_named_too(x64):
+    """Its states there are read by nobody, yet they make every gradient NaN."""
+    times = rows(np.linspace(0, 3, 8), np.linspace(0, 0.05, 8))
+    with pytest.raises(Exception, match="diverged: row 1 "):
+        gradient("Tsit5", numbers(cube=1.0), times, z0=rows([0.1, 0.1], [2.0, 2.0]))
+
+
+SCRIPT = """
+import jax, jax.numpy as jnp
+from np_latentode.solve import Solver, solve
+
+run = jax.jit(lambda z0, times: solve(lambda t, z: z**3, z0, times, solver=Solver()))
+for z0, end in ((0.1, 1.0), (100.0, 1.0), (0.1, 30.0)):
+    try:
+        z = run(jnp.array([[0.1], [z0]]), jnp.array([[0.5, end]] * 2))
+        print(f"{float(z[1, 1, 0]):.4f}")
+    except Exception as error:
+        (line,) = [line for line in str(error).splitlines() if "The ODE solve" in line]
+        print(line)
+"""
+
+
+def test_an_executable_from_the_compilation_cache_raises_its_errors(tmp_path):
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    for process in ("compiles", "loads"):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{process}: {done.stderr[-2000:]}"
+        solved, diverged, ran_out = done.stdout.splitlines()
+        assert solved == "0.1010", process
+        assert "diverged: row 1 " in diverged, process
+        assert "max_steps=256" in ran_out, process
+
+
+BAD_SOLVERS = {
+    "method by name": ("method must be a diffrax.AbstractSolver", dict(method="Tsit5")),
+    "method by class": ("method must be a diffrax.AbstractSolver", dict(method=diffrax.Tsit5)),
+    "no method": ("method must be a diffrax.AbstractSolver", dict(method=None)),
+    "controller": ("controller must be a diffrax.AbstractStepSize", dict(controller=1e-3)),
+    "adjoint": ("adjoint must be a diffrax.AbstractAdjoint", dict(adjoint="backsolve")),
+    "backsolve": ("adjoint.*BacksolveAdjoint", dict(adjoint=diffrax.BacksolveAdjoint())),
+    "implicit": ("adjoint.*ImplicitAdjoint", dict(adjoint=diffrax.ImplicitAdjoint())),
+    "constant steps of no size": ("dt0.*ConstantStepSize.*None", dict(dt0=None)),
+    "zero dt0": ("dt0 must be positive.*0", dict(dt0=0.0)),
+    "negative dt0": ("dt0 must be positive.*-1", dict(dt0=-1.0)),
+    "NaN dt0": ("dt0 must be positive.*nan", dict(dt0=np.nan)),
+    "infinite dt0": ("dt0 must be.*finite.*inf", dict(dt0=np.inf)),
+    "no steps": ("max_steps must be a positive integer; got 0", dict(max_steps=0)),
+    "half a step": ("max_steps must be a positive integer; got 2.5", dict(max_steps=2.5)),
+    "unbounded steps": ("max_steps must be a positive integer; got None", dict(max_steps=None)),
+}
+
+
+@pytest.mark.parametrize(("match", "arguments"), BAD_SOLVERS.values(), ids=BAD_SOLVERS)
+def test_bad_solvers_are_refused(untyped, match, arguments):
+    with pytest.raises(ValueError, match=match):
+        Solver(**arguments)
