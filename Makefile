@@ -5,7 +5,7 @@
 # A pyenv shim exists for versions that are not active, too, so a candidate counts once it has run.
 PYTHON ?= python3.12 python3.13 python3 python
 suitable := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))
-python = $(or $(firstword $(foreach p,$(PYTHON),$(shell $(p) -c '$(suitable)' 2>&- && echo $(p)))),\
+python = $(or $(firstword $(foreach p,$(PYTHON),$(shell $(p) -c '$(suitable)' 2>/dev/null && echo $(p)))),\
 	$(error No Python 3.12 or newer with its venv module was found (tried: $(PYTHON)): install one, or name it with PYTHON=/path/to/python))
 
 bin := .venv/bin
@@ -18,9 +18,7 @@ help: ## list what make can do
 # A stamp is written last, so an environment that was not finished is made anew.
 .venv/core: pyproject.toml constraints.txt
 	@echo "Making .venv with $(python): the first time takes a few minutes ..."
-	@rm -rf .venv
-	@$(python) -m venv .venv
-	@$(pip) --editable .
+	@$(python) -m venv --clear .venv && $(pip) --editable . || { rm -rf .venv; exit 1; }
 	@touch $@
 
 .venv/dev: .venv/core
@@ -45,8 +43,7 @@ benchmark: .venv/core ## print the scores of the defaults over five seeds
 	$(bin)/python benchmarks/defaults.py
 
 constraints: ## pin the newest releases that pyproject.toml allows
-	rm -rf .venv
-	$(python) -m venv .venv
+	$(python) -m venv --clear .venv
 	$(bin)/python -m pip install --quiet --editable '.[dev,notebook]'
 	$(bin)/python -m pip freeze --exclude-editable > constraints.txt
 

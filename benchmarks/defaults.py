@@ -35,6 +35,21 @@ from np_latentode import (
     latent_ode,
 )
 
+
+class TanhDynamics(nnx.Module):
+    """With biases drawn at random, so that it is not odd."""
+
+    def __init__(self, width, bias, rngs):
+        self.field = nnx.Sequential(
+            nnx.Linear(4, width, bias_init=nnx.initializers.normal(bias), rngs=rngs),
+            jnp.tanh,
+            nnx.Linear(width, 4, rngs=rngs),
+        )
+
+    def __call__(self, t, z):
+        return self.field(z)
+
+
 def half_whole(rng_key, trajectories):
     coin_key, context_key = jax.random.split(rng_key)
     part = conditioning.random_context(context_key, trajectories)
@@ -45,7 +60,7 @@ def half_whole(rng_key, trajectories):
 BASELINE = {
     "method": diffrax.Bosh3(),
     "steps_a_span": 8,
-    "dynamics": {"width": 64, "depth": 1},
+    "dynamics": lambda rngs: MLPDynamics(4, width=64, depth=1, rngs=rngs),
     "decoder": {"width": 80, "depth": 1},
     "encoder": {"hidden_dim": 24, "width": 24},
     "posterior": {"width": 40, "initial_scale": 0.1},
@@ -73,10 +88,12 @@ CANDIDATES = {
     "solver_tsit5_5": {"method": diffrax.Tsit5(), "steps_a_span": 5},
     "solver_tsit5_8": {"method": diffrax.Tsit5(), "steps_a_span": 8},
     "solver_ralston_12": {"method": diffrax.Ralston(), "steps_a_span": 12},
-    "dynamics_40x2": {"dynamics": {"width": 40, "depth": 2}},
-    "dynamics_32": {"dynamics": {"width": 32, "depth": 1}},
-    "dynamics_100": {"dynamics": {"width": 100, "depth": 1}},
+    "dynamics_40x2": {"dynamics": lambda rngs: MLPDynamics(4, width=40, depth=2, rngs=rngs)},
+    "dynamics_32": {"dynamics": lambda rngs: MLPDynamics(4, width=32, depth=1, rngs=rngs)},
+    "dynamics_100": {"dynamics": lambda rngs: MLPDynamics(4, width=100, depth=1, rngs=rngs)},
     "decoder_20": {"decoder": {"width": 20, "depth": 1}},
+    "tanh": {"dynamics": lambda rngs: TanhDynamics(64, 0.0, rngs)},
+    "tanh_bias": {"dynamics": lambda rngs: TanhDynamics(64, 1.0, rngs)},
     "decoder_40": {"decoder": {"width": 40, "depth": 1}},
     "decoder_120": {"decoder": {"width": 120, "depth": 1}},
     "decoder_40x2": {"decoder": {"width": 40, "depth": 2}},
@@ -110,7 +127,7 @@ def train_and_score(config: dict, *, seed: int, steps: int) -> dict[str, float]:
     model, guide = latent_ode(
         train,
         latent_dim=4,
-        dynamics=MLPDynamics(4, **config["dynamics"], rngs=rngs),
+        dynamics=config["dynamics"](rngs),
         decoder=MLPDecoder(4, 2, **config["decoder"], rngs=rngs),
         encoder=encoder,
         posterior=DiagonalNormal(encoder.hidden_dim, 4, **config["posterior"], rngs=rngs),
@@ -148,9 +165,7 @@ def train_and_score(config: dict, *, seed: int, steps: int) -> dict[str, float]:
         ("reconstruction", fresh, slice(None)),
         ("extrapolation", fresh.before(2.5), late),
     ):
-        draws = forecast(
-            key, model, guide, result.params, context, times, num_samples=100
-        )
+        draws = forecast(key, model, guide, result.params, context, times, num_samples=100)
         error = np.asarray((draws["x_mean"].mean(0) - fresh.curves) ** 2)[:, where]
         low, high = np.quantile(np.asarray(draws["x"]), [0.05, 0.95], axis=0)
         inside = ((low <= noisy) & (noisy <= high))[:, where]

@@ -198,6 +198,11 @@ def test_trajectories_survive_jit_and_tree_map(trajectories):
     same(jax.jit(lambda x: x.before(1.5)[1:])(trajectories), trajectories.before(1.5)[1:])
 
 
+def test_an_index_array_may_be_traced(trajectories):
+    rows = jnp.array([2, 0])
+    same(jax.jit(lambda x, rows: x[rows])(trajectories, rows), trajectories[rows])
+
+
 def test_trajectories_may_be_built_under_jit(trajectories):
     values = np.where(trajectories.mask, trajectories.values, NAN)
     same(jax.jit(Trajectories)(TIMES, values), trajectories)

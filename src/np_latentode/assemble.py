@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import ArrayLike
 
@@ -10,6 +11,7 @@ from np_latentode.dynamics import MLPDynamics
 from np_latentode.encoders import ODERNN
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
+from np_latentode.modules import output_shape
 from np_latentode.posteriors import DiagonalNormal
 from np_latentode.priors import StandardNormal
 from np_latentode.scaling import Scaling
@@ -64,5 +66,8 @@ def latent_ode(
     )
     encoder = ODERNN(num_features, rngs=rngs) if encoder is None else encoder
     if posterior is None:
-        posterior = DiagonalNormal(encoder.hidden_dim, latent_dim, rngs=rngs)
+        # What one trajectory with nothing observed looks like to the encoder.
+        slot = jnp.zeros((1, 1)), jnp.zeros((1, 1, num_features))
+        *_, feature_dim = output_shape("encoder", encoder, *slot, jnp.zeros(slot[1].shape, bool))
+        posterior = DiagonalNormal(feature_dim, latent_dim, rngs=rngs)
     return model, AmortizedGuide(encoder, posterior, scaling=scaling)

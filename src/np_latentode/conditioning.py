@@ -1,8 +1,8 @@
 """What the encoder may see of a trajectory in a training step, at random.
 
 A guide that has only seen whole trajectories cannot encode half of one. Hand one of these to SVI,
-`SVI(model, guide, optim, loss, conditioning=random_context)`, and the encoder learns to read any part,
-while the likelihood still scores the whole.
+`SVI(model, guide, optim, loss, conditioning=random_context)`, and the encoder learns to read any
+part, while the likelihood still scores the whole.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def random_points(
     trajectory: a training step of interpolation."""
     share_key, keep_key = jax.random.split(rng_key)
     times = trajectories.times
-    share = jax.random.uniform(
-        share_key, (len(trajectories), 1), times.dtype, minval=min_share
-    )
+    share = jax.random.uniform(share_key, (len(trajectories), 1), times.dtype, minval=min_share)
     return trajectories.keep(jax.random.uniform(keep_key, times.shape, times.dtype) < share)
 
 

@@ -11,7 +11,7 @@ __all__ = ["MLPDynamics"]
 
 
 class MLPDynamics(nnx.Module):
-    """An autonomous field, dz/dt = MLP(z) with tanh layers.
+    """An autonomous field, dz/dt = MLP(z).
 
     Args:
         latent_dim: the dimension of z.

@@ -16,7 +16,7 @@ __all__ = ["ODERNN"]
 class ODERNN(nnx.Module):
     """A recurrent network whose state follows an ODE between observations, run back to z0's time.
 
-    h_k' = ODESolve(f, h_{k+1}, t_{k+1} -> t_k)
+    h_k' = h_{k+1} + the integral of f along h over the gap t_{k+1} - t_k
     h_k  = GRU(h_k', [x_k, m_k])                 (Rubanova et al. 2019, algorithm 1)
 
     from the last observation to the first, and from there on to time 0. Each gap is one step of a

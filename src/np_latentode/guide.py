@@ -67,7 +67,7 @@ class AmortizedGuide:
         with trajectory_plate(context, batch_size):
             seen = subsample(context)
             if conditioning is not None:
-                seen = conditioning(numpyro.prng_key(), seen)
+                seen = conditioning(jnp.asarray(numpyro.prng_key()), seen)
             features = encoder(
                 self.scaling.scale_times(seen.times),
                 jnp.where(seen.mask, self.scaling.scale_values(seen.values), 0.0),

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import ArrayLike
 
 from np_latentode.conditioning import Conditioning
-from np_latentode.modules import bind, check_module
+from np_latentode.modules import bind, check_module, output_shape
 from np_latentode.plate import check_call, subsample, trajectory_plate
 from np_latentode.scaling import Scaling
 from np_latentode.solve import Solver, solve
@@ -31,7 +31,8 @@ class LatentODE:
     `noise_scale` where it is learned.
 
     Args:
-        dynamics: an nnx module `(t, z) -> dz/dt`; t a scalar in scaled time, z (trajectory, latent).
+        dynamics: an nnx module `(t, z) -> dz/dt`, with t a scalar in scaled time and z of shape
+            (trajectory, latent).
         decoder: an nnx module `z -> E[x | z]` in scaled units.
         prior: an nnx module `() -> distribution` over z0.
         scaling: the units; the guide must be given the same.
@@ -86,55 +87,49 @@ class LatentODE:
         Raises:
             ValueError: naming the argument, the rule and what came.
         """
-        context, target = check_call(
+        context, asked = check_call(
             context, target, batch_size=batch_size, kl_weight=kl_weight, scaling=self.scaling
         )
         dynamics, decoder = bind("dynamics", self.dynamics), bind("decoder", self.decoder)
         prior = bind("prior", self.prior)()
         noise_scale = self._noise_scale()
         with trajectory_plate(context, batch_size):
-            target = subsample(target)
-            observed = isinstance(target, Trajectories)
-            times = target.times if observed else target
+            asked = subsample(asked)
+            times = asked.times if isinstance(asked, Trajectories) else asked
             with numpyro.handlers.scale(scale=kl_weight):
-                z0 = numpyro.sample("z0", prior)
+                z0 = jnp.asarray(numpyro.sample("z0", prior))
             z = solve(dynamics, z0, self.scaling.scale_times(times), solver=self.solver)
             x_mean = self.scaling.unscale_values(decoder(z))
             numpyro.deterministic("x_mean", x_mean)
             likelihood = dist.Normal(x_mean, noise_scale)
-            if observed:
+            if isinstance(asked, Trajectories):
                 # Masked before to_event, each trajectory is one term, as LOO wants it.
-                likelihood = likelihood.mask(target.mask)
-            numpyro.sample("x", likelihood.to_event(2), obs=target.values if observed else None)
+                likelihood = likelihood.mask(asked.mask).to_event(2)
+                numpyro.sample("x", likelihood, obs=asked.values)
+            else:
+                numpyro.sample("x", likelihood.to_event(2))
 
     def _noise_scale(self) -> jax.Array:
         if self.noise_scale is not None:
             return self.noise_scale
         start = jnp.asarray(0.5 * self.scaling.scale, dtype=jnp.result_type(float))
-        return numpyro.param("noise_scale", start, constraint=dist.constraints.positive)
+        noise_scale = numpyro.param("noise_scale", start, constraint=dist.constraints.positive)
+        return jnp.asarray(noise_scale)
 
     def _check_dimensions(self) -> None:
         t, z = jnp.zeros(()), jnp.zeros((1, self.latent_dim))
-        slope = _shape_of("dynamics", self.dynamics, t, z)
+        slope = output_shape("dynamics", self.dynamics, t, z)
         if slope != z.shape:
             raise ValueError(
                 f"dynamics must return dz/dt of the shape of z, (trajectory, {self.latent_dim}); "
                 f"got {slope} for one trajectory."
             )
-        mean = _shape_of("decoder", self.decoder, z[:, None])
+        mean = output_shape("decoder", self.decoder, z[:, None])
         if mean != (1, 1, len(self.scaling.loc)):
             raise ValueError(
                 f"decoder must return shape (trajectory, time, {len(self.scaling.loc)}), the "
                 f"scaling's features; got {mean} for one trajectory at one time."
             )
-
-
-def _shape_of(name: str, module: nnx.Module, *inputs: jax.Array) -> tuple[int, ...]:
-    try:
-        return jax.eval_shape(lambda *inputs: module(*inputs), *inputs).shape
-    except (TypeError, ValueError) as error:
-        shapes = ", ".join(str(x.shape) for x in inputs)
-        raise ValueError(f"{name} must accept inputs of shapes {shapes}: {error}") from error
 
 
 def _check_noise(noise_scale: ArrayLike | None, scaling: Scaling) -> jax.Array | None:

@@ -23,12 +23,11 @@ LINES = ("-", "--")
 
 @contextmanager
 def _figure(rows: int, columns: int, *, size: tuple[float, float]) -> Iterator[tuple[Figure, Any]]:
-    style = {
+    style: dict[Any, Any] = {
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titlesize": "medium",
         "legend.frameon": False,
-        "savefig.dpi": 110,
     }
     with plt.rc_context(style):
         figure, axes = plt.subplots(
@@ -36,6 +35,7 @@ def _figure(rows: int, columns: int, *, size: tuple[float, float]) -> Iterator[t
             columns,
             squeeze=False,
             layout="constrained",
+            dpi=110,
             figsize=(size[0] * columns, size[1] * rows),
         )
         yield figure, axes
@@ -98,7 +98,7 @@ def plot_forecasts(
     count: int = 6,
     level: float = 0.9,
 ) -> Figure:
-    """What a model makes of spirals: in the plane, and over time with the bands of new observations.
+    """What a model makes of spirals: in the plane, and over time with bands of new observations.
 
     Args:
         spirals: the truth.

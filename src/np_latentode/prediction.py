@@ -67,10 +67,8 @@ def forecast(
             raise ValueError(f"{name} must be a positive integer; got {count!r}.")
     if isinstance(times, Trajectories):
         raise ValueError("times must be an array; got Trajectories (pass their times).")
-    context, times = check_call(
-        context, times, batch_size=None, kl_weight=1.0, scaling=model.scaling
-    )
-    return _forecast(rng_key, model, guide, params, context, times, num_samples, draws_at_once)
+    context, at = check_call(context, times, batch_size=None, kl_weight=1.0, scaling=model.scaling)
+    return _forecast(rng_key, model, guide, params, context, at, num_samples, draws_at_once)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 6, 7))
@@ -80,9 +78,13 @@ def _forecast(rng_key, model, guide, params, context, times, num_samples, draws_
 
     def predict(key_and_z0):
         rng_key, z0 = key_and_z0
-        with handlers.seed(rng_seed=rng_key), handlers.trace() as sites:
-            with handlers.substitute(data={**params, "z0": z0}):
-                model(context, times)
+        known = {**params, "z0": z0}
+        with (
+            handlers.seed(rng_seed=rng_key),
+            handlers.trace() as sites,
+            handlers.substitute(data=known),
+        ):
+            model(context, times)
         return {name: sites[name]["value"] for name in ("z0", "x_mean", "x")}
 
     keys = jax.random.split(x_key, num_samples)

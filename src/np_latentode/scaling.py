@@ -80,8 +80,9 @@ class Scaling:
         sd = np.std(values, axis=(0, 1), where=mask)
         size = np.where(loc == 0, 1.0, np.abs(loc))
         # Rounding leaves a constant feature a deviation of a few units in the last place.
-        constant = sd <= size * 8 * np.finfo(train.values.dtype).eps
-        scaling = cls(loc, np.where(constant, size, sd), t0, float(times.max() - t0) or 1.0)
+        constant = sd <= np.abs(loc) * 8 * np.finfo(train.values.dtype).eps
+        span = max(float(times.max()) - t0, 0.0)
+        scaling = cls(loc, np.where(constant, size, sd), t0, span or 1.0)
         scaling.check(train, name="train")
         return scaling
 

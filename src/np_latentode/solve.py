@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -61,8 +62,8 @@ class Solver:
             )
         if self.dt0 is None and isinstance(self.controller, diffrax.ConstantStepSize):
             raise ValueError("dt0 must be a number with ConstantStepSize; got None.")
-        if self.dt0 is not None and not self.dt0 > 0:
-            raise ValueError(f"dt0 must be positive; got {self.dt0}.")
+        if self.dt0 is not None and not 0 < self.dt0 < float("inf"):
+            raise ValueError(f"dt0 must be positive and finite; got {self.dt0}.")
         if not (isinstance(self.max_steps, int) and self.max_steps > 0):
             raise ValueError(f"max_steps must be a positive integer; got {self.max_steps!r}.")
 
@@ -99,10 +100,10 @@ def solve(
     else:
         dynamics = jax.tree_util.Partial(dynamics)
     end = jnp.maximum(times.max(), jnp.finfo(times.dtype).tiny)
-    if isinstance(solver.controller, diffrax.ConstantStepSize):
+    if isinstance(solver.controller, diffrax.ConstantStepSize) and solver.dt0 is not None:
         # Whole steps: the grid, and so the answer, is the same whoever else is in the batch.
         end = jnp.maximum(jnp.ceil(end / solver.dt0), 1) * solver.dt0
-    solution = diffrax.diffeqsolve(
+    solution: Any = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, z, dynamics: dynamics(t, z)),
         solver.method,
         t0=jnp.zeros_like(end),
@@ -126,10 +127,10 @@ def solve(
     z = jax.vmap(lambda t, z, dz: read(t, grid, z, fx=dz), in_axes=(0, 1, 1))(
         jnp.clip(times, 0, end), states, slopes
     )
-    return _raise_if_failed(z, solution.result, solver)
+    return _raise_if_failed(z, states, solution.result, solver)
 
 
-def _raise_if_failed(z: Array, result: diffrax.RESULTS, solver: Solver) -> Array:
+def _raise_if_failed(z: Array, states: Array, result: diffrax.RESULTS, solver: Solver) -> Array:
     z = eqx.error_if(
         z,
         result == diffrax.RESULTS.max_steps_reached,
@@ -137,7 +138,8 @@ def _raise_if_failed(z: Array, result: diffrax.RESULTS, solver: Solver) -> Array
         f"dt0={solver.dt0} (scaled time). Raise max_steps or dt0 of the Solver, or loosen its "
         "controller's tolerances.",
     )
-    diverged = ~jnp.isfinite(z).all((1, 2))
+    # Every state, also where nobody reads it, as gradients flow through all of them.
+    diverged = ~jnp.isfinite(states).all((0, 2))
     return eqx.branched_error_if(
         z,
         diverged.any() | ~diffrax.is_successful(result),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
@@ -67,9 +68,12 @@ class Trajectories:
         self.values = jnp.where(observed, values, 0.0)
 
     @classmethod
-    def from_ragged(
-        cls, sequences: Iterable[tuple[ArrayLike, ArrayLike]], *, num_features: int | None = None
-    ) -> Self:
+    def from_ragged[T: Trajectories](
+        cls: type[T],
+        sequences: Iterable[tuple[ArrayLike, ArrayLike]],
+        *,
+        num_features: int | None = None,
+    ) -> T:
         """Pads trajectories of unequal lengths into one batch.
 
         Args:
@@ -81,7 +85,7 @@ class Trajectories:
         Raises:
             ValueError: if there is no trajectory, or one of them is malformed (named by its index).
         """
-        pairs = [_ragged_pair(i, times, values) for i, (times, values) in enumerate(sequences)]
+        pairs = [_ragged_pair(i, pair) for i, pair in enumerate(sequences)]
         if not pairs:
             raise ValueError("sequences must hold at least one trajectory; got none.")
         widths = {values.shape[1] for times, values in pairs if len(times)}
@@ -103,7 +107,7 @@ class Trajectories:
                 all_values[i, : len(times)] = values
         return cls(all_times, all_values)
 
-    def before(self, time: ArrayLike) -> Self:
+    def before[T: Trajectories](self: T, time: ArrayLike) -> T:
         """The same trajectories with only what was observed up to and including `time`.
 
         Args:
@@ -111,7 +115,7 @@ class Trajectories:
         """
         return self._where(self.times <= self._per_trajectory(time))
 
-    def after(self, time: ArrayLike) -> Self:
+    def after[T: Trajectories](self: T, time: ArrayLike) -> T:
         """The same trajectories with only what was observed later than `time`: the complement of
         `before(time)`.
 
@@ -120,7 +124,7 @@ class Trajectories:
         """
         return self._where(self.times > self._per_trajectory(time))
 
-    def keep(self, mask: ArrayLike) -> Self:
+    def keep[T: Trajectories](self: T, mask: ArrayLike) -> T:
         """The same trajectories with only the observations where `mask` is True as well.
 
         Args:
@@ -152,11 +156,11 @@ class Trajectories:
             )
         return time[..., None]
 
-    def _where(self, keep: Array) -> Self:
+    def _where[T: Trajectories](self: T, keep: Array) -> T:
         mask = self.mask & (keep if keep.ndim == 3 else keep[..., None])
         return self._replace(values=jnp.where(mask, self.values, 0.0), mask=mask)
 
-    def _replace(self, **arrays: Array) -> Self:
+    def _replace[T: Trajectories](self: T, **arrays: Array) -> T:
         changed = copy.copy(self)
         changed.__dict__.update(arrays)
         return changed
@@ -164,11 +168,17 @@ class Trajectories:
     def __len__(self) -> int:
         return self.times.shape[0]
 
-    def __getitem__(self, index: Any) -> Self:
+    def __getitem__[T: Trajectories](self: T, index: Any) -> T:
         if isinstance(index, (int, np.integer)):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"index must lie within {len(self)} trajectories; got {index}.")
             index = slice(index, index + 1 or None)
+        elif not isinstance(index, slice) and is_concrete(index):
+            # NumPy, as JAX would clamp an index that is out of range to the last trajectory.
+            try:
+                index = np.arange(len(self))[np.asarray(index)]
+            except IndexError as error:
+                raise IndexError(f"index must select trajectories: {error}.") from error
         selected = {name: getattr(self, name)[index] for name in self._arrays}
         if selected["times"].ndim != 2 or not len(selected["times"]):
             raise ValueError(f"index must select at least one trajectory; got {index}.")
@@ -184,7 +194,9 @@ class Trajectories:
         return arrays, {k: v for k, v in self.__dict__.items() if k not in self._arrays}
 
     @classmethod
-    def tree_unflatten(cls, rest: dict[str, Any], arrays: Iterable[Any]) -> Self:
+    def tree_unflatten[T: Trajectories](
+        cls: type[T], rest: dict[str, Any], arrays: Iterable[Any]
+    ) -> T:
         # JAX rebuilds pytrees around tracers and placeholders, so nothing is checked here.
         self = object.__new__(cls)
         self.__dict__.update(zip(cls._arrays, arrays, strict=True), **rest)
@@ -235,7 +247,11 @@ def _check_values(values: np.ndarray, observed: np.ndarray) -> None:
         )
 
 
-def _ragged_pair(i: int, times: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _ragged_pair(i: int, pair: tuple[ArrayLike, ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        times, values = pair
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"sequences[{i}] must be a pair (times, values): {error}.") from error
     try:
         times, values = np.asarray(times, dtype=float), np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:

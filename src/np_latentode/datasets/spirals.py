@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import i0e, i1e, logsumexp
 from jaxtyping import Array, ArrayLike, Float
@@ -77,9 +78,15 @@ class SpiralFamily:
     speed: float = 1.5
 
     def __post_init__(self) -> None:
+        for name in ("end", "noise_scale", "radius", "growth", "speed"):
+            if not np.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite; got {getattr(self, name)}.")
         for name in ("end", "noise_scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}.")
+        for name in ("num_dense", "num_observed"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} must be an integer; got {getattr(self, name)}.")
         if not 1 <= self.num_observed <= self.num_dense:
             raise ValueError(
                 f"num_observed must lie between 1 and num_dense = {self.num_dense}; "
@@ -175,7 +182,7 @@ class SpiralPosterior:
     `log_evidence` (trajectory,) is log p(x).
     """
 
-    family: SpiralFamily
+    family: SpiralFamily = field(metadata={"static": True})
     weight: Float[Array, "trajectory 2"]
     loc: Float[Array, "trajectory 2"]
     concentration: Float[Array, "trajectory 2"]
@@ -195,8 +202,10 @@ class SpiralPosterior:
         """Draws of noisy observations at new times."""
         direction_key, phase_key, noise_key = jax.random.split(rng_key, 3)
         shape = (num_samples, len(self.loc))
-        pick = dist.Categorical(self.weight).sample(direction_key, (num_samples,))
-        phases = dist.VonMises(self.loc, self.concentration).sample(phase_key, (num_samples,))
+        pick = dist.CategoricalProbs(self.weight).sample(direction_key, (num_samples,))
+        # An empty context has concentration 0, a uniform phase, which VonMises takes as a limit.
+        concentration = jnp.maximum(self.concentration, 1e-6)
+        phases = dist.VonMises(self.loc, concentration).sample(phase_key, (num_samples,))
         phase = jnp.take_along_axis(phases, pick[..., None], axis=-1)[..., 0]
         times = jnp.broadcast_to(times, (*shape, len(times)))
         curves = self.family.curve(phase, 2.0 * pick - 1.0, times)

@@ -176,7 +176,7 @@ def run(
         tree_key, model, guide, params, test, feature_names=["x_1", "x_2"]
     )
     with result_dir(output_dir, overwrite=overwrite) as directory:
-        tree.to_netcdf(directory / "posterior.nc")
+        tree.to_netcdf(directory / "posterior.nc", engine="h5netcdf")
         for name, figure in figures.items():
             figure.savefig(directory / f"{name}.png")
         metrics["seconds_total"] = time.perf_counter() - started
@@ -222,11 +222,11 @@ def _score_others(
 ) -> dict[str, dict[str, float]]:
     """The exact answer, and those that learn nothing."""
     times = test.dense_times
-    exact = []
-    for context in (test, test.before(CUT)):
-        oracle = family.posterior(context)
-        exact.append({"x_mean": oracle.mean(times)[None], "x": oracle.sample(rng_key, times, 200)})
-    scores = {"exact Bayes oracle": _score_draws(*exact, test)}
+    whole, half = (
+        {"x_mean": oracle.mean(times)[None], "x": oracle.sample(rng_key, times, 200)}
+        for oracle in (family.posterior(test), family.posterior(test.before(CUT)))
+    )
+    scores = {"exact Bayes oracle": _score_draws(whole, half, test)}
     for name, predict in (
         ("constant", baselines.constant),
         ("last value", baselines.last_value),
