@@ -34,6 +34,7 @@ from np_latentode import (
     forecast,
     latent_ode,
 )
+from np_latentode.scaling import SPAN
 
 
 class TanhDynamics(nnx.Module):
@@ -50,11 +51,34 @@ class TanhDynamics(nnx.Module):
         return self.field(z)
 
 
-def half_whole(rng_key, trajectories):
-    coin_key, context_key = jax.random.split(rng_key)
-    part = conditioning.random_context(context_key, trajectories)
-    keep = jax.random.bernoulli(coin_key, 0.5, (len(trajectories),))
-    return trajectories.keep(part.mask | keep[:, None, None])
+def adamw(weight_decay):
+    def build(rate, b2):
+        def networks(params):
+            return {name: name.endswith("$params") for name in params}
+
+        return optax.adamw(rate, b2=b2, weight_decay=weight_decay, mask=networks)
+
+    return build
+
+
+def smaller_parts(rng_key, trajectories):
+    whole_key, prefix_key, points_key = jax.random.split(rng_key, 3)
+    part = conditioning.random_prefix(prefix_key, trajectories, min_share=0.15)
+    part = conditioning.random_points(points_key, part, min_share=0.3)
+    whole = jax.random.bernoulli(whole_key, 0.5, (len(trajectories),))
+    return trajectories.keep(part.mask | whole[:, None, None])
+
+
+def mostly_whole(rng_key, trajectories):
+    return conditioning.random_context(rng_key, trajectories, whole_share=0.75)
+
+
+def rarely_whole(rng_key, trajectories):
+    return conditioning.random_context(rng_key, trajectories, whole_share=0.25)
+
+
+def never_whole(rng_key, trajectories):
+    return conditioning.random_context(rng_key, trajectories, whole_share=0.0)
 
 
 BASELINE = {
@@ -62,14 +86,14 @@ BASELINE = {
     "steps_a_span": 8,
     "dynamics": lambda rngs: MLPDynamics(4, width=64, depth=1, rngs=rngs),
     "decoder": {"width": 80, "depth": 1},
-    "encoder": {"hidden_dim": 24, "width": 24},
+    "encoder": {"hidden_dim": 16, "width": 16},
     "posterior": {"width": 40, "initial_scale": 0.1},
-    "span": 5.0,
+    "span": SPAN,
     "noise_start": 0.5,
     "learning_rate": 1e-2,
     "schedule": "cosine",
-    "conditioning": half_whole,
-    "optimizer": optax.adam,
+    "conditioning": conditioning.random_context,
+    "optimizer": adamw(1e-2),
     "b2": 0.999,
     "clip": 10.0,
 }
@@ -100,13 +124,19 @@ CANDIDATES = {
     "scale_0.7": {"posterior": {"width": 40, "initial_scale": 0.7}},
     "scale_0.03": {"posterior": {"width": 40, "initial_scale": 0.03}},
     "encoder_40": {"encoder": {"hidden_dim": 40, "width": 40}},
-    "encoder_16": {"encoder": {"hidden_dim": 16, "width": 16}},
+    "encoder_24": {"encoder": {"hidden_dim": 24, "width": 24}},
+    "encoder_12": {"encoder": {"hidden_dim": 12, "width": 12}},
     "encoder_32": {"encoder": {"hidden_dim": 32, "width": 32}},
     "whole": {"conditioning": None},
     "prefix": {"conditioning": conditioning.random_prefix},
-    "context": {"conditioning": conditioning.random_context},
-    "adamw": {"optimizer": lambda rate, b2: optax.adamw(rate, b2=b2, weight_decay=1e-3)},
-    "adamw_2": {"optimizer": lambda rate, b2: optax.adamw(rate, b2=b2, weight_decay=1e-2)},
+    "mostly_whole": {"conditioning": mostly_whole},
+    "rarely_whole": {"conditioning": rarely_whole},
+    "never_whole": {"conditioning": never_whole},
+    "smaller_parts": {"conditioning": smaller_parts},
+    "decay_0": {"optimizer": adamw(0.0)},
+    "decay_1e-3": {"optimizer": adamw(1e-3)},
+    "decay_1e-1": {"optimizer": adamw(1e-1)},
+    "decay_3e-2": {"optimizer": adamw(3e-2)},
     "nadam": {"optimizer": optax.nadam},
     "adabelief": {"optimizer": lambda rate, b2: optax.adabelief(rate, b2=b2)},
     "b2_0.99": {"b2": 0.99},
@@ -123,7 +153,7 @@ def train_and_score(config: dict, *, seed: int, steps: int) -> dict[str, float]:
     rngs = nnx.Rngs(seed)
     encoder = ODERNN(2, **config["encoder"], rngs=rngs)
     scaling = Scaling.fit(train)
-    scaling = replace(scaling, time_unit=scaling.time_unit / config["span"])
+    scaling = replace(scaling, time_unit=scaling.time_unit * SPAN / config["span"])
     model, guide = latent_ode(
         train,
         latent_dim=4,

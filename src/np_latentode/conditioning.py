@@ -44,7 +44,15 @@ def random_points(
     return trajectories.keep(jax.random.uniform(keep_key, times.shape, times.dtype) < share)
 
 
-def random_context(rng_key: Array, trajectories: Trajectories) -> Trajectories:
-    """Keeps a random prefix, and random points of it: reads any part of any part."""
-    prefix_key, points_key = jax.random.split(rng_key)
-    return random_points(points_key, random_prefix(prefix_key, trajectories))
+def random_context(
+    rng_key: Array, trajectories: Trajectories, *, whole_share: float = 0.5
+) -> Trajectories:
+    """Keeps a trajectory whole with probability `whole_share`, and else random points of a random
+    prefix: reads any part of any part.
+
+    The whole ones keep the noise honest: what a part leaves open, the likelihood takes for noise.
+    """
+    whole_key, prefix_key, points_key = jax.random.split(rng_key, 3)
+    part = random_points(points_key, random_prefix(prefix_key, trajectories))
+    whole = jax.random.bernoulli(whole_key, whole_share, (len(trajectories),))
+    return trajectories.keep(part.mask | whole[:, None, None])

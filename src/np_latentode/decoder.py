@@ -20,7 +20,7 @@ class MLPDecoder(nnx.Module):
     """
 
     def __init__(
-        self, latent_dim: int, num_features: int, *, width: int = 40, depth: int = 1, rngs: nnx.Rngs
+        self, latent_dim: int, num_features: int, *, width: int = 80, depth: int = 1, rngs: nnx.Rngs
     ):
         self.mean = mlp((latent_dim, *(width,) * depth, num_features), rngs=rngs)
 

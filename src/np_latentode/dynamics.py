@@ -18,7 +18,7 @@ class MLPDynamics(nnx.Module):
         width, depth: units a hidden layer, and how many of them.
     """
 
-    def __init__(self, latent_dim: int, *, width: int = 40, depth: int = 2, rngs: nnx.Rngs):
+    def __init__(self, latent_dim: int, *, width: int = 64, depth: int = 1, rngs: nnx.Rngs):
         self.field = mlp((latent_dim, *(width,) * depth, latent_dim), rngs=rngs)
 
     def __call__(

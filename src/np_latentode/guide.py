@@ -11,7 +11,7 @@ from np_latentode.conditioning import Conditioning
 from np_latentode.modules import bind, check_module
 from np_latentode.plate import check_call, subsample, trajectory_plate
 from np_latentode.scaling import Scaling
-from np_latentode.trajectories import Trajectories
+from np_latentode.trajectories import Numbers, Trajectories
 
 __all__ = ["AmortizedGuide"]
 
@@ -41,7 +41,7 @@ class AmortizedGuide:
     def __call__(
         self,
         context: Trajectories,
-        target: Trajectories | ArrayLike | None = None,
+        target: Trajectories | Numbers | None = None,
         *,
         conditioning: Conditioning | None = None,
         batch_size: int | None = None,

@@ -14,7 +14,7 @@ from np_latentode.modules import bind, check_module, output_shape
 from np_latentode.plate import check_call, subsample, trajectory_plate
 from np_latentode.scaling import Scaling
 from np_latentode.solve import Solver, solve
-from np_latentode.trajectories import Trajectories
+from np_latentode.trajectories import Numbers, Trajectories
 
 __all__ = ["LatentODE"]
 
@@ -68,7 +68,7 @@ class LatentODE:
     def __call__(
         self,
         context: Trajectories,
-        target: Trajectories | ArrayLike | None = None,
+        target: Trajectories | Numbers | None = None,
         *,
         conditioning: Conditioning | None = None,
         batch_size: int | None = None,

@@ -6,12 +6,12 @@ from functools import partial
 
 import jax
 import numpyro.handlers as handlers
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array
 
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
 from np_latentode.plate import check_call
-from np_latentode.trajectories import Trajectories
+from np_latentode.trajectories import Numbers, Trajectories
 
 __all__ = ["forecast", "posterior"]
 
@@ -35,7 +35,7 @@ def forecast(
     guide: AmortizedGuide,
     params: dict,
     context: Trajectories,
-    times: ArrayLike,
+    times: Numbers,
     *,
     num_samples: int = 200,
     draws_at_once: int = 10,

@@ -12,6 +12,10 @@ from np_latentode.trajectories import Trajectories, is_concrete
 
 __all__ = ["Scaling"]
 
+SPAN = 5.0
+"""The length of the training data in scaled time: over it, the slopes of a network fresh from its
+initialisation carry a state about as far as trajectories go."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
@@ -55,8 +59,8 @@ class Scaling:
 
     @classmethod
     def fit(cls, train: Trajectories, *, t0: float | None = None) -> Scaling:
-        """Mean and standard deviation of each feature's observed values; time in units of the
-        longest span after t0.
+        """Mean and standard deviation of each feature's observed values; time in fifths of the
+        span from t0 to the latest observation.
 
         A feature that never varies keeps its own size as its unit.
 
@@ -82,7 +86,7 @@ class Scaling:
         # Rounding leaves a constant feature a deviation of a few units in the last place.
         constant = sd <= np.abs(loc) * 8 * np.finfo(train.values.dtype).eps
         span = max(float(times.max()) - t0, 0.0)
-        scaling = cls(loc, np.where(constant, size, sd), t0, span or 1.0)
+        scaling = cls(loc, np.where(constant, size, sd), t0, (span or 1.0) / SPAN)
         scaling.check(train, name="train")
         return scaling
 

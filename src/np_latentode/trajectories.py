@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-__all__ = ["Trajectories", "is_concrete"]
+__all__ = ["Numbers", "Trajectories", "is_concrete"]
+
+Numbers = ArrayLike | Sequence[Any]
+"""An array, or what NumPy makes one of."""
 
 
 def is_concrete(*arrays: Any) -> bool:
@@ -47,7 +50,7 @@ class Trajectories:
 
     _arrays = ("times", "values", "mask")
 
-    def __init__(self, times: ArrayLike, values: ArrayLike, mask: ArrayLike | None = None):
+    def __init__(self, times: Numbers, values: Numbers, mask: Numbers | None = None):
         times, values = _as_floats("times", times), _as_floats("values", values)
         observed = ~jnp.isnan(values)
         if mask is not None:
@@ -70,7 +73,7 @@ class Trajectories:
     @classmethod
     def from_ragged[T: Trajectories](
         cls: type[T],
-        sequences: Iterable[tuple[ArrayLike, ArrayLike]],
+        sequences: Iterable[tuple[Numbers, Numbers]],
         *,
         num_features: int | None = None,
     ) -> T:
@@ -107,7 +110,7 @@ class Trajectories:
                 all_values[i, : len(times)] = values
         return cls(all_times, all_values)
 
-    def before[T: Trajectories](self: T, time: ArrayLike) -> T:
+    def before[T: Trajectories](self: T, time: Numbers) -> T:
         """The same trajectories with only what was observed up to and including `time`.
 
         Args:
@@ -115,7 +118,7 @@ class Trajectories:
         """
         return self._where(self.times <= self._per_trajectory(time))
 
-    def after[T: Trajectories](self: T, time: ArrayLike) -> T:
+    def after[T: Trajectories](self: T, time: Numbers) -> T:
         """The same trajectories with only what was observed later than `time`: the complement of
         `before(time)`.
 
@@ -124,7 +127,7 @@ class Trajectories:
         """
         return self._where(self.times > self._per_trajectory(time))
 
-    def keep[T: Trajectories](self: T, mask: ArrayLike) -> T:
+    def keep[T: Trajectories](self: T, mask: Numbers) -> T:
         """The same trajectories with only the observations where `mask` is True as well.
 
         Args:
@@ -147,7 +150,7 @@ class Trajectories:
         """True at the times where at least one feature was observed."""
         return self.mask.any(-1)
 
-    def _per_trajectory(self, time: ArrayLike) -> Array:
+    def _per_trajectory(self, time: Numbers) -> Array:
         time = jnp.asarray(time)
         if time.shape not in ((), (len(self),)):
             raise ValueError(
@@ -203,7 +206,7 @@ class Trajectories:
         return self
 
 
-def _as_floats(name: str, array: ArrayLike) -> Array:
+def _as_floats(name: str, array: Numbers) -> Array:
     if not isinstance(array, jax.Array):
         try:
             array = np.asarray(array, dtype=float)
@@ -247,7 +250,7 @@ def _check_values(values: np.ndarray, observed: np.ndarray) -> None:
         )
 
 
-def _ragged_pair(i: int, pair: tuple[ArrayLike, ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
+def _ragged_pair(i: int, pair: tuple[Numbers, Numbers]) -> tuple[np.ndarray, np.ndarray]:
     try:
         times, values = pair
     except (TypeError, ValueError) as error:

@@ -1,0 +1,153 @@
+"""What is said of a fit is so: against closed forms."""
+
+import arviz as az
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+import xarray
+from flax import nnx
+from numpyro.infer import SVI, Trace_ELBO
+from optax import adam
+
+from np_latentode import AmortizedGuide, LatentODE, StandardNormal, Trajectories, latent_ode
+from np_latentode.diagnostics import gaussianization, to_datatree
+from np_latentode.scaling import Scaling
+from np_latentode.solve import Solver
+
+
+class Still(nnx.Module):
+    """Nothing moves."""
+
+    def __call__(self, t, z):
+        return jnp.zeros_like(z)
+
+
+class Same(nnx.Module):
+    """Decoder, and encoder: hands on what it gets."""
+
+    def __call__(self, z, values=None, mask=None):
+        return z if values is None else values[:, 0]
+
+
+class Around(nnx.Module):
+    """z0 ~ N(the first values, scale^2)."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, features):
+        return dist.Normal(features, self.scale).to_event(1)
+
+
+def still_model(scale):
+    """A guide of known form around values that we choose: q(z0 | x) = N(x, scale^2)."""
+    scaling = Scaling.identity(2)
+    model = LatentODE(Still(), Same(), prior=StandardNormal(2), scaling=scaling, noise_scale=1.0)
+    return model, AmortizedGuide(Same(), Around(scale), scaling=scaling)
+
+
+def at(points):
+    points = np.asarray(points)
+    return Trajectories(np.zeros((len(points), 1)), points[:, None])
+
+
+def test_codes_that_follow_the_prior_have_no_marginal_kl():
+    # x ~ N(0, 1 - s^2) and z | x ~ N(x, s^2) make z ~ N(0, 1), with I(x; z) = -log s a dimension.
+    scale = 0.5
+    x = np.random.default_rng(0).normal(0, np.sqrt(1 - scale**2), (20_000, 2))
+    report = gaussianization(jax.random.key(0), *still_model(scale), {}, at(x))
+    assert abs(report.kl_marginal) < 0.02
+    assert report.mutual_information == pytest.approx(-2 * np.log(scale), abs=0.06)
+    np.testing.assert_allclose(report.mean, 0, atol=0.03)
+    np.testing.assert_allclose(report.sd, 1, atol=0.03)
+    np.testing.assert_allclose(report.skew, 0, atol=0.08)
+    np.testing.assert_allclose(report.excess_kurtosis, 0, atol=0.15)
+
+
+def test_two_far_clusters_carry_one_bit_and_are_far_from_the_prior():
+    scale, far = 0.1, 3.0
+    x = np.where(np.arange(2_000)[:, None] % 2 == 0, far, -far) * np.ones(2)
+    report = gaussianization(jax.random.key(0), *still_model(scale), {}, at(x))
+    assert report.mutual_information == pytest.approx(np.log(2), abs=1e-3)
+    exact = 2 * (0.5 * (scale**2 + far**2 - 1) - np.log(scale))
+    assert report.kl == pytest.approx(exact, abs=0.1)
+    assert (report.excess_kurtosis < -1.9).all()
+
+
+def test_the_kl_is_the_sum_of_its_parts():
+    x = np.random.default_rng(1).normal(size=(300, 2))
+    report = gaussianization(jax.random.key(0), *still_model(0.3), {}, at(x), num_points=200)
+    assert report.kl == pytest.approx(report.mutual_information + report.kl_marginal, abs=1e-4)
+    assert report.log_n == pytest.approx(np.log(300))
+    for number in (report.kl, report.mutual_information, report.kl_marginal):
+        assert f"{number:.3f}" in str(report)
+
+
+def test_mutual_information_is_capped_at_log_n():
+    report = gaussianization(
+        jax.random.key(0), *still_model(1e-3), {}, at(np.random.default_rng(2).normal(size=(50, 2)))
+    )
+    assert report.mutual_information == pytest.approx(report.log_n, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def fit():
+    rng = np.random.default_rng(0)
+    times = np.sort(rng.uniform(0, 1, (8, 5)), axis=1)
+    values = 50 + 10 * rng.normal(size=(8, 5, 2))
+    mask = rng.uniform(size=values.shape) < 0.7
+    mask[:, 0] = True
+    train = Trajectories(times, values, mask)
+    model, guide = latent_ode(train, latent_dim=2, solver=Solver(dt0=2.5), rngs=nnx.Rngs(0))
+    svi = SVI(model, guide, adam(1e-2), Trace_ELBO())
+    result = svi.run(jax.random.key(0), 50, train, progress_bar=False)
+    return train, model, guide, result.params
+
+
+def test_the_tree_survives_the_disk_and_arviz_reads_it(fit, tmp_path):
+    train, model, guide, params = fit
+    tree = to_datatree(
+        jax.random.key(0), model, guide, params, train, num_samples=100, feature_names=["a", "b"]
+    )
+    tree.to_netcdf(tmp_path / "posterior.nc", engine="h5netcdf")
+    with xarray.open_datatree(tmp_path / "posterior.nc", engine="h5netcdf") as again:
+        for group in (
+            "posterior",
+            "posterior_predictive",
+            "log_likelihood",
+            "observed_data",
+            "constant_data",
+        ):
+            xarray.testing.assert_equal(tree[group].to_dataset(), again[group].to_dataset().load())
+    assert tree.posterior["z0"].dims == ("chain", "draw", "trajectory", "latent")
+    assert tree.posterior_predictive["x"].dims == (
+        "chain",
+        "draw",
+        "trajectory",
+        "time",
+        "feature",
+    )
+    assert list(tree.observed_data.feature.values) == ["a", "b"]
+    observed = tree.observed_data["x"].values
+    np.testing.assert_array_equal(np.isnan(observed), ~np.asarray(train.mask))
+    assert len(az.summary(tree, var_names=["z0"])) == 8 * 2
+
+
+def test_the_log_likelihood_is_that_of_the_trained_networks(fit):
+    train, model, guide, params = fit
+    tree = to_datatree(jax.random.key(0), model, guide, params, train, num_samples=3)
+    mean = tree.posterior_predictive["x_mean"].values[0]
+    noise = np.asarray(params["noise_scale"])
+    density = -0.5 * ((np.asarray(train.values) - mean) / noise) ** 2 - np.log(
+        noise * np.sqrt(2 * np.pi)
+    )
+    exact = np.where(np.asarray(train.mask), density, 0).sum((-1, -2))
+    np.testing.assert_allclose(tree.log_likelihood["x"].values[0], exact, rtol=1e-4)
+
+
+def test_a_wrong_number_of_feature_names_is_refused(fit):
+    train, model, guide, params = fit
+    with pytest.raises(ValueError, match="feature_names must name 2 features; got 1"):
+        to_datatree(jax.random.key(0), model, guide, params, train, feature_names=["a"])

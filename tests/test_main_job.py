@@ -1,0 +1,105 @@
+"""The main job, at a reduced size: that its scores are good, not only that it runs."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray
+from typer.testing import CliRunner
+
+from np_latentode.cli import app
+from np_latentode.experiments import spirals as experiment
+
+FILES = {
+    "metrics.json",
+    "posterior.nc",
+    "data.png",
+    "training.png",
+    "reconstructions.png",
+    "extrapolations.png",
+    "latent.png",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "spirals"
+    outcome = CliRunner().invoke(app, ["spirals", "--output-dir", str(path), "--steps", "3000"])
+    assert outcome.exit_code == 0, outcome.output
+    return path, outcome.output, json.loads((path / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_quarter_of_the_steps_beats_what_learns_nothing(finished):
+    _, _, metrics = finished
+    others = metrics["others"]
+    assert metrics["reconstruction_mse"] < 0.5 * others["last value"]["reconstruction_mse"]
+    assert metrics["extrapolation_mse"] < 0.05 * others["constant"]["extrapolation_mse"]
+    assert metrics["fresh_extrapolation_mse"] < 0.05 * others["constant"]["extrapolation_mse"]
+    assert 0.75 < metrics["coverage_90"] < 0.99
+    assert metrics["exact_loss"] < metrics["loss"] < 0
+
+
+@pytest.mark.slow
+def test_the_exact_answer_is_the_limit(finished):
+    _, _, metrics = finished
+    oracle = metrics["others"]["exact Bayes oracle"]
+    assert oracle["reconstruction_mse"] < 1e-4 < metrics["reconstruction_mse"]
+    assert oracle["extrapolation_mse"] < 5e-4 < metrics["extrapolation_mse"]
+    assert 0.87 < oracle["coverage_90"] < 0.93
+
+
+@pytest.mark.slow
+def test_everything_promised_is_written_and_printed(finished):
+    path, output, metrics = finished
+    assert {p.name for p in path.iterdir()} == FILES
+    assert all((path / name).stat().st_size > 10_000 for name in FILES if name.endswith("png"))
+    with xarray.open_datatree(path / "posterior.nc", engine="h5netcdf") as tree:
+        assert set(tree.children) == {
+            "posterior",
+            "posterior_predictive",
+            "log_likelihood",
+            "observed_data",
+            "constant_data",
+        }
+        assert tree.posterior["z0"].shape == (1, 200, 50, 4)
+    assert metrics["kl_marginal_n"] == 20_000
+    split = metrics["mutual_information"] + metrics["kl_marginal"]
+    assert split == pytest.approx(metrics["kl"], abs=1e-3)
+    assert all(np.isfinite(metrics[key]) for key in ("ms_per_step", "seconds_to_first_step"))
+    for text in ("exact Bayes oracle", "linear interpolation", "seed notebook", str(path)):
+        assert text in output
+
+
+@pytest.mark.slow
+def test_results_in_the_way_are_refused_before_anything_is_computed(finished, monkeypatch):
+    path, _, _ = finished
+    monkeypatch.setattr(experiment, "latent_ode", None)
+    outcome = CliRunner().invoke(app, ["spirals", "--output-dir", str(path)])
+    assert outcome.exit_code == 2
+    assert "output-dir must be new" in outcome.output
+    assert {p.name for p in path.iterdir()} == FILES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "steps"),
+        (["--batch-size", "201"], "batch-size"),
+        (["--latent-dim", "0"], "latent-dim"),
+        (["--steps", "many"], "many"),
+        (["--nonsense"], "nonsense"),
+    ],
+)
+def test_bad_options_are_named(arguments, message, tmp_path):
+    outcome = CliRunner().invoke(app, ["spirals", "--output-dir", str(tmp_path / "r"), *arguments])
+    assert outcome.exit_code == 2
+    assert message in outcome.output
+    assert not (tmp_path / "r").exists()
+
+
+def test_help_says_what_it_does():
+    outcome = CliRunner().invoke(app, ["spirals", "--help"])
+    assert outcome.exit_code == 0
+    for text in ("--output-dir", "--steps", "--seed", "--latent-dim", "--batch-size", "Example"):
+        assert text in outcome.output
