@@ -294,7 +294,7 @@ def test_nuts_draws_from_the_posterior_of_substituted_params(pair, train, params
 
     @jax.jit
     def run(rng_key):
-        mcmc = MCMC(kernel, num_warmup=5, num_samples=4, progress_bar=False)
+        mcmc = MCMC(kernel, num_warmup=50, num_samples=4, progress_bar=False)
         mcmc.run(rng_key, train, extra_fields=("potential_energy",))
         return mcmc.get_samples()["z0"], mcmc.get_extra_fields()["potential_energy"]
 

@@ -13,6 +13,7 @@ from np_latentode.prediction import forecast, posterior
 from np_latentode.priors import StandardNormal
 from np_latentode.scaling import Scaling
 from np_latentode.solve import Solver
+from np_latentode.training import optimizer
 from np_latentode.trajectories import Trajectories
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "datasets",
     "forecast",
     "latent_ode",
+    "optimizer",
     "posterior",
     "random_context",
     "random_points",

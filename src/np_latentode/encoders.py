@@ -34,8 +34,8 @@ class ODERNN(nnx.Module):
         self,
         num_features: int,
         *,
-        hidden_dim: int = 24,
-        width: int = 24,
+        hidden_dim: int = 16,
+        width: int = 16,
         method: diffrax.AbstractSolver | None = None,
         rngs: nnx.Rngs,
     ):

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array
 from numpyro.infer import SVI, Trace_ELBO
@@ -22,24 +21,15 @@ from np_latentode.conditioning import random_context
 from np_latentode.datasets import SpiralFamily, Spirals
 from np_latentode.prediction import forecast, posterior
 from np_latentode.results import check_output_dir, result_dir
+from np_latentode.training import optimizer
 from np_latentode.trajectories import Trajectories
 
-__all__ = ["CUT", "optimizer", "run", "score"]
+__all__ = ["CUT", "run", "score"]
 
 CUT = 2.5
 """Extrapolation starts here: what was observed later is hidden and predicted."""
 
 SEED_NOTEBOOK = {"reconstruction_mse": 0.126, "extrapolation_mse": 2.21}
-
-
-def optimizer(num_steps: int, *, learning_rate: float = 1e-2) -> optax.GradientTransformation:
-    """Adam on clipped gradients, warmed up and then annealed to zero along a cosine.
-
-    The ELBO is a sum over all data, so its gradients are always longer than the clip: what Adam
-    sees is their direction, and no single batch can throw it off.
-    """
-    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, num_steps // 50, num_steps)
-    return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(rate))
 
 
 def score(
