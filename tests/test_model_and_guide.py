@@ -28,6 +28,13 @@ NUM, NUM_TIMES, NUM_FEATURES, LATENT_DIM = 5, 4, 2, 2
 T0 = 1.0
 
 
+def untrained(program, context):
+    """The parameters that a program starts from."""
+    with handlers.seed(rng_seed=0), handlers.trace() as sites:
+        program(context)
+    return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+
+
 def make_trajectories(seed=0, *, num_features=NUM_FEATURES, start=T0, num=NUM):
     rng = np.random.default_rng(seed)
     times = start + np.sort(rng.uniform(0, 2, (num, NUM_TIMES)), axis=1)
@@ -344,7 +351,7 @@ def densities(pair):
 
     @jax.jit
     def run(context, target, z0):
-        log_q = posterior(guide, {}, context).log_prob(z0)
+        log_q = posterior(guide, untrained(guide, context), context).log_prob(z0)
         log_lik = log_likelihood(model, {"z0": z0}, context, target, batch_ndims=0)["x"]
         return log_q, log_lik
 
@@ -458,7 +465,10 @@ def test_the_guide_reads_values_in_their_units(train, z0):
     for scaling, context in zip(scalings, contexts, strict=True):
         guide = make_pair(scaling)[1]
         q = jax.jit(
-            lambda guide, context: posterior(guide, {}, context).log_prob(z0), static_argnums=0
+            lambda guide, context: posterior(guide, untrained(guide, context), context).log_prob(
+                z0
+            ),
+            static_argnums=0,
         )
         log_q.append(q(guide, context))
     np.testing.assert_array_equal(*log_q)

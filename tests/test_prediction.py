@@ -215,3 +215,11 @@ def test_bad_input_is_refused(fit, context, bad, rule):
             forecast(jax.random.key(0), model, guide, params, **arguments)
     finally:
         jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.mark.parametrize("missing", ["encoder$params", "dynamics$params"])
+def test_params_of_no_fit_are_refused(fit, context, missing):
+    model, guide, params = fit
+    rest = {name: value for name, value in params.items() if name != missing}
+    with pytest.raises(ValueError, match=rf"params must be those of a fit.*{missing[:-7]}"):
+        forecast(jax.random.key(0), model, guide, rest, context, [2.0])

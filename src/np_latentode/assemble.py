@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import ArrayLike
 
@@ -11,7 +10,7 @@ from np_latentode.dynamics import MLPDynamics
 from np_latentode.encoders import ODERNN
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.modules import output_shape
+from np_latentode.modules import feature_dim
 from np_latentode.posteriors import DiagonalNormal
 from np_latentode.priors import StandardNormal
 from np_latentode.scaling import Scaling
@@ -66,8 +65,10 @@ def latent_ode(
     )
     encoder = ODERNN(num_features, rngs=rngs) if encoder is None else encoder
     if posterior is None:
-        # What one trajectory with nothing observed looks like to the encoder.
-        slot = jnp.zeros((1, 1)), jnp.zeros((1, 1, num_features))
-        *_, feature_dim = output_shape("encoder", encoder, *slot, jnp.zeros(slot[1].shape, bool))
-        posterior = DiagonalNormal(feature_dim, latent_dim, rngs=rngs)
-    return model, AmortizedGuide(encoder, posterior, scaling=scaling)
+        width = feature_dim(encoder, num_features)
+        posterior = DiagonalNormal(width, latent_dim, rngs=rngs)
+    guide = AmortizedGuide(encoder, posterior, scaling=scaling)
+    for name, dim in (("prior", model.latent_dim), ("posterior", guide.latent_dim)):
+        if dim != latent_dim:
+            raise ValueError(f"{name} must be over vectors of latent_dim {latent_dim}; got {dim}.")
+    return model, guide

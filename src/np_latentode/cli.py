@@ -33,7 +33,7 @@ def spirals(
     output_dir: Annotated[
         Path, typer.Option(help="Where the results go; must be new, unless --overwrite.")
     ] = Path("runs/spirals"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 12_000,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 14_000,
     seed: Annotated[int, typer.Option(help="Of the networks and of training.")] = 0,
     latent_dim: Annotated[int, typer.Option(min=1, help="Dimension of the latent state.")] = 4,
     batch_size: Annotated[

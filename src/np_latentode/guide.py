@@ -8,9 +8,15 @@ from flax import nnx
 from jaxtyping import ArrayLike
 
 from np_latentode.conditioning import Conditioning
-from np_latentode.modules import bind, check_module
+from np_latentode.modules import (
+    bind,
+    check_module,
+    feature_dim,
+    vector_dim,
+    with_parameters,
+)
 from np_latentode.plate import check_call, subsample, trajectory_plate
-from np_latentode.scaling import Scaling
+from np_latentode.scaling import Scaling, check_scaling
 from np_latentode.trajectories import Numbers, Trajectories
 
 __all__ = ["AmortizedGuide"]
@@ -30,13 +36,19 @@ class AmortizedGuide:
         scaling: the units; the model must be given the same.
 
     Raises:
-        ValueError: if a part is no nnx module, or holds state other than parameters.
+        ValueError: if a part is no nnx module, holds state other than parameters, or does not fit
+            the other.
     """
 
     def __init__(self, encoder: nnx.Module, posterior: nnx.Module, *, scaling: Scaling):
         for name, module in (("encoder", encoder), ("posterior", posterior)):
             check_module(name, module)
-        self.encoder, self.posterior, self.scaling = encoder, posterior, scaling
+        self.encoder, self.posterior = encoder, posterior
+        self.scaling = check_scaling(scaling)
+        self.trained = with_parameters(encoder=encoder, posterior=posterior)
+        width = feature_dim(encoder, len(self.scaling.loc))
+        features = jnp.zeros((1, width))
+        self.latent_dim = vector_dim("posterior", posterior, features, batch_shape=(1,))
 
     def __call__(
         self,

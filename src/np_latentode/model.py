@@ -10,9 +10,15 @@ from flax import nnx
 from jaxtyping import ArrayLike
 
 from np_latentode.conditioning import Conditioning
-from np_latentode.modules import bind, check_module, output_shape
+from np_latentode.modules import (
+    bind,
+    check_module,
+    output_shape,
+    vector_dim,
+    with_parameters,
+)
 from np_latentode.plate import check_call, subsample, trajectory_plate
-from np_latentode.scaling import Scaling
+from np_latentode.scaling import Scaling, check_scaling
 from np_latentode.solve import Solver, solve
 from np_latentode.trajectories import Numbers, Trajectories
 
@@ -57,12 +63,13 @@ class LatentODE:
         for name, module in (("dynamics", dynamics), ("decoder", decoder), ("prior", prior)):
             check_module(name, module)
         self.dynamics, self.decoder, self.prior = dynamics, decoder, prior
-        self.scaling = scaling
+        self.scaling = check_scaling(scaling)
         self.noise_scale = _check_noise(noise_scale, scaling)
         self.solver = Solver() if solver is None else solver
         if not isinstance(self.solver, Solver):
             raise ValueError(f"solver must be a np_latentode.Solver; got {solver!r}.")
-        (self.latent_dim,) = prior().event_shape
+        self.trained = with_parameters(dynamics=dynamics, decoder=decoder, prior=prior)
+        self.latent_dim = vector_dim("prior", prior, batch_shape=())
         self._check_dimensions()
 
     def __call__(
@@ -136,9 +143,10 @@ def _check_noise(noise_scale: ArrayLike | None, scaling: Scaling) -> jax.Array |
     if noise_scale is None:
         return None
     noise_scale = jnp.asarray(noise_scale, dtype=jnp.result_type(float))
-    if noise_scale.shape not in ((), scaling.loc.shape) or not (noise_scale > 0).all():
+    positive = jnp.isfinite(noise_scale) & (noise_scale > 0)
+    if noise_scale.shape not in ((), scaling.loc.shape) or not positive.all():
         raise ValueError(
-            f"noise_scale must be positive, one number or one a feature {scaling.loc.shape}; "
-            f"got {noise_scale}."
+            "noise_scale must be positive and finite, one number or one a feature, shape "
+            f"{scaling.loc.shape}; got {noise_scale}."
         )
     return noise_scale

@@ -7,12 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
 from np_latentode.scaling import Scaling
-from np_latentode.trajectories import Trajectories, is_concrete
+from np_latentode.trajectories import Numbers, Trajectories, as_floats, is_concrete
 
-__all__ = ["check_call", "subsample", "trajectory_plate"]
+__all__ = ["check_call", "check_context", "prediction_times", "subsample", "trajectory_plate"]
 
 
 def check_call(
@@ -24,9 +24,7 @@ def check_call(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    if not isinstance(context, Trajectories):
-        raise ValueError(f"context must be Trajectories; got {type(context).__name__}.")
-    scaling.check(context, name="context")
+    check_context(context, scaling)
     if target is None:
         target = context
     elif isinstance(target, Trajectories):
@@ -37,31 +35,51 @@ def check_call(
             )
         scaling.check(target, name="target")
     else:
-        target = _prediction_times(target, len(context), scaling)
+        target = prediction_times(target, len(context), scaling, name="target")
         if batch_size is not None:
             raise ValueError(
                 "batch_size must be None where target asks for predictions, as model and guide "
                 f"would pick different trajectories; got {batch_size}."
             )
-    if batch_size is not None and not 1 <= batch_size <= len(context):
+    whole = isinstance(batch_size, int) and 1 <= batch_size <= len(context)
+    if batch_size is not None and not whole:
         raise ValueError(
-            f"batch_size must lie between 1 and the number of trajectories, {len(context)}; "
-            f"got {batch_size}."
+            "batch_size must be an integer from 1 to the number of trajectories, "
+            f"{len(context)}; got {batch_size!r}."
         )
     if is_concrete(kl_weight) and not np.all(np.asarray(kl_weight) > 0):
         raise ValueError(f"kl_weight must be positive; got {kl_weight}.")
     return context, target
 
 
-def _prediction_times(times: ArrayLike, num_trajectories: int, scaling: Scaling) -> Array:
-    times = jnp.asarray(times, dtype=jnp.result_type(float))
+def check_context(context: Any, scaling: Scaling) -> None:
+    """Refuses what no guide can encode.
+
+    Raises:
+        ValueError: naming the rule and what came.
+    """
+    if not isinstance(context, Trajectories):
+        raise ValueError(f"context must be Trajectories; got {type(context).__name__}.")
+    scaling.check(context, name="context")
+
+
+def prediction_times(
+    times: Numbers, num_trajectories: int, scaling: Scaling, *, name: str
+) -> Float[Array, "trajectory time"]:
+    """Times to predict at, one row a trajectory.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    times = as_floats(name, times)
     allowed = (times.shape[-1:], (num_trajectories, *times.shape[-1:]))
     if times.size == 0 or times.ndim == 0 or times.shape not in allowed:
+        kind = "Trajectories or times" if name == "target" else "times"
         raise ValueError(
-            "target must be Trajectories or times of shape (time,) or "
-            f"({num_trajectories}, time); got an array of shape {times.shape}."
+            f"{name} must be {kind} of shape (time,) or ({num_trajectories}, time); "
+            f"got an array of shape {times.shape}."
         )
-    scaling.check_times(times, name="target")
+    scaling.check_times(times, name=name)
     return jnp.broadcast_to(times, (num_trajectories, times.shape[-1]))
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.plate import check_call
+from np_latentode.plate import check_context, prediction_times
 from np_latentode.trajectories import Numbers, Trajectories
 
 __all__ = ["forecast", "posterior"]
@@ -23,10 +23,24 @@ def posterior(guide: AmortizedGuide, params: dict, context: Trajectories):
         guide: the guide that `params` were fitted with.
         params: the fitted parameters, `SVIRunResult.params`.
         context: what is known of each trajectory.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
     """
+    check_context(context, guide.scaling)
+    _check_params(params, guide)
     with handlers.seed(rng_seed=0), handlers.trace() as sites, handlers.substitute(data=params):
         guide(context)
     return sites["z0"]["fn"]
+
+
+def _check_params(params: dict, *programs: LatentODE | AmortizedGuide) -> None:
+    # NumPyro runs a program whose parameters are not substituted with its untrained networks.
+    needed = {f"{name}$params" for program in programs for name in program.trained}
+    if missing := sorted(needed - set(params)):
+        raise ValueError(
+            f"params must be those of a fit, as in `SVIRunResult.params`; got none of {missing}."
+        )
 
 
 def forecast(
@@ -65,9 +79,11 @@ def forecast(
     for name, count in (("num_samples", num_samples), ("draws_at_once", draws_at_once)):
         if not (isinstance(count, int) and count > 0):
             raise ValueError(f"{name} must be a positive integer; got {count!r}.")
-    if isinstance(times, Trajectories):
-        raise ValueError("times must be an array; got Trajectories (pass their times).")
-    context, at = check_call(context, times, batch_size=None, kl_weight=1.0, scaling=model.scaling)
+    if times is None or isinstance(times, Trajectories):
+        raise ValueError(f"times must be an array of times; got {type(times).__name__}.")
+    check_context(context, model.scaling)
+    at = prediction_times(times, len(context), model.scaling, name="times")
+    _check_params(params, model, guide)
     return _forecast(rng_key, model, guide, params, context, at, num_samples, draws_at_once)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from np_latentode.trajectories import Trajectories, is_concrete
 
-__all__ = ["Scaling"]
+__all__ = ["Scaling", "check_scaling"]
 
 SPAN = 5.0
 """The length of the training data in scaled time: over it, the slopes of a network fresh from its
@@ -140,3 +140,10 @@ class Scaling:
     @staticmethod
     def _as_array(numbers: ArrayLike) -> Array:
         return jnp.asarray(numbers, dtype=jnp.result_type(float))
+
+
+def check_scaling(scaling: object) -> Scaling:
+    """The scaling, or a ValueError that says what came instead."""
+    if not isinstance(scaling, Scaling):
+        raise ValueError(f"scaling must be a np_latentode.Scaling; got {scaling!r}.")
+    return scaling

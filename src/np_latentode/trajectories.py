@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-__all__ = ["Numbers", "Trajectories", "is_concrete"]
+__all__ = ["Numbers", "Trajectories", "as_floats", "is_concrete"]
 
 Numbers = ArrayLike | Sequence[Any]
 """An array, or what NumPy makes one of."""
@@ -51,7 +51,7 @@ class Trajectories:
     _arrays = ("times", "values", "mask")
 
     def __init__(self, times: Numbers, values: Numbers, mask: Numbers | None = None):
-        times, values = _as_floats("times", times), _as_floats("values", values)
+        times, values = as_floats("times", times), as_floats("values", values)
         observed = ~jnp.isnan(values)
         if mask is not None:
             mask = jnp.asarray(mask)
@@ -206,7 +206,8 @@ class Trajectories:
         return self
 
 
-def _as_floats(name: str, array: Numbers) -> Array:
+def as_floats(name: str, array: Numbers) -> Array:
+    """The numbers in JAX's float type of the day, or a ValueError that names the argument."""
     if not isinstance(array, jax.Array):
         try:
             array = np.asarray(array, dtype=float)
