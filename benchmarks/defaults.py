@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from dataclasses import replace
 from functools import partial
@@ -37,6 +38,15 @@ from np_latentode import (
     latent_ode,
 )
 from np_latentode.scaling import SPAN
+
+
+class Narrow(DiagonalNormal):
+    """Starts with a scale of its own, instead of about 0.7."""
+
+    def __init__(self, *sizes, width, scale=0.7, rngs):
+        super().__init__(*sizes, width=width, rngs=rngs)
+        bias = self.head.layers[-1].bias
+        bias[...] = bias[...].at[sizes[1] :].set(math.log(math.expm1(scale)))
 
 
 class TanhDynamics(nnx.Module):
@@ -79,7 +89,7 @@ BASELINE = {
     "dynamics": lambda rngs: MLPDynamics(4, width=64, depth=1, rngs=rngs),
     "decoder": {"width": 80, "depth": 1},
     "encoder": {"hidden_dim": 16, "width": 16},
-    "posterior": {"width": 40, "initial_scale": 0.1},
+    "posterior": {"width": 40},
     "span": SPAN,
     "noise_start": 0.5,
     "conditioning": conditioning.random_context,
@@ -87,8 +97,9 @@ BASELINE = {
 }
 CANDIDATES = {
     "baseline": {},
-    "lr_5e-3": {"optimizer": partial(np_latentode.optimizer, learning_rate=5e-3)},
-    "lr_2e-2": {"optimizer": partial(np_latentode.optimizer, learning_rate=2e-2)},
+    "lr_1e-2": {"optimizer": partial(np_latentode.optimizer, learning_rate=1e-2)},
+    "lr_2e-3": {"optimizer": partial(np_latentode.optimizer, learning_rate=2e-3)},
+    "decay_5e-2": {"optimizer": partial(np_latentode.optimizer, weight_decay=5e-2)},
     "decay_0": {"optimizer": partial(np_latentode.optimizer, weight_decay=0.0)},
     "decay_3e-2": {"optimizer": partial(np_latentode.optimizer, weight_decay=3e-2)},
     "decay_1e-1": {"optimizer": partial(np_latentode.optimizer, weight_decay=1e-1)},
@@ -112,8 +123,7 @@ CANDIDATES = {
     "decoder_40": {"decoder": {"width": 40, "depth": 1}},
     "decoder_120": {"decoder": {"width": 120, "depth": 1}},
     "decoder_40x2": {"decoder": {"width": 40, "depth": 2}},
-    "scale_0.7": {"posterior": {"width": 40, "initial_scale": 0.7}},
-    "scale_0.03": {"posterior": {"width": 40, "initial_scale": 0.03}},
+    "narrow_0.1": {"posterior": {"width": 40, "scale": 0.1}},
     "encoder_40": {"encoder": {"hidden_dim": 40, "width": 40}},
     "encoder_24": {"encoder": {"hidden_dim": 24, "width": 24}},
     "encoder_12": {"encoder": {"hidden_dim": 12, "width": 12}},
@@ -145,7 +155,7 @@ def train_and_score(config: dict, *, seed: int, steps: int) -> dict[str, float]:
         dynamics=dynamics,
         decoder=decoder,
         encoder=encoder,
-        posterior=DiagonalNormal(encoder.hidden_dim, 4, **config["posterior"], rngs=rngs),
+        posterior=Narrow(encoder.hidden_dim, 4, **config["posterior"], rngs=rngs),
         scaling=scaling,
         solver=Solver(method=config["method"], dt0=config["span"] / config["steps_a_span"]),
         rngs=rngs,
@@ -191,7 +201,7 @@ def main() -> None:
     parser.add_argument("candidates", nargs="*", default=["baseline"], metavar="CANDIDATE")
     parser.add_argument("--list", action="store_true", help="print the candidates and stop")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=14_000)
     arguments = parser.parse_args()
     if arguments.list:
         print("\n".join(f"{name}: {change}" for name, change in CANDIDATES.items()))

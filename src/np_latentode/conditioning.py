@@ -22,7 +22,7 @@ Conditioning = Callable[[Array, Trajectories], Trajectories]
 
 
 def random_prefix(
-    rng_key: Array, trajectories: Trajectories, *, min_share: float = 0.3
+    rng_key: Array, trajectories: Trajectories, *, min_share: float = 0.25
 ) -> Trajectories:
     """Keeps what was observed in the first part of each trajectory's span, a share of it drawn
     uniformly from [min_share, 1]: a training step of forecasting."""
@@ -34,7 +34,7 @@ def random_prefix(
 
 
 def random_points(
-    rng_key: Array, trajectories: Trajectories, *, min_share: float = 0.5
+    rng_key: Array, trajectories: Trajectories, *, min_share: float = 0.4
 ) -> Trajectories:
     """Keeps each time with a probability that is drawn uniformly from [min_share, 1] for each
     trajectory: a training step of interpolation."""

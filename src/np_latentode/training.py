@@ -19,7 +19,7 @@ STEPS_AT_ONCE = 100
 
 
 def optimizer(
-    num_steps: int, *, learning_rate: float = 1e-2, weight_decay: float = 1e-2
+    num_steps: int, *, learning_rate: float = 5e-3, weight_decay: float = 1e-2
 ) -> optax.GradientTransformation:
     """AdamW on clipped gradients, warmed up and then annealed to zero along a cosine.
 
