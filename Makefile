@@ -33,7 +33,7 @@ test: .venv/dev ## lint, check types, run the tests
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/pyright
-	$(bin)/pytest -n 2
+	$(bin)/pytest -n 2 --dist loadfile
 
 format: .venv/dev ## fix what ruff can fix, and format
 	$(bin)/ruff check --fix
