@@ -1,7 +1,7 @@
 """Which defaults fit spirals best? Trains each candidate with several seeds and prints its scores.
 
     python benchmarks/defaults.py --list
-    python benchmarks/defaults.py baseline solver_bosh3_6 --seeds 5 --steps 10000
+    python benchmarks/defaults.py baseline solver_bosh3_12 --seeds 5
 
 A candidate is the baseline with one thing changed. Scores are on 500 fresh spirals, so nothing is
 tuned to the main job's 50 held-out ones; times are comparable within one run of this script.
@@ -135,7 +135,6 @@ CANDIDATES = {
     "never_whole": {"conditioning": never_whole},
     "parts_15_30": {"conditioning": partial(parts, shares=(0.15, 0.3))},
     "parts_20_40": {"conditioning": partial(parts, shares=(0.2, 0.4))},
-    "parts_25_40": {"conditioning": partial(parts, shares=(0.25, 0.4))},
     "parts_30_50": {"conditioning": partial(parts, shares=(0.3, 0.5))},
     "points": {"conditioning": conditioning.random_points},
 }

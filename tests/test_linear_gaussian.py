@@ -323,8 +323,18 @@ def test_forecasts_have_the_exact_mean_and_covariance_at_new_times(problem):
     truth, data, model, guide = problem
     times = truth.scaling.t0 + truth.scaling.time_unit * np.array([0.0, 1.1, 3.0])
     num_samples = 4_000
+    with handlers.seed(rng_seed=0), handlers.trace() as sites:
+        model(data)
+    known = {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
     draws = forecast(
-        jax.random.key(0), model, guide, {}, data, times, num_samples=num_samples, draws_at_once=500
+        jax.random.key(0),
+        model,
+        guide,
+        known,
+        data,
+        times,
+        num_samples=num_samples,
+        draws_at_once=500,
     )
     mean, covariance = truth.posterior(data)
     h = truth.design(times).reshape(-1, LATENT_DIM)

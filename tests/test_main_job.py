@@ -87,7 +87,7 @@ def test_results_in_the_way_are_refused_before_anything_is_computed(finished, mo
         (["--steps", "0"], "steps"),
         (["--batch-size", "201"], "batch-size"),
         (["--latent-dim", "0"], "latent-dim"),
-        (["--steps", "many"], "many"),
+        (["--steps", "many"], "integer"),
         (["--nonsense"], "nonsense"),
     ],
 )

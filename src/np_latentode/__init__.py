@@ -1,6 +1,6 @@
 """Latent ODEs as NumPyro models: irregular time series in, calibrated forecasts out."""
 
-from np_latentode import datasets
+from np_latentode import _started, datasets  # noqa: F401
 from np_latentode.assemble import latent_ode
 from np_latentode.conditioning import random_context, random_points, random_prefix
 from np_latentode.decoder import MLPDecoder

@@ -36,7 +36,7 @@ def latent_ode(
 ) -> tuple[LatentODE, AmortizedGuide]:
     """A latent ODE and its guide for data like `train`; every part can be replaced by your own.
 
-    The defaults won the comparisons in `benchmarks/`: the table is in the README.
+    The defaults were chosen with `benchmarks/defaults.py`; the README has their scores.
 
     Args:
         train: fixes the number of features and, unless `scaling` is given, the units and t0.

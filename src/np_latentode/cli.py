@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-STARTED = time.perf_counter()
+from np_latentode._started import STARTED
 
 __all__ = ["app"]
 
@@ -47,7 +46,7 @@ def spirals(
 
     Writes metrics.json, posterior.nc (for ArviZ) and figures as PNG.
     """
-    # Imported here, as JAX takes seconds and --help should not.
+    # Imported here, as bad options should be refused before more is loaded.
     from np_latentode.experiments import spirals as experiment
 
     try:

@@ -18,7 +18,6 @@ from np_latentode.trajectories import Trajectories
 __all__ = ["plot_forecasts", "plot_latent", "plot_sampling", "plot_training"]
 
 TRUTH, MODEL, DATA = "0.45", "tab:blue", "tab:orange"
-LINES = ("-", "--")
 
 
 @contextmanager
@@ -45,7 +44,7 @@ def _figure(rows: int, columns: int, *, size: tuple[float, float]) -> Iterator[t
 
 def plot_sampling(spirals: Spirals, *, count: int = 6) -> Figure:
     """Spirals in the plane with their observations, and when these were made."""
-    with _figure(1, 2, size=(5, 4.5)) as (figure, axes):
+    with _figure(1, 2, size=(5.0, 4.5)) as (figure, axes):
         plane, when = axes[0]
         for i in range(count):
             color = plt.get_cmap("viridis")(i / count)
@@ -71,7 +70,7 @@ def plot_training(losses: ArrayLike, *, num_trajectories: int, best: float | Non
     losses = np.asarray(losses) / num_trajectories
     window = max(1, len(losses) // 100)
     smooth = [np.median(part) for part in np.array_split(losses, max(1, len(losses) // window))]
-    with _figure(1, 1, size=(7, 4)) as (figure, axes):
+    with _figure(1, 1, size=(7.0, 4.0)) as (figure, axes):
         axis = axes[0, 0]
         axis.plot(losses, color="0.8", lw=0.5, label="each step")
         axis.plot(
@@ -106,6 +105,7 @@ def plot_forecasts(
         draws: as `forecast` returns them.
         times: shape (query,), where the draws were made.
         start: from this time on it is a forecast, drawn dashed. Default: it never is.
+        count: how many spirals, from the first on.
         level: of the central bands.
     """
     times, x_mean = np.asarray(times), np.asarray(draws["x_mean"]).mean(0)
@@ -166,7 +166,7 @@ def plot_latent(z0: ArrayLike) -> Figure:
     shares = (np.arange(len(z0)) + 0.5) / len(z0)
     normal = np.array([NormalDist().inv_cdf(share) for share in shares])
     circle = np.linspace(0, 2 * np.pi, 200)
-    with _figure(2, latent_dim, size=(3, 3)) as (figure, axes):
+    with _figure(2, latent_dim, size=(3.0, 3.0)) as (figure, axes):
         for j, (first, second) in enumerate(pairs):
             scatter, qq = axes[:, j]
             scatter.scatter(z0[:, first], z0[:, second], s=3, color=MODEL, alpha=0.4, lw=0)

@@ -51,18 +51,20 @@ def result_dir(path: Path, *, overwrite: bool) -> Iterator[Path]:
     check_output_dir(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    new, old = scratch / "new", scratch / "old"
     try:
-        new, old = scratch / "new", scratch / "old"
         new.mkdir()
         yield new
         check_output_dir(path, overwrite=overwrite)
-        if path.exists():
-            os.rename(path, old)
         try:
+            if path.exists():
+                os.rename(path, old)
             os.rename(new, path)
-        except OSError:
-            if old.exists():
+        except BaseException:
+            if old.exists() and not path.exists():
                 os.rename(old, path)
             raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        # Earlier results that could not be put back stay where they are.
+        if path.exists() or not old.exists():
+            shutil.rmtree(scratch, ignore_errors=True)

@@ -121,7 +121,8 @@ class Scaling:
         if early.any():
             raise ValueError(
                 f"{name} must not be earlier than t0 = {self.t0:g}, the time of z0; "
-                f"got {times[early].min():g}. Pass an earlier t0 when building the model."
+                f"got {times[early].min():g}. Build model and guide with an earlier one: "
+                "scaling=Scaling.fit(train, t0=...)."
             )
 
     def scale_values(

@@ -51,11 +51,11 @@ def run(
     progress: bool = True,
     steps_at_once: int = STEPS_AT_ONCE,
 ) -> tuple[SVIRunResult, float]:
-    """What `svi.run(rng_key, num_steps, *args)` does, step for step, in a fraction of its time.
+    """What `svi.run(rng_key, num_steps, *args)` does, step for step, several steps a dispatch.
 
-    `SVI.run` with its progress bar returns to Python after every step, which for small networks
-    takes as long as the step. Here that happens every `steps_at_once` steps, and the initial state
-    is computed by one compiled program instead of operation by operation.
+    `SVI.run` with its progress bar returns to Python after every step. Here that happens every
+    `steps_at_once` steps, and the initial state is computed by one compiled program instead of
+    operation by operation.
 
     Args:
         svi: any SVI.

@@ -122,7 +122,7 @@ def run(
     whole, half = _forecasts(test_key, model, guide, params, test)
     methods = {"model": _score_draws(whole, half, test)}
     methods |= _score_others(noise_key, family, train, test)
-    metrics |= {f"{name}": value for name, value in methods["model"].items()}
+    metrics |= methods["model"]
     fresh = family.sample(jax.random.key(1_000), 500)
     # Half the draws: their number of trajectories makes up for it.
     fresh_draws = _forecasts(fresh_key, model, guide, params, fresh, num_samples=100)

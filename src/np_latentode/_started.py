@@ -1,0 +1,5 @@
+"""When the package began to be imported, before JAX is."""
+
+import time
+
+STARTED = time.perf_counter()
