@@ -15,7 +15,7 @@ def getkey():
 
 @pytest.fixture
 def x64():
-    """Double precision, whatever the session runs in."""
+    """Double precision, whatever the default is."""
     with jax.enable_x64(True):
         yield
 

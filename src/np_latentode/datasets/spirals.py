@@ -59,7 +59,7 @@ class Spirals(Trajectories):
 class SpiralFamily:
     """The curves  r(t) (cos a(t), sin a(t)),  r(t) = radius + growth t,
     a(t) = direction * speed * t + phase,  with a phase uniform on the circle and a direction of -1
-    or 1, seen at random times of a regular grid with Gaussian noise (Rubanova et al. 2019, 4.1).
+    or 1, seen at random times of a regular grid with Gaussian noise (as in Chen et al. 2018, 5.1).
 
     Args:
         end: curves run over [0, end].
