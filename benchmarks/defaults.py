@@ -71,18 +71,6 @@ def parts(rng_key, trajectories, *, shares):
     return trajectories.keep(part.mask | whole[:, None, None])
 
 
-def mostly_whole(rng_key, trajectories):
-    return conditioning.random_context(rng_key, trajectories, whole_share=0.75)
-
-
-def rarely_whole(rng_key, trajectories):
-    return conditioning.random_context(rng_key, trajectories, whole_share=0.25)
-
-
-def never_whole(rng_key, trajectories):
-    return conditioning.random_context(rng_key, trajectories, whole_share=0.0)
-
-
 BASELINE = {
     "method": diffrax.Bosh3(),
     "steps_a_span": 8,
@@ -130,9 +118,9 @@ CANDIDATES = {
     "encoder_32": {"encoder": {"hidden_dim": 32, "width": 32}},
     "whole": {"conditioning": None},
     "prefix": {"conditioning": conditioning.random_prefix},
-    "mostly_whole": {"conditioning": mostly_whole},
-    "rarely_whole": {"conditioning": rarely_whole},
-    "never_whole": {"conditioning": never_whole},
+    "mostly_whole": {"conditioning": partial(conditioning.random_context, whole_share=0.75)},
+    "rarely_whole": {"conditioning": partial(conditioning.random_context, whole_share=0.25)},
+    "never_whole": {"conditioning": partial(conditioning.random_context, whole_share=0.0)},
     "parts_15_30": {"conditioning": partial(parts, shares=(0.15, 0.3))},
     "parts_20_40": {"conditioning": partial(parts, shares=(0.2, 0.4))},
     "parts_30_50": {"conditioning": partial(parts, shares=(0.3, 0.5))},
