@@ -11,7 +11,14 @@ from flax import nnx
 from numpyro.infer import SVI, Trace_ELBO
 from optax import adam
 
-from np_latentode import AmortizedGuide, LatentODE, StandardNormal, Trajectories, latent_ode
+from np_latentode import (
+    AmortizedGuide,
+    GaussianLikelihood,
+    LatentODE,
+    StandardNormal,
+    Trajectories,
+    latent_ode,
+)
 from np_latentode.diagnostics import gaussianization, to_datatree
 from np_latentode.scaling import Scaling
 from np_latentode.solve import Solver
@@ -44,7 +51,13 @@ class Around(nnx.Module):
 def still_model(scale):
     """A guide of known form around values that we choose: q(z0 | x) = N(x, scale^2)."""
     scaling = Scaling.identity(2)
-    model = LatentODE(Still(), Same(), prior=StandardNormal(2), scaling=scaling, noise_scale=1.0)
+    model = LatentODE(
+        Still(),
+        Same(),
+        prior=StandardNormal(2),
+        scaling=scaling,
+        likelihood=GaussianLikelihood(1.0),
+    )
     return model, AmortizedGuide(Same(), Around(scale), scaling=scaling)
 
 

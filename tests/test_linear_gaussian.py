@@ -24,6 +24,7 @@ from np_latentode import (
     ODERNN,
     AmortizedGuide,
     DiagonalNormal,
+    GaussianLikelihood,
     LatentODE,
     Scaling,
     Solver,
@@ -151,7 +152,7 @@ def make_model(truth, *, noise_scale):
         LinearDecoder(truth.readout),
         prior=StandardNormal(LATENT_DIM),
         scaling=truth.scaling,
-        noise_scale=noise_scale,
+        likelihood=GaussianLikelihood(noise_scale),
         solver=SOLVER,
     )
 

@@ -11,6 +11,7 @@ import numpyro.handlers as handlers
 import optax
 import pytest
 from flax import nnx
+from helpers import sites_of
 from numpyro.distributions import Normal, kl_divergence
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, log_likelihood
 from numpyro.infer.inspect import get_model_relations
@@ -50,20 +51,6 @@ def make_parts():
         "encoder": ODERNN(NUM_FEATURES, hidden_dim=8, width=8, rngs=rngs),
         "posterior": DiagonalNormal(8, LATENT_DIM, width=8, rngs=rngs),
     }
-
-
-def sites_of(program, *args, **kwargs):
-    """The sites of a program run on abstract values, so that nothing is compiled: shapes, scales
-    and plates are real, numbers are not."""
-    sites = {}
-
-    def run():
-        with handlers.seed(rng_seed=0), handlers.trace() as trace:
-            program(*args, **kwargs)
-        sites.update(trace)
-
-    jax.eval_shape(run)
-    return sites
 
 
 def of_type(sites, kind):

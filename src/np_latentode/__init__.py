@@ -7,10 +7,31 @@ from np_latentode.decoder import MLPDecoder
 from np_latentode.dynamics import MLPDynamics
 from np_latentode.encoders import ODERNN
 from np_latentode.guide import AmortizedGuide
+from np_latentode.likelihoods import (
+    BernoulliLikelihood,
+    FeatureLikelihoods,
+    GaussianLikelihood,
+    PoissonLikelihood,
+    StudentTLikelihood,
+)
 from np_latentode.model import LatentODE
-from np_latentode.posteriors import DiagonalNormal
-from np_latentode.prediction import forecast, posterior
-from np_latentode.priors import StandardNormal
+from np_latentode.posteriors import (
+    CirclePosterior,
+    DiagonalNormal,
+    FlowjaxPosterior,
+    FlowPosterior,
+    FullRankNormal,
+    ProductPosterior,
+)
+from np_latentode.prediction import forecast, posterior, prior
+from np_latentode.priors import (
+    CirclePrior,
+    FlowjaxPrior,
+    FlowPrior,
+    MixturePrior,
+    ProductPrior,
+    StandardNormal,
+)
 from np_latentode.scaling import Scaling
 from np_latentode.solve import Solver
 from np_latentode.training import optimizer
@@ -19,19 +40,35 @@ from np_latentode.trajectories import Trajectories
 __all__ = [
     "ODERNN",
     "AmortizedGuide",
+    "BernoulliLikelihood",
+    "CirclePosterior",
+    "CirclePrior",
     "DiagonalNormal",
+    "FeatureLikelihoods",
+    "FlowPosterior",
+    "FlowPrior",
+    "FlowjaxPosterior",
+    "FlowjaxPrior",
+    "FullRankNormal",
+    "GaussianLikelihood",
     "LatentODE",
     "MLPDecoder",
     "MLPDynamics",
+    "MixturePrior",
+    "PoissonLikelihood",
+    "ProductPosterior",
+    "ProductPrior",
     "Scaling",
     "Solver",
     "StandardNormal",
+    "StudentTLikelihood",
     "Trajectories",
     "datasets",
     "forecast",
     "latent_ode",
     "optimizer",
     "posterior",
+    "prior",
     "random_context",
     "random_points",
     "random_prefix",

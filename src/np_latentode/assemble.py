@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from flax import nnx
-from jaxtyping import ArrayLike
 
 from np_latentode.decoder import MLPDecoder
 from np_latentode.dynamics import MLPDynamics
 from np_latentode.encoders import ODERNN
 from np_latentode.guide import AmortizedGuide
+from np_latentode.likelihoods import Likelihood, check_observed
 from np_latentode.model import LatentODE
-from np_latentode.modules import feature_dim
-from np_latentode.posteriors import DiagonalNormal
+from np_latentode.modules import Part, feature_dim
+from np_latentode.posteriors import on_support
 from np_latentode.priors import StandardNormal
 from np_latentode.scaling import Scaling
 from np_latentode.solve import Solver
@@ -24,13 +24,13 @@ def latent_ode(
     train: Trajectories,
     *,
     latent_dim: int,
-    dynamics: nnx.Module | None = None,
-    decoder: nnx.Module | None = None,
-    prior: nnx.Module | None = None,
-    encoder: nnx.Module | None = None,
-    posterior: nnx.Module | None = None,
+    dynamics: Part | None = None,
+    decoder: Part | None = None,
+    prior: Part | None = None,
+    encoder: Part | None = None,
+    posterior: Part | None = None,
     scaling: Scaling | None = None,
-    noise_scale: ArrayLike | None = None,
+    likelihood: Likelihood | None = None,
     solver: Solver | None = None,
     rngs: nnx.Rngs,
 ) -> tuple[LatentODE, AmortizedGuide]:
@@ -41,8 +41,9 @@ def latent_ode(
     Args:
         train: fixes the number of features and, unless `scaling` is given, the units and t0.
         latent_dim: the dimension of z0.
-        dynamics, decoder, prior, noise_scale, solver: see `LatentODE`.
-        encoder, posterior: see `AmortizedGuide`.
+        dynamics, decoder, prior, likelihood, solver: see `LatentODE`.
+        encoder, posterior: see `AmortizedGuide`. The default posterior lives where the prior does:
+            a `CirclePosterior` for each circle, a `DiagonalNormal` for the rest.
         scaling: the units. Default: `Scaling.fit(train)`.
         rngs: initialises the networks.
 
@@ -60,15 +61,25 @@ def latent_ode(
         MLPDecoder(latent_dim, num_features, rngs=rngs) if decoder is None else decoder,
         prior=StandardNormal(latent_dim) if prior is None else prior,
         scaling=scaling,
-        noise_scale=noise_scale,
+        likelihood=likelihood,
         solver=solver,
     )
+    check_observed(model.likelihood, train, name="train")
     encoder = ODERNN(num_features, rngs=rngs) if encoder is None else encoder
     if posterior is None:
-        width = feature_dim(encoder, num_features)
-        posterior = DiagonalNormal(width, latent_dim, rngs=rngs)
+        posterior = on_support(model.support, feature_dim(encoder, num_features), rngs=rngs)
     guide = AmortizedGuide(encoder, posterior, scaling=scaling)
     for name, dim in (("prior", model.latent_dim), ("posterior", guide.latent_dim)):
         if dim != latent_dim:
             raise ValueError(f"{name} must be over vectors of latent_dim {latent_dim}; got {dim}.")
+    if guide.support != model.support:
+        raise ValueError(
+            f"posterior must live where the prior does, on {model.support}; got one on "
+            f"{guide.support}."
+        )
+    if shared := sorted(model.trained & guide.trained):
+        raise ValueError(
+            f"model and guide must name different parameters, as NumPyro merges those of one name; "
+            f"got {shared} in both."
+        )
     return model, guide

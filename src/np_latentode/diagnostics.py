@@ -16,8 +16,7 @@ from jaxtyping import Array
 
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.modules import bind
-from np_latentode.prediction import forecast, posterior
+from np_latentode.prediction import forecast, posterior, prior
 from np_latentode.trajectories import Trajectories
 
 __all__ = ["GaussianizationReport", "gaussianization", "to_datatree"]
@@ -37,7 +36,8 @@ def to_datatree(
 
     Groups: `posterior` (z0 from the guide), `posterior_predictive` (x and x_mean at the observed
     times), `log_likelihood` (one term a trajectory), `observed_data` (NaN where unobserved) and
-    `constant_data` (times, mask and noise_scale). All but z0 is in original units.
+    `constant_data` (times, mask, and parameters with a name of their own, as `noise_scale`). All
+    but z0 is in original units.
 
     Args:
         rng_key: a key.
@@ -61,7 +61,7 @@ def to_datatree(
     fitted = numpyro.handlers.substitute(model, data=params)
     log_likelihood = numpyro.infer.log_likelihood(fitted, {"z0": draws["z0"]}, trajectories)["x"]
     values, mask = np.asarray(trajectories.values), np.asarray(trajectories.mask)
-    noise_scale = params.get("noise_scale", model.noise_scale)
+    named = {k: np.asarray(v) for k, v in params.items() if not k.endswith("$params")}
 
     def one_chain(draws: Array) -> np.ndarray:
         return np.asarray(draws)[None]
@@ -75,7 +75,7 @@ def to_datatree(
             "constant_data": {
                 "times": np.asarray(trajectories.times),
                 "mask": mask,
-                "noise_scale": np.broadcast_to(noise_scale, (trajectories.num_features,)),
+                **named,
             },
         },
         coords={"feature": list(names)},
@@ -83,7 +83,7 @@ def to_datatree(
             "z0": ["trajectory", "latent"],
             "times": ["trajectory", "time"],
             "mask": ["trajectory", "time", "feature"],
-            "noise_scale": ["feature"],
+            **{name: ["feature"] for name, value in named.items() if value.shape == (len(names),)},
             "x": ["trajectory", "time", "feature"],
             "x_mean": ["trajectory", "time", "feature"],
         },
@@ -159,8 +159,7 @@ def gaussianization(
     draw_key, pick_key = jax.random.split(rng_key)
     q = posterior(guide, params, trajectories)
     z = q.sample(draw_key)
-    with numpyro.handlers.substitute(data=params):
-        prior = bind("prior", model.prior)()
+    p = prior(model, params)
     n = len(trajectories)
     # Shuffled, a prefix is a sample without replacement.
     picked = jax.random.permutation(pick_key, n)[:num_points]
@@ -170,7 +169,7 @@ def gaussianization(
         return logsumexp(q.log_prob(point)) - jnp.log(n)
 
     log_q = jax.lax.map(jax.jit(log_marginal), z[picked], batch_size=64)
-    log_p = prior.log_prob(z[picked])
+    log_p = p.log_prob(z[picked])
     gap = np.asarray(log_q - log_p)
     draws = np.asarray(z, dtype=np.float64)
     standard = (draws - draws.mean(0)) / draws.std(0)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpyro
-from flax import nnx
 from jaxtyping import ArrayLike
 
 from np_latentode.conditioning import Conditioning
 from np_latentode.modules import (
+    Part,
     bind,
     check_module,
     feature_dim,
-    vector_dim,
-    with_parameters,
+    parameter_names,
+    vector_distribution,
 )
 from np_latentode.plate import check_call, subsample, trajectory_plate
 from np_latentode.scaling import Scaling, check_scaling
@@ -28,11 +28,12 @@ class AmortizedGuide:
     z0_i  ~  posterior(encoder(context_i))
 
     Parameters: `encoder$params` and `posterior$params`; the site `z0` in the plate `trajectory`.
+    Each part is an nnx module, or a function as in `LatentODE`.
 
     Args:
-        encoder: an nnx module `(times, values, mask) -> features` in scaled units, one row of
-            features a trajectory.
-        posterior: an nnx module `features -> distribution` over z0.
+        encoder: `(times, values, mask) -> features` in scaled units, one row of features a
+            trajectory.
+        posterior: `features -> distribution` over z0.
         scaling: the units; the model must be given the same.
 
     Raises:
@@ -40,15 +41,16 @@ class AmortizedGuide:
             the other.
     """
 
-    def __init__(self, encoder: nnx.Module, posterior: nnx.Module, *, scaling: Scaling):
+    def __init__(self, encoder: Part, posterior: Part, *, scaling: Scaling):
         for name, module in (("encoder", encoder), ("posterior", posterior)):
             check_module(name, module)
         self.encoder, self.posterior = encoder, posterior
         self.scaling = check_scaling(scaling)
-        self.trained = with_parameters(encoder=encoder, posterior=posterior)
-        width = feature_dim(encoder, len(self.scaling.loc))
-        features = jnp.zeros((1, width))
-        self.latent_dim = vector_dim("posterior", posterior, features, batch_shape=(1,))
+        features = jnp.zeros((1, feature_dim(encoder, len(self.scaling.loc))))
+        self.latent_dim, self.support = vector_distribution(
+            "posterior", posterior, features, batch_shape=(1,)
+        )
+        self.trained = parameter_names(self._bind)
 
     def __call__(
         self,
@@ -75,7 +77,7 @@ class AmortizedGuide:
         context, _ = check_call(
             context, target, batch_size=batch_size, kl_weight=kl_weight, scaling=self.scaling
         )
-        encoder, posterior = bind("encoder", self.encoder), bind("posterior", self.posterior)
+        encoder, posterior = self._bind()
         with trajectory_plate(context, batch_size):
             seen = subsample(context)
             if conditioning is not None:
@@ -87,3 +89,6 @@ class AmortizedGuide:
             )
             with numpyro.handlers.scale(scale=kl_weight):
                 numpyro.sample("z0", posterior(features))
+
+    def _bind(self):
+        return bind("encoder", self.encoder), bind("posterior", self.posterior)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpyro
-import numpyro.distributions as dist
-from flax import nnx
 from jaxtyping import ArrayLike
 
 from np_latentode.conditioning import Conditioning
+from np_latentode.likelihoods import (
+    GaussianLikelihood,
+    Likelihood,
+    check_likelihood,
+    check_observed,
+)
 from np_latentode.modules import (
+    Part,
     bind,
+    bind_prior,
     check_module,
     output_shape,
-    vector_dim,
-    with_parameters,
+    parameter_names,
+    vector_distribution,
 )
 from np_latentode.plate import check_call, subsample, trajectory_plate
 from np_latentode.scaling import Scaling, check_scaling
@@ -30,20 +35,23 @@ class LatentODE:
 
     z0_i   ~  prior
     z_i(t) =  ODESolve(dynamics, z0_i, t0 -> t)
-    x_i(t) ~  Normal(decoder(z_i(t)), noise_scale)     where observed
+    x_i(t) ~  likelihood(decoder(z_i(t)))              where observed
 
     Sites, all in the plate `trajectory`: `z0`, `x`, and the deterministic `x_mean`, which with `x`
-    is in original units. Parameters: `dynamics$params`, `decoder$params`, those of the prior, and
-    `noise_scale` where it is learned.
+    is in original units. Parameters: `dynamics$params`, `decoder$params`, `prior$params`, and those
+    that the likelihood and the parts that are functions name, such as `noise_scale`.
+
+    Each part is an nnx module, or a function without arguments that is called outside of the plate,
+    may name NumPyro parameters, and returns the part.
 
     Args:
-        dynamics: an nnx module `(t, z) -> dz/dt`, with t a scalar in scaled time and z of shape
+        dynamics: `(t, z) -> dz/dt`, with t a scalar in scaled time and z of shape
             (trajectory, latent).
-        decoder: an nnx module `z -> E[x | z]` in scaled units.
-        prior: an nnx module `() -> distribution` over z0.
+        decoder: `z -> (trajectory, time, feature)` in scaled units.
+        prior: `() -> distribution` over z0.
         scaling: the units; the guide must be given the same.
-        noise_scale: the standard deviation of the observations in original units, one for all or
-            one a feature. Default: learned, one a feature, from half of the feature's unit on.
+        likelihood: `scaling -> (decoded -> distribution over x)`. Default: Gaussian, with the noise
+            of each feature learned.
         solver: how to solve.
 
     Raises:
@@ -52,25 +60,27 @@ class LatentODE:
 
     def __init__(
         self,
-        dynamics: nnx.Module,
-        decoder: nnx.Module,
+        dynamics: Part,
+        decoder: Part,
         *,
-        prior: nnx.Module,
+        prior: Part,
         scaling: Scaling,
-        noise_scale: ArrayLike | None = None,
+        likelihood: Likelihood | None = None,
         solver: Solver | None = None,
     ):
         for name, module in (("dynamics", dynamics), ("decoder", decoder), ("prior", prior)):
             check_module(name, module)
         self.dynamics, self.decoder, self.prior = dynamics, decoder, prior
         self.scaling = check_scaling(scaling)
-        self.noise_scale = _check_noise(noise_scale, scaling)
+        self.likelihood = check_likelihood(
+            GaussianLikelihood() if likelihood is None else likelihood
+        )
         self.solver = Solver() if solver is None else solver
         if not isinstance(self.solver, Solver):
             raise ValueError(f"solver must be a np_latentode.Solver; got {solver!r}.")
-        self.trained = with_parameters(dynamics=dynamics, decoder=decoder, prior=prior)
-        self.latent_dim = vector_dim("prior", prior, batch_shape=())
+        self.latent_dim, self.support = vector_distribution("prior", prior, batch_shape=())
         self._check_dimensions()
+        self.trained = parameter_names(self._bind)
 
     def __call__(
         self,
@@ -97,31 +107,31 @@ class LatentODE:
         context, asked = check_call(
             context, target, batch_size=batch_size, kl_weight=kl_weight, scaling=self.scaling
         )
-        dynamics, decoder = bind("dynamics", self.dynamics), bind("decoder", self.decoder)
-        prior = bind("prior", self.prior)()
-        noise_scale = self._noise_scale()
+        if isinstance(asked, Trajectories):
+            check_observed(self.likelihood, asked, name="context" if target is None else "target")
+        dynamics, decoder, prior, likelihood = self._bind()
         with trajectory_plate(context, batch_size):
             asked = subsample(asked)
             times = asked.times if isinstance(asked, Trajectories) else asked
             with numpyro.handlers.scale(scale=kl_weight):
                 z0 = jnp.asarray(numpyro.sample("z0", prior))
             z = solve(dynamics, z0, self.scaling.scale_times(times), solver=self.solver)
-            x_mean = self.scaling.unscale_values(decoder(z))
-            numpyro.deterministic("x_mean", x_mean)
-            likelihood = dist.Normal(x_mean, noise_scale)
+            x = likelihood(decoder(z))
+            numpyro.deterministic("x_mean", x.mean)
             if isinstance(asked, Trajectories):
                 # Masked before to_event, each trajectory is one term, as LOO wants it.
-                likelihood = likelihood.mask(asked.mask).to_event(2)
-                numpyro.sample("x", likelihood, obs=asked.values)
+                numpyro.sample("x", x.mask(asked.mask).to_event(2), obs=asked.values)
             else:
-                numpyro.sample("x", likelihood.to_event(2))
+                numpyro.sample("x", x.to_event(2))
 
-    def _noise_scale(self) -> jax.Array:
-        if self.noise_scale is not None:
-            return self.noise_scale
-        start = jnp.asarray(0.5 * self.scaling.scale, dtype=jnp.result_type(float))
-        noise_scale = numpyro.param("noise_scale", start, constraint=dist.constraints.positive)
-        return jnp.asarray(noise_scale)
+    def _bind(self):
+        """The parts with their parameters, which belong to no trajectory and so to no plate."""
+        return (
+            bind("dynamics", self.dynamics),
+            bind("decoder", self.decoder),
+            bind_prior(self.prior),
+            self.likelihood(self.scaling),
+        )
 
     def _check_dimensions(self) -> None:
         t, z = jnp.zeros(()), jnp.zeros((1, self.latent_dim))
@@ -137,16 +147,3 @@ class LatentODE:
                 f"decoder must return shape (trajectory, time, {len(self.scaling.loc)}), the "
                 f"scaling's features; got {mean} for one trajectory at one time."
             )
-
-
-def _check_noise(noise_scale: ArrayLike | None, scaling: Scaling) -> jax.Array | None:
-    if noise_scale is None:
-        return None
-    noise_scale = jnp.asarray(noise_scale, dtype=jnp.result_type(float))
-    positive = jnp.isfinite(noise_scale) & (noise_scale > 0)
-    if noise_scale.shape not in ((), scaling.loc.shape) or not positive.all():
-        raise ValueError(
-            "noise_scale must be positive and finite, one number or one a feature, shape "
-            f"{scaling.loc.shape}; got {noise_scale}."
-        )
-    return noise_scale

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+import numpyro.handlers as handlers
 from flax import nnx
 from jaxtyping import Array
 from numpyro.contrib.module import nnx_module
 
+from np_latentode.distributions import describe_support
+
 __all__ = [
+    "Part",
     "bind",
+    "bind_prior",
     "check_module",
     "feature_dim",
     "mlp",
     "output_shape",
-    "vector_dim",
-    "with_parameters",
+    "parameter_names",
+    "vector_distribution",
 ]
+
+Part = nnx.Module | Callable[[], Any]
+"""An nnx module, or a function without arguments that makes what one would be once bound."""
 
 
 def mlp(
@@ -49,8 +59,13 @@ def check_module(name: str, module: object) -> None:
     Raises:
         ValueError: naming the argument and the leaves that are no parameters.
     """
+    if isinstance(module, types.FunctionType) and _without_arguments(module):
+        return
     if not isinstance(module, nnx.Module) or not callable(module):
-        raise ValueError(f"{name} must be a callable flax nnx.Module; got {module!r}.")
+        raise ValueError(
+            f"{name} must be a callable flax nnx.Module, or a function without arguments that "
+            f"returns one's equal; got {module!r}."
+        )
     others = nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Param)))
     if others:
         paths = ", ".join(".".join(map(str, path)) for path, _ in others)
@@ -60,29 +75,50 @@ def check_module(name: str, module: object) -> None:
         )
 
 
-def bind(name: str, module: nnx.Module) -> Callable[..., Any]:
-    """The module as a function of its inputs, its parameters registered as `{name}$params`.
+def _without_arguments(function: Callable[..., Any]) -> bool:
+    needed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return not any(p.default is p.empty and p.kind in needed for p in parameters)
+
+
+def bind(name: str, part: Part) -> Callable[..., Any]:
+    """The part as a function of its inputs, its parameters known to NumPyro.
+
+    A module's parameters are the site `{name}$params`. A function is called to make the part, and
+    names its parameters itself: here, not inside of an ODE solve, where sites would leak.
 
     Call it outside of any plate: parameters belong to no trajectory.
     """
-    return nnx_module(name, module)
+    return nnx_module(name, part) if isinstance(part, nnx.Module) else part()
 
 
-def with_parameters(**modules: nnx.Module) -> tuple[str, ...]:
-    """The names of those modules that have something to train."""
-    return tuple(n for n, m in modules.items() if jax.tree.leaves(nnx.state(m, nnx.Param)))
+def bind_prior(part: Part) -> Any:
+    """The prior's distribution; a function makes it right away, as a prior has no inputs."""
+    prior = bind("prior", part)
+    return prior() if isinstance(part, nnx.Module) else prior
 
 
-def output_shape(name: str, module: nnx.Module, *inputs: Array) -> tuple[int, ...]:
-    """The shape of what the module makes of such inputs, without computing it.
+def parameter_names(program: Callable[[], Any]) -> frozenset[str]:
+    """The names of those parameter sites of a program that hold anything to train."""
+    with handlers.seed(rng_seed=0), handlers.trace() as sites:
+        program()
+    return frozenset(
+        name
+        for name, site in sites.items()
+        if site["type"] == "param" and jax.tree.leaves(site["value"])
+    )
+
+
+def output_shape(name: str, part: Part, *inputs: Array) -> tuple[int, ...]:
+    """The shape of what the part makes of such inputs, without computing it.
 
     Raises:
-        ValueError: naming the argument, if the module refuses them or returns no array.
+        ValueError: naming the argument, if the part refuses them or returns no array.
     """
-    return _abstract(name, module, lambda output: output, *inputs).shape
+    return _abstract(name, part, lambda output: output, *inputs).shape
 
 
-def feature_dim(encoder: nnx.Module, num_features: int) -> int:
+def feature_dim(encoder: Part, num_features: int) -> int:
     """How many features the encoder makes of a trajectory.
 
     Raises:
@@ -98,34 +134,40 @@ def feature_dim(encoder: nnx.Module, num_features: int) -> int:
     return shape[1]
 
 
-def vector_dim(name: str, module: nnx.Module, *inputs: Array, batch_shape: tuple[int, ...]) -> int:
-    """The dimension of the vectors that the module returns a distribution over.
+def vector_distribution(
+    name: str, part: Part, *inputs: Array, batch_shape: tuple[int, ...]
+) -> tuple[int, str]:
+    """The dimension of the vectors that the part returns a distribution over, and where they live.
 
     Raises:
         ValueError: if it returns something else.
     """
-    shapes: list[Any] = []
+    seen: list[Any] = []
 
     def note(output: Any) -> Array:
         if not isinstance(output, dist.Distribution):
             raise ValueError(f"it returned a {type(output).__name__}")
-        shapes.append((output.batch_shape, output.event_shape))
+        support = describe_support(output) if len(output.event_shape) == 1 else ""
+        seen.append((output.batch_shape, output.event_shape, support))
         return jnp.zeros(())
 
-    _abstract(name, module, note, *inputs)
-    batch, event = shapes[0]
+    _abstract(name, part, note, *inputs)
+    batch, event, support = seen[0]
     if batch != batch_shape or len(event) != 1:
         raise ValueError(
             f"{name} must return a distribution over vectors, of batch shape {batch_shape} and one "
             f"event axis (as to_event(1) makes it); got batch shape {batch}, event shape {event}."
         )
-    return event[0]
+    return event[0], support
 
 
-def _abstract(name: str, module: nnx.Module, finish: Callable[[Any], Any], *inputs: Array) -> Any:
-    call: Any = module
+def _abstract(name: str, part: Part, finish: Callable[[Any], Any], *inputs: Array) -> Any:
+    def call(*inputs: Array) -> Any:
+        with handlers.seed(rng_seed=0), handlers.trace():
+            return finish(bind_prior(part) if name == "prior" else bind(name, part)(*inputs))
+
     try:
-        return jax.eval_shape(lambda *inputs: finish(call(*inputs)), *inputs)
+        return jax.eval_shape(call, *inputs)
     except (AttributeError, TypeError, ValueError) as error:
         shapes = ", ".join(str(x.shape) for x in inputs) or "none"
         raise ValueError(f"{name} must accept inputs of shapes {shapes}: {error}.") from error

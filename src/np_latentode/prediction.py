@@ -5,15 +5,32 @@ from __future__ import annotations
 from functools import partial
 
 import jax
+import numpyro.distributions as dist
 import numpyro.handlers as handlers
 from jaxtyping import Array
 
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
+from np_latentode.modules import bind_prior
 from np_latentode.plate import check_context, prediction_times
 from np_latentode.trajectories import Numbers, Trajectories
 
-__all__ = ["forecast", "posterior"]
+__all__ = ["forecast", "posterior", "prior"]
+
+
+def prior(model: LatentODE, params: dict) -> dist.Distribution:
+    """The model's distribution p(z0), with what was learned of it.
+
+    Args:
+        model: the model that `params` were fitted with.
+        params: the fitted parameters, `SVIRunResult.params`.
+
+    Raises:
+        ValueError: if params are those of no fit.
+    """
+    _check_params(params, model)
+    with handlers.seed(rng_seed=0), handlers.substitute(data=params):
+        return bind_prior(model.prior)
 
 
 def posterior(guide: AmortizedGuide, params: dict, context: Trajectories):
@@ -36,7 +53,7 @@ def posterior(guide: AmortizedGuide, params: dict, context: Trajectories):
 
 def _check_params(params: dict, *programs: LatentODE | AmortizedGuide) -> None:
     # NumPyro runs a program whose parameters are not substituted with its untrained networks.
-    needed = {f"{name}$params" for program in programs for name in program.trained}
+    needed = frozenset().union(*(program.trained for program in programs))
     if missing := sorted(needed - set(params)):
         raise ValueError(
             f"params must be those of a fit, as in `SVIRunResult.params`; got none of {missing}."

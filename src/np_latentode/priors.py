@@ -1,18 +1,48 @@
-"""p(z0): what is believed of the latent state before anything is observed."""
+"""p(z0): what is believed of the latent state before anything is observed.
+
+A prior is an nnx module that takes nothing and returns a NumPyro distribution over vectors of
+`latent_dim` numbers:
+
+    class MyPrior(nnx.Module):
+        def __init__(self, ...):
+            self.raw_scale = nnx.Param(jnp.zeros(4))        # what SVI is to train
+
+        def __call__(self) -> dist.Distribution:            # p(z0)
+            return dist.StudentT(3.0, 0.0, nnx.softplus(self.raw_scale[...])).to_event(1)
+
+The ELBO scores it at draws from the guide: its `log_prob` should be the fast direction. Or it is a
+function that does the same with parameters of NumPyro's own:
+
+    def my_prior() -> dist.Distribution:
+        scale = numpyro.param("prior_scale", jnp.ones(4), constraint=constraints.positive)
+        return dist.StudentT(3.0, 0.0, scale).to_event(1)
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpyro.distributions as dist
 from flax import nnx
 
-__all__ = ["StandardNormal"]
+from np_latentode.distributions import ProductDistribution, ProjectedCircle
+from np_latentode.flows import FlowjaxParameters, inverse_autoregressive
+from np_latentode.modules import check_module
+
+__all__ = [
+    "CirclePrior",
+    "FlowPrior",
+    "FlowjaxPrior",
+    "MixturePrior",
+    "ProductPrior",
+    "StandardNormal",
+]
 
 
 class StandardNormal(nnx.Module):
     """z0 ~ N(0, I).
-
-    A prior is an nnx module that takes nothing and returns a NumPyro distribution over vectors of
-    `latent_dim` numbers.
 
     Args:
         latent_dim: the dimension of z0.
@@ -23,3 +53,101 @@ class StandardNormal(nnx.Module):
 
     def __call__(self) -> dist.Distribution:
         return dist.Normal(0.0, 1.0).expand([self.latent_dim]).to_event(1)
+
+
+class MixturePrior(nnx.Module):
+    """z0 ~ sum_k weight_k Normal(loc_k, scale_k), diagonal, all of it learned.
+
+    At first the mixture is close to N(0, I).
+
+    Args:
+        latent_dim: the dimension of z0.
+        num_components: how many normals.
+    """
+
+    def __init__(self, latent_dim: int, *, num_components: int = 8, rngs: nnx.Rngs):
+        shape = (num_components, latent_dim)
+        self.logits = nnx.Param(jnp.zeros(num_components))
+        self.loc = nnx.Param(0.5 * jax.random.normal(rngs.params(), shape))
+        self.log_scale = nnx.Param(jnp.zeros(shape))
+
+    def __call__(self) -> dist.Distribution:
+        components = dist.Normal(self.loc[...], jnp.exp(self.log_scale[...])).to_event(1)
+        return dist.MixtureSameFamily(dist.CategoricalLogits(self.logits[...]), components)
+
+
+class FlowPrior(nnx.Module):
+    """z0 = f(e), e ~ N(0, I), with f the inverse of NumPyro's inverse autoregressive flow.
+
+    log p(z0) = log N(g(z0); 0, I) + log |det dg/dz0|,  g = f^-1   (Kingma et al. 2016, equation 10)
+
+    g is one pass of a network, which the ELBO asks for at every step; drawing from the prior, which
+    it never does, takes `latent_dim` passes. At first f is close to the identity.
+
+    Args:
+        latent_dim: the dimension of z0, at least 2.
+        num_layers: how many autoregressive networks, each in the reverse order of the last.
+        width: units of the one hidden layer of each.
+    """
+
+    def __init__(self, latent_dim: int, *, num_layers: int = 3, width: int = 32, rngs: nnx.Rngs):
+        self.latent_dim = latent_dim
+        self.layers = inverse_autoregressive(latent_dim, num_layers, width, rngs=rngs)
+
+    def __call__(self) -> dist.Distribution:
+        base = dist.Normal(0.0, 1.0).expand([self.latent_dim]).to_event(1)
+        return dist.TransformedDistribution(base, [layer().inv for layer in self.layers])
+
+
+class CirclePrior(nnx.Module):
+    """u ~ ProjectedNormal(concentration) on the unit circle, two numbers of z0.
+
+    Uniform at first, and for ever where no direction is preferred: the home of a phase.
+    """
+
+    def __init__(self):
+        self.concentration = nnx.Param(jnp.zeros(2))
+
+    def __call__(self) -> dist.Distribution:
+        return ProjectedCircle(self.concentration[...])
+
+
+class ProductPrior(nnx.Module):
+    """z0 = [z_1, ..., z_K], independent, each with a prior of its own.
+
+    `ProductPrior(CirclePrior(), StandardNormal(2))` is a phase and two Euclidean numbers, four
+    in all.
+
+    Args:
+        *factors: priors.
+
+    Raises:
+        ValueError: if a factor is no prior.
+    """
+
+    def __init__(self, *factors: nnx.Module):
+        for k, factor in enumerate(factors):
+            check_module(f"factors[{k}]", factor)
+        self.factors = nnx.List(factors)
+
+    def __call__(self) -> dist.Distribution:
+        return ProductDistribution(*(factor() for factor in self.factors))
+
+
+class FlowjaxPrior(nnx.Module):
+    """z0 ~ a flowjax distribution, with its own parameters trained.
+
+    Give it a flow whose `log_prob` is the fast direction, as flowjax makes by default.
+
+    Args:
+        distribution: any unconditional flowjax distribution over vectors.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+
+    def __init__(self, distribution: Any):
+        self.flow = FlowjaxParameters(distribution, cond_dim=None)
+
+    def __call__(self) -> dist.Distribution:
+        return self.flow.distribution()

@@ -142,6 +142,28 @@ class SpiralFamily:
             direction=direction,
         )
 
+    def nearest(
+        self, curves: Float[Array, "curve time 2"], times: Float[Array, " time"]
+    ) -> tuple[Float[Array, " curve"], Float[Array, " curve"], Float[Array, " curve"]]:
+        """The spiral of the family that is nearest to each curve: phase, direction, squared error.
+
+        With curves as complex numbers y and r = radius + growth t, the mean squared error over
+        times and the two coordinates is, minimised over the phase,
+
+        (sum_k |y_k|^2 + r_k^2 - 2 |C_d|) / 2 K,   C_d = sum_k r_k exp(-i d speed t_k) y_k,
+
+        at phase = arg C_d; the direction d is the better one of -1 and 1.
+        """
+        y = curves[..., 0] + 1j * curves[..., 1]
+        r = self.radius + self.growth * times
+        directions = jnp.array([-1.0, 1.0])
+        turn = jnp.exp(-1j * self.speed * directions[:, None] * times)
+        c = jnp.einsum("dt,nt->nd", r * turn, y)
+        best = jnp.argmax(jnp.abs(c), axis=-1)
+        c = jnp.take_along_axis(c, best[:, None], axis=-1)[:, 0]
+        mse = (jnp.sum(jnp.abs(y) ** 2 + r**2, axis=-1) - 2 * jnp.abs(c)) / (2 * len(times))
+        return jnp.angle(c), directions[best], jnp.maximum(mse, 0.0)
+
     def posterior(self, context: Trajectories) -> SpiralPosterior:
         """The exact posterior of phase and direction: the limit that no method can beat.
 

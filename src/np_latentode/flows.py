@@ -1,0 +1,135 @@
+"""Normalizing flows as parts: NumPyro's inverse autoregressive flow, and any flow of flowjax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from flax import nnx
+from jax.example_libraries import stax
+from jaxtyping import Array
+from numpyro.distributions import constraints
+from numpyro.distributions.flows import InverseAutoregressiveTransform
+from numpyro.nn import AutoregressiveNN
+
+__all__ = ["FlowjaxParameters", "inverse_autoregressive"]
+
+
+def inverse_autoregressive(
+    dim: int, num_layers: int, width: int, *, context_dim: int = 0, rngs: nnx.Rngs
+) -> nnx.List:
+    """Layers of an inverse autoregressive flow, in alternating order of the dimensions."""
+    orders = [jnp.arange(dim)[:: (-1) ** k] for k in range(num_layers)]
+    return nnx.List([_Autoregressive(dim, context_dim, width, o, rngs=rngs) for o in orders])
+
+
+class _Autoregressive(nnx.Module):
+    """x -> mean(x, c) + scale(x, c) * x, each dimension's from those before it and the context c.
+
+    NumPyro's network has no inputs beside x. Here the context goes in as dimensions that come
+    before all others, and what the network makes of those is left out.
+    """
+
+    def __init__(self, dim: int, context_dim: int, width: int, order: Array, *, rngs: nnx.Rngs):
+        self.context_dim = context_dim
+        inputs = context_dim + dim
+        first = jnp.arange(context_dim)
+        # At least as many units as inputs, or NumPyro cannot give each of them a degree.
+        init, self.apply = AutoregressiveNN(
+            inputs,
+            [max(width, inputs)],
+            permutation=jnp.concatenate([first, context_dim + order]),
+            nonlinearity=stax.Elu,
+        )
+        weights, self.structure = jax.tree.flatten(init(rngs.params(), (inputs,))[1])
+        # The last weight matrix starts small, and so the flow close to the identity.
+        weights[-2:] = [0.01 * w for w in weights[-2:]]
+        self.weights = nnx.List([nnx.Param(w) for w in weights])
+
+    def __call__(self, context: Array | None = None) -> InverseAutoregressiveTransform:
+        params = jax.tree.unflatten(self.structure, [w[...] for w in self.weights])
+
+        def mean_and_log_scale(x: Array) -> tuple[Array, ...]:
+            if context is not None:
+                c = jnp.broadcast_to(context, (*x.shape[:-1], context.shape[-1]))
+                x = jnp.concatenate([c, x], axis=-1)
+            return tuple(out[..., self.context_dim :] for out in self.apply(params, x))
+
+        return InverseAutoregressiveTransform(mean_and_log_scale)
+
+
+class FlowjaxParameters(nnx.Module):
+    """The parameters of a flowjax distribution, which is an Equinox module, as those of an nnx one.
+
+    Args:
+        distribution: the flowjax distribution.
+        cond_dim: the dimension of what it is conditional on. None: it must be unconditional.
+
+    Raises:
+        ValueError: if it is something else, or not over vectors.
+    """
+
+    def __init__(self, distribution: Any, *, cond_dim: int | None):
+        try:
+            from flowjax.distributions import AbstractDistribution
+            from paramax import NonTrainable
+        except ImportError as error:
+            raise ImportError(
+                "Distributions of flowjax need it installed: pip install 'np-latentode[flows]'."
+            ) from error
+        if not isinstance(distribution, AbstractDistribution) or len(distribution.shape) != 1:
+            raise ValueError(
+                f"distribution must be a flowjax distribution over vectors; got {distribution!r}."
+            )
+        cond_shape = None if cond_dim is None else (cond_dim,)
+        if distribution.cond_shape != cond_shape:
+            raise ValueError(
+                f"distribution must have cond_shape {cond_shape}; got {distribution.cond_shape}."
+            )
+        trained, rest = eqx.partition(
+            distribution, eqx.is_inexact_array, is_leaf=lambda x: isinstance(x, NonTrainable)
+        )
+        leaves, structure = jax.tree.flatten(trained)
+        self.weights = nnx.List([nnx.Param(leaf) for leaf in leaves])
+        # In a closure, as nnx would take arrays that are not trained for state that changes.
+        self.rebuild = lambda leaves: eqx.combine(jax.tree.unflatten(structure, leaves), rest)
+
+    def distribution(self, condition: Array | None = None) -> dist.Distribution:
+        """The NumPyro distribution, one for each row of `condition`."""
+        from paramax import unwrap
+
+        return _FlowjaxDistribution(unwrap(self.rebuild([w[...] for w in self.weights])), condition)
+
+
+class _FlowjaxDistribution(dist.Distribution):
+    pytree_data_fields = ("flow", "condition")
+
+    def __init__(self, flow: Any, condition: Array | None, *, validate_args: bool | None = None):
+        self.flow, self.condition = flow, condition
+        batch_shape = () if condition is None else condition.shape[:-1]
+        super().__init__(batch_shape, flow.shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.real_vector
+
+    @property
+    def has_rsample(self) -> bool:
+        return True
+
+    def sample_with_intermediates(
+        self, key: Array | None, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, list[Array]]:
+        draw, log_prob = self.flow.sample_and_log_prob(key, sample_shape, self.condition)
+        return draw, [log_prob]
+
+    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
+        return self.flow.sample(key, sample_shape, self.condition)
+
+    def log_prob(self, value: Any, intermediates: list[Array] | None = None) -> Array:
+        if intermediates:
+            return intermediates[0]
+        return self.flow.log_prob(value, self.condition)

@@ -1,0 +1,240 @@
+"""p(x | z): how observations scatter around what the decoder makes of the latent state.
+
+A likelihood is a callable that is given the scaling, names what is to be learned as NumPyro
+parameters, and returns a function of the decoder's output, shape (trajectory, time, feature) in
+scaled units. That returns a NumPyro distribution of the same batch shape over x in original units,
+independent in every entry, so that unobserved ones can be masked; its mean is the site `x_mean`:
+
+    def laplace_likelihood(scaling):
+        width = numpyro.param("width", 1.0, constraint=constraints.positive)
+        return lambda decoded: dist.Laplace(scaling.unscale_values(decoded), width)   # p(x | z)
+
+One that not every number suits also has `check(values, mask, name=...)`, which refuses the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike
+from numpyro.distributions import constraints
+
+from np_latentode.scaling import Scaling
+from np_latentode.trajectories import Trajectories, is_concrete
+
+__all__ = [
+    "BernoulliLikelihood",
+    "FeatureLikelihoods",
+    "GaussianLikelihood",
+    "Likelihood",
+    "PoissonLikelihood",
+    "StudentTLikelihood",
+    "check_likelihood",
+    "check_observed",
+]
+
+
+Likelihood = Callable[[Scaling], Callable[[Array], dist.Distribution]]
+"""`scaling -> (decoded -> distribution over x)`."""
+
+
+class GaussianLikelihood:
+    """x | z ~ Normal(decoder(z), noise_scale).
+
+    Args:
+        noise_scale: the standard deviation in original units, one for all features or one each.
+            Default: the parameter `noise_scale`, learned, from half of each feature's unit on.
+
+    Raises:
+        ValueError: if it is not positive and finite.
+    """
+
+    def __init__(self, noise_scale: ArrayLike | None = None):
+        self.noise_scale = _positive("noise_scale", noise_scale)
+
+    def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
+        noise_scale = _scale(self.noise_scale, scaling)
+        return lambda decoded: dist.Normal(scaling.unscale_values(decoded), noise_scale)
+
+
+class StudentTLikelihood:
+    """x | z ~ StudentT(df, decoder(z), noise_scale): for outliers, which it forgives.
+
+    Args:
+        df: degrees of freedom; the fewer, the heavier the tails.
+        noise_scale: as of `GaussianLikelihood`, the scale of the t distribution.
+
+    Raises:
+        ValueError: if df is not greater than 1, so that there is a mean, or noise_scale is not
+            positive and finite.
+    """
+
+    def __init__(self, df: float = 4.0, noise_scale: ArrayLike | None = None):
+        if not (np.isfinite(df) and df > 1):
+            raise ValueError(f"df must be greater than 1, so that there is a mean; got {df}.")
+        self.df, self.noise_scale = float(df), _positive("noise_scale", noise_scale)
+
+    def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
+        noise_scale = _scale(self.noise_scale, scaling)
+        return lambda decoded: dist.StudentT(self.df, scaling.unscale_values(decoded), noise_scale)
+
+
+class BernoulliLikelihood:
+    """x | z ~ Bernoulli(sigmoid(decoder(z))), for features that are 0 or 1."""
+
+    def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
+        return dist.BernoulliLogits
+
+    def check(self, values: np.ndarray, mask: np.ndarray, *, name: str) -> None:
+        """Refuses observed values other than 0 and 1."""
+        _check_values(values, mask & ~np.isin(values, (0, 1)), "be 0 or 1 under Bernoulli", name)
+
+
+class PoissonLikelihood:
+    """x | z ~ Poisson(loc exp(decoder(z))), for features that count.
+
+    `loc` is the scaling's, the mean count of the training data, or 1 where that is 0.
+    """
+
+    def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
+        mean = np.where(scaling.loc > 0, scaling.loc, 1.0)
+        return lambda decoded: dist.Poisson(jnp.asarray(mean, decoded.dtype) * jnp.exp(decoded))
+
+    def check(self, values: np.ndarray, mask: np.ndarray, *, name: str) -> None:
+        """Refuses observed values that are no counts."""
+        none = (values < 0) | (values != np.round(values))
+        _check_values(values, mask & none, "be counts, 0, 1, 2, ..., under Poisson", name)
+
+
+class FeatureLikelihoods:
+    """x_j | z ~ likelihood_j, one for each feature.
+
+    What the likelihood of feature j calls `noise_scale` is the parameter `x_j.noise_scale`.
+
+    Args:
+        *likelihoods: as many as there are features.
+
+    Raises:
+        ValueError: if one of them is no likelihood.
+    """
+
+    def __init__(self, *likelihoods: Likelihood):
+        for j, likelihood in enumerate(likelihoods):
+            check_likelihood(likelihood, name=f"likelihoods[{j}]")
+        self.likelihoods = likelihoods
+
+    def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
+        if len(self.likelihoods) != len(scaling.loc):
+            raise ValueError(
+                f"likelihood must have one likelihood for each of {len(scaling.loc)} features; "
+                f"got {len(self.likelihoods)}."
+            )
+        parts = []
+        for j, likelihood in enumerate(self.likelihoods):
+            one = slice(j, j + 1)
+            of_feature = replace(scaling, loc=scaling.loc[one], scale=scaling.scale[one])
+            with numpyro.handlers.scope(prefix=f"x_{j}", divider="."):
+                parts.append(likelihood(of_feature))
+
+        def join(decoded: Array) -> dist.Distribution:
+            columns = jnp.split(decoded, len(parts), axis=-1)
+            return _Features(*(part(x) for part, x in zip(parts, columns, strict=True)))
+
+        return join
+
+    def check(self, values: np.ndarray, mask: np.ndarray, *, name: str) -> None:
+        """Refuses what the likelihood of a feature refuses."""
+        for j, likelihood in enumerate(self.likelihoods):
+            if check := getattr(likelihood, "check", None):
+                only = np.zeros_like(mask)
+                only[..., j] = mask[..., j]
+                check(values, only, name=name)
+
+
+class _Features(dist.Distribution):
+    """Distributions side by side along their last axis."""
+
+    pytree_data_fields = ("parts",)
+
+    def __init__(self, *parts: dist.Distribution, validate_args: bool | None = None):
+        self.parts = parts
+        shape = (*parts[0].batch_shape[:-1], len(parts))
+        super().__init__(shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.real
+
+    @property
+    def mean(self) -> Array:
+        return jnp.concatenate([part.mean for part in self.parts], axis=-1)
+
+    @property
+    def variance(self) -> Array:
+        return jnp.concatenate([part.variance for part in self.parts], axis=-1)
+
+    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
+        keys = jax.random.split(jnp.asarray(key), len(self.parts))
+        draws = [part.sample(k, sample_shape) for part, k in zip(self.parts, keys, strict=True)]
+        dtype = jnp.result_type(float)
+        return jnp.concatenate([jnp.asarray(draw, dtype) for draw in draws], axis=-1)
+
+    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
+        pieces = jnp.split(jnp.asarray(value), len(self.parts), axis=-1)
+        terms = [part.log_prob(piece) for part, piece in zip(self.parts, pieces, strict=True)]
+        return jnp.concatenate([jnp.asarray(term) for term in terms], axis=-1)
+
+
+def check_likelihood(likelihood: Any, *, name: str = "likelihood") -> Any:
+    """The likelihood, or a ValueError that says what came instead."""
+    if not callable(likelihood) or isinstance(likelihood, type):
+        raise ValueError(
+            f"{name} must be callable as likelihood(scaling), such as "
+            f"GaussianLikelihood(); got {likelihood!r}."
+        )
+    return likelihood
+
+
+def check_observed(likelihood: Any, trajectories: Trajectories, *, name: str) -> None:
+    """Refuses observed values that the likelihood gives no probability to, where they are known."""
+    check = getattr(likelihood, "check", None)
+    if check is not None and is_concrete(trajectories.values, trajectories.mask):
+        check(np.asarray(trajectories.values), np.asarray(trajectories.mask), name=name)
+
+
+def _check_values(values: np.ndarray, wrong: np.ndarray, rule: str, name: str) -> None:
+    if wrong.any():
+        i, k, j = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"{name} must {rule} in feature {j}; got {values[i, k, j]} at values[{i}, {k}, {j}]."
+        )
+
+
+def _positive(name: str, value: ArrayLike | None) -> Array | None:
+    if value is None:
+        return None
+    value = jnp.asarray(value, dtype=jnp.result_type(float))
+    if value.ndim > 1 or not (jnp.isfinite(value) & (value > 0)).all():
+        raise ValueError(
+            f"{name} must be positive and finite, one number or one a feature; got {value}."
+        )
+    return value
+
+
+def _scale(fixed: Array | None, scaling: Scaling) -> Array:
+    if fixed is not None:
+        if fixed.shape not in ((), scaling.loc.shape):
+            raise ValueError(
+                "noise_scale must be positive and finite, one number or one a feature, shape "
+                f"{scaling.loc.shape}; got shape {fixed.shape}."
+            )
+        return fixed
+    start = jnp.asarray(0.5 * scaling.scale, dtype=jnp.result_type(float))
+    return jnp.asarray(numpyro.param("noise_scale", start, constraint=constraints.positive))
