@@ -123,13 +123,21 @@ class _FlowjaxDistribution(dist.Distribution):
     def sample_with_intermediates(
         self, key: Array | None, sample_shape: tuple[int, ...] = ()
     ) -> tuple[Array, list[Array]]:
+        key = _typed(key)
         draw, log_prob = self.flow.sample_and_log_prob(key, sample_shape, self.condition)
         return draw, [log_prob]
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
-        return self.flow.sample(key, sample_shape, self.condition)
+        return self.flow.sample(_typed(key), sample_shape, self.condition)
 
     def log_prob(self, value: Any, intermediates: list[Array] | None = None) -> Array:
         if intermediates:
             return intermediates[0]
         return self.flow.log_prob(value, self.condition)
+
+
+def _typed(key: Any) -> Array:
+    # NumPyro's `Predictive` splits keys into the old kind, which flowjax refuses.
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key)

@@ -138,6 +138,11 @@ class CirclePosterior(nnx.Module):
 
     def __call__(self, features: Float[Array, "trajectory hidden"]) -> dist.Distribution:
         direction, log_size = jnp.split(self.head(features), [2], axis=-1)
+        # Sharper than this, the density of a draw is lost in single precision, which an ELBO
+        # would take for certainty without end.
+        log_size = jnp.minimum(
+            log_size, jnp.log(1e4 / (1 + jnp.abs(direction).max(-1, keepdims=True)))
+        )
         return ProjectedCircle(jnp.exp(log_size) * direction)
 
 
