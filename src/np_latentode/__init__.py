@@ -4,7 +4,7 @@ from np_latentode import _started, datasets  # noqa: F401
 from np_latentode.assemble import latent_ode
 from np_latentode.conditioning import random_context, random_points, random_prefix
 from np_latentode.decoder import MLPDecoder
-from np_latentode.dynamics import MLPDynamics
+from np_latentode.dynamics import BoundedDynamics, MLPDynamics, TimeMLPDynamics
 from np_latentode.encoders import ODERNN
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
@@ -19,6 +19,7 @@ from np_latentode.trajectories import Trajectories
 __all__ = [
     "ODERNN",
     "AmortizedGuide",
+    "BoundedDynamics",
     "DiagonalNormal",
     "LatentODE",
     "MLPDecoder",
@@ -26,6 +27,7 @@ __all__ = [
     "Scaling",
     "Solver",
     "StandardNormal",
+    "TimeMLPDynamics",
     "Trajectories",
     "datasets",
     "forecast",
