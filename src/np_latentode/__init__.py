@@ -5,7 +5,7 @@ from np_latentode.assemble import latent_ode
 from np_latentode.conditioning import random_context, random_points, random_prefix
 from np_latentode.decoder import MLPDecoder
 from np_latentode.dynamics import BoundedDynamics, MLPDynamics, TimeMLPDynamics
-from np_latentode.encoders import ODERNN
+from np_latentode.encoders import GRU, ODERNN, PathODE
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
 from np_latentode.posteriors import DiagonalNormal
@@ -17,6 +17,7 @@ from np_latentode.training import optimizer
 from np_latentode.trajectories import Trajectories
 
 __all__ = [
+    "GRU",
     "ODERNN",
     "AmortizedGuide",
     "BoundedDynamics",
@@ -24,6 +25,7 @@ __all__ = [
     "LatentODE",
     "MLPDecoder",
     "MLPDynamics",
+    "PathODE",
     "Scaling",
     "Solver",
     "StandardNormal",
