@@ -26,12 +26,16 @@ from numpyro.infer import SVI, Trace_ELBO
 
 import np_latentode
 from np_latentode import (
+    GRU,
     ODERNN,
+    BoundedDynamics,
     DiagonalNormal,
     MLPDecoder,
     MLPDynamics,
+    PathODE,
     Scaling,
     Solver,
+    TimeMLPDynamics,
     conditioning,
     datasets,
     forecast,
@@ -76,7 +80,7 @@ BASELINE = {
     "steps_a_span": 8,
     "dynamics": lambda rngs: MLPDynamics(4, width=64, depth=1, rngs=rngs),
     "decoder": {"width": 80, "depth": 1},
-    "encoder": {"hidden_dim": 16, "width": 16},
+    "encoder": ODERNN,
     "posterior": {"width": 40},
     "span": SPAN,
     "noise_start": 0.5,
@@ -105,6 +109,10 @@ CANDIDATES = {
     "dynamics_40x2": {"dynamics": lambda rngs: MLPDynamics(4, width=40, depth=2, rngs=rngs)},
     "dynamics_32": {"dynamics": lambda rngs: MLPDynamics(4, width=32, depth=1, rngs=rngs)},
     "dynamics_100": {"dynamics": lambda rngs: MLPDynamics(4, width=100, depth=1, rngs=rngs)},
+    "dynamics_time": {"dynamics": lambda rngs: TimeMLPDynamics(4, rngs=rngs)},
+    "dynamics_bounded": {
+        "dynamics": lambda rngs: BoundedDynamics(MLPDynamics(4, rngs=rngs), speed=5.0)
+    },
     "decoder_20": {"decoder": {"width": 20, "depth": 1}},
     "tanh": {"dynamics": lambda rngs: TanhDynamics(64, 0.0, rngs)},
     "tanh_bias": {"dynamics": lambda rngs: TanhDynamics(64, 1.0, rngs)},
@@ -112,10 +120,15 @@ CANDIDATES = {
     "decoder_120": {"decoder": {"width": 120, "depth": 1}},
     "decoder_40x2": {"decoder": {"width": 40, "depth": 2}},
     "narrow_0.1": {"posterior": {"width": 40, "scale": 0.1}},
-    "encoder_40": {"encoder": {"hidden_dim": 40, "width": 40}},
-    "encoder_24": {"encoder": {"hidden_dim": 24, "width": 24}},
-    "encoder_12": {"encoder": {"hidden_dim": 12, "width": 12}},
-    "encoder_32": {"encoder": {"hidden_dim": 32, "width": 32}},
+    "encoder_40": {"encoder": partial(ODERNN, hidden_dim=40, width=40)},
+    "encoder_24": {"encoder": partial(ODERNN, hidden_dim=24, width=24)},
+    "encoder_12": {"encoder": partial(ODERNN, hidden_dim=12, width=12)},
+    "encoder_32": {"encoder": partial(ODERNN, hidden_dim=32, width=32)},
+    "encoder_path_ode": {"encoder": PathODE},
+    "encoder_path_ode_32": {
+        "encoder": partial(PathODE, solver=Solver(diffrax.Midpoint(), dt0=SPAN / 32))
+    },
+    "encoder_gru": {"encoder": GRU},
     "whole": {"conditioning": None},
     "prefix": {"conditioning": conditioning.random_prefix},
     "mostly_whole": {"conditioning": partial(conditioning.random_context, whole_share=0.75)},
@@ -135,7 +148,7 @@ def train_and_score(config: dict, *, seed: int, steps: int) -> dict[str, float]:
     scaling = Scaling.fit(train)
     scaling = replace(scaling, time_unit=scaling.time_unit * SPAN / config["span"])
     dynamics, decoder = config["dynamics"](rngs), MLPDecoder(4, 2, **config["decoder"], rngs=rngs)
-    encoder = ODERNN(2, **config["encoder"], rngs=rngs)
+    encoder = config["encoder"](2, rngs=rngs)
     model, guide = latent_ode(
         train,
         latent_dim=4,

@@ -19,6 +19,7 @@ from numpyro.infer.inspect import get_model_relations
 from scipy import integrate
 
 from np_latentode import (
+    GRU,
     ODERNN,
     CirclePosterior,
     CirclePrior,
@@ -31,6 +32,7 @@ from np_latentode import (
     MixturePrior,
     MLPDecoder,
     MLPDynamics,
+    PathODE,
     ProductPosterior,
     ProductPrior,
     Solver,
@@ -98,6 +100,8 @@ ROUND_POSTERIORS = times_circle(
 PRIORS, POSTERIORS = FLAT_PRIORS | ROUND_PRIORS, FLAT_POSTERIORS | ROUND_POSTERIORS
 ENCODERS = {
     "ODE-RNN": lambda rngs: ODERNN(NUM_FEATURES, hidden_dim=HIDDEN, width=WIDTH, rngs=rngs),
+    "path ODE": lambda rngs: PathODE(NUM_FEATURES, hidden_dim=HIDDEN, width=WIDTH, rngs=rngs),
+    "GRU": lambda rngs: GRU(NUM_FEATURES, hidden_dim=HIDDEN, rngs=rngs),
 }
 PAIRS = [
     (p, q)

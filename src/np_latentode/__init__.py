@@ -4,8 +4,8 @@ from np_latentode import _started, datasets  # noqa: F401
 from np_latentode.assemble import latent_ode
 from np_latentode.conditioning import random_context, random_points, random_prefix
 from np_latentode.decoder import MLPDecoder
-from np_latentode.dynamics import MLPDynamics
-from np_latentode.encoders import ODERNN
+from np_latentode.dynamics import BoundedDynamics, MLPDynamics, TimeMLPDynamics
+from np_latentode.encoders import GRU, ODERNN, PathODE
 from np_latentode.guide import AmortizedGuide
 from np_latentode.likelihoods import (
     BernoulliLikelihood,
@@ -38,9 +38,11 @@ from np_latentode.training import optimizer
 from np_latentode.trajectories import Trajectories
 
 __all__ = [
+    "GRU",
     "ODERNN",
     "AmortizedGuide",
     "BernoulliLikelihood",
+    "BoundedDynamics",
     "CirclePosterior",
     "CirclePrior",
     "DiagonalNormal",
@@ -55,6 +57,7 @@ __all__ = [
     "MLPDecoder",
     "MLPDynamics",
     "MixturePrior",
+    "PathODE",
     "PoissonLikelihood",
     "ProductPosterior",
     "ProductPrior",
@@ -62,6 +65,7 @@ __all__ = [
     "Solver",
     "StandardNormal",
     "StudentTLikelihood",
+    "TimeMLPDynamics",
     "Trajectories",
     "datasets",
     "forecast",

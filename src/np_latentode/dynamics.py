@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from np_latentode.modules import mlp
+from np_latentode.solve import Dynamics
 
-__all__ = ["MLPDynamics"]
+__all__ = ["BoundedDynamics", "MLPDynamics", "TimeMLPDynamics"]
 
 
 class MLPDynamics(nnx.Module):
@@ -25,3 +27,50 @@ class MLPDynamics(nnx.Module):
         self, t: Float[Array, ""], z: Float[Array, "trajectory latent"]
     ) -> Float[Array, "trajectory latent"]:
         return self.field(z)
+
+
+class TimeMLPDynamics(nnx.Module):
+    """A field that changes with time, dz/dt = MLP([z, t]), as under a drive that all share.
+
+    Scaled times far beyond those of the training data are inputs that the MLP has never seen.
+
+    Args:
+        latent_dim: the dimension of z.
+        width, depth: units a hidden layer, and how many of them.
+    """
+
+    def __init__(self, latent_dim: int, *, width: int = 64, depth: int = 1, rngs: nnx.Rngs):
+        self.field = mlp((latent_dim + 1, *(width,) * depth, latent_dim), rngs=rngs)
+
+    def __call__(
+        self, t: Float[Array, ""], z: Float[Array, "trajectory latent"]
+    ) -> Float[Array, "trajectory latent"]:
+        time = jnp.broadcast_to(t, (len(z), 1)).astype(z.dtype)
+        return self.field(jnp.concatenate([z, time], axis=-1))
+
+
+class BoundedDynamics(nnx.Module):
+    """A field f held below a speed, so that no solve of it can blow up.
+
+    dz/dt = speed * tanh(f(t, z) / speed), elementwise: f itself where f is slow, and at most
+    `speed` anywhere, so that |z(t) - z0| <= speed * t.
+
+    Args:
+        dynamics: the field f, itself an nnx module `(t, z) -> dz/dt`.
+        speed: the bound, in units of z over one unit of scaled time.
+
+    Raises:
+        ValueError: if the field cannot be called, or the speed is not positive and finite.
+    """
+
+    def __init__(self, dynamics: Dynamics, speed: float):
+        if not callable(dynamics):
+            raise ValueError(f"dynamics must be callable as (t, z) -> dz/dt; got {dynamics!r}.")
+        if not 0 < speed < float("inf"):
+            raise ValueError(f"speed must be positive and finite; got {speed}.")
+        self.dynamics, self.speed = dynamics, speed
+
+    def __call__(
+        self, t: Float[Array, ""], z: Float[Array, "trajectory latent"]
+    ) -> Float[Array, "trajectory latent"]:
+        return self.speed * jnp.tanh(self.dynamics(t, z) / self.speed)

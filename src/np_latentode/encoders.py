@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import diffrax
+import interpax
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from np_latentode.modules import mlp
+from np_latentode.solve import Solver, solve
 
-__all__ = ["ODERNN"]
+__all__ = ["GRU", "ODERNN", "PathODE"]
 
 
 class ODERNN(nnx.Module):
@@ -52,21 +57,10 @@ class ODERNN(nnx.Module):
         values: Float[Array, "trajectory time feature"],
         mask: Bool[Array, "trajectory time feature"],
     ) -> Float[Array, "trajectory hidden"]:
-        observed = mask.any(-1)
-        inputs = jnp.concatenate([values, mask.astype(values.dtype)], axis=-1)
+        def update(h: Array, gap: Array, x: Array) -> Array:
+            return self.cell(self._evolve(h, gap), x)[0]
 
-        def step_back(carry: tuple[Array, Array], at_time: tuple[Array, Array, Array]):
-            h, later = carry
-            time, x, seen = at_time
-            updated, _ = self.cell(self._evolve(h, later - time), x)
-            h = jnp.where(seen[:, None], updated, h)
-            return (h, jnp.where(seen, time, later)), None
-
-        # From the last observation on, so that the first gap is zero.
-        last = jnp.max(times, axis=1, where=observed, initial=0.0)
-        h = jnp.zeros((len(times), self.hidden_dim), values.dtype)
-        by_time = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (times, inputs, observed))
-        (h, first), _ = jax.lax.scan(step_back, (h, last), by_time, reverse=True)
+        h, first = _read_backwards(update, times, values, mask, self.hidden_dim)
         return self._evolve(h, first)
 
     def _evolve(self, h: Array, gap: Array) -> Array:
@@ -75,3 +69,134 @@ class ODERNN(nnx.Module):
         start, end = jnp.zeros((), h.dtype), jnp.ones((), h.dtype)
         state = self.method.init(term, start, end, h, gap)
         return self.method.step(term, start, end, h, gap, state, made_jump=False)[0]
+
+
+class PathODE(nnx.Module):
+    """An ODE driven by the path of linearly interpolated observations, run back to z0's time.
+
+    -dh/dt = tanh(MLP([h, x(t), n(t), t])),  h = 0 at the last observation,  features = h at time 0
+
+    an ODE that observations drive directly, as in Kidger et al. 2020, appendix C, solved backwards
+    as q(z0 | x) is in Rubanova et al. 2019. Each feature is interpolated through its own observed
+    points and is constant beyond them. With it goes n, which tells how much there is behind the
+    path, and a feature that is zero from one never observed: log(1 + number of its observations
+    from t on), interpolated likewise. The tanh bounds h by the time passed: no solve can blow up.
+    Nothing happens in an empty context, whose features are 0.
+
+    Args:
+        num_features: the dimension of x.
+        hidden_dim: the dimension of h, which is also that of the features.
+        width: units of the one hidden layer of the MLP.
+        solver: how to solve. Default: the midpoint method, 16 steps over the training data's span.
+
+    Raises:
+        ValueError: if the solver is no Solver.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        hidden_dim: int = 24,
+        width: int = 40,
+        solver: Solver | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.num_features, self.hidden_dim = num_features, hidden_dim
+        self.solver = Solver(diffrax.Midpoint(), dt0=0.3125) if solver is None else solver
+        if not isinstance(self.solver, Solver):
+            raise ValueError(f"solver must be a np_latentode.Solver; got {solver!r}.")
+        self.field = mlp((hidden_dim + 2 * num_features + 1, width, hidden_dim), rngs=rngs)
+
+    def __call__(
+        self,
+        times: Float[Array, "trajectory time"],
+        values: Float[Array, "trajectory time feature"],
+        mask: Bool[Array, "trajectory time feature"],
+    ) -> Float[Array, "trajectory hidden"]:
+        path = _interpolate(times, values, mask)
+        last = jnp.max(times, axis=1, where=mask.any(-1), initial=0.0)
+
+        def slope(passed: Array, h: Array) -> Array:
+            t = last - passed
+            return jnp.tanh(self.field(jnp.concatenate([h, path(t), t[:, None]], axis=-1)))
+
+        h = jnp.zeros((len(times), self.hidden_dim), values.dtype)
+        return solve(slope, h, last[:, None], solver=self.solver)[:, 0]
+
+
+class GRU(nnx.Module):
+    """A recurrent network that is told the gaps between observations, run back to z0's time.
+
+    h_k = GRU(h_{k+1}, [x_k, m_k, t_{k+1} - t_k])     ("RNN Delta_t" of Rubanova et al. 2019)
+
+    from the last observation to the first, and once more, with nothing but the gap, from there to
+    time 0. A time at which nothing was observed is passed over as if it were not there, so padding
+    changes nothing and an empty context has the features 0.
+
+    Args:
+        num_features: the dimension of x.
+        hidden_dim: the dimension of h, which is also that of the features.
+    """
+
+    def __init__(self, num_features: int, *, hidden_dim: int = 16, rngs: nnx.Rngs):
+        self.num_features, self.hidden_dim = num_features, hidden_dim
+        self.cell = nnx.GRUCell(2 * num_features + 1, hidden_dim, rngs=rngs)
+
+    def __call__(
+        self,
+        times: Float[Array, "trajectory time"],
+        values: Float[Array, "trajectory time feature"],
+        mask: Bool[Array, "trajectory time feature"],
+    ) -> Float[Array, "trajectory hidden"]:
+        def update(h: Array, gap: Array, x: Array) -> Array:
+            return self.cell(h, jnp.concatenate([x, gap[:, None]], axis=-1))[0]
+
+        h, first = _read_backwards(update, times, values, mask, self.hidden_dim)
+        nothing = jnp.zeros((len(times), 2 * self.num_features), values.dtype)
+        return jnp.where(mask.any((1, 2))[:, None], update(h, first, nothing), h)
+
+
+def _read_backwards(
+    update: Callable[[Array, Array, Array], Array],
+    times: Array,
+    values: Array,
+    mask: Array,
+    hidden_dim: int,
+) -> tuple[Array, Array]:
+    """h <- update(h, gap to the later observation, [x, m]) from the last observed time to the
+    first; the last h, and the first observed time (0 if there is none)."""
+    observed = mask.any(-1)
+    inputs = jnp.concatenate([values, mask.astype(values.dtype)], axis=-1)
+
+    def step_back(carry: tuple[Array, Array], at_time: tuple[Array, Array, Array]):
+        h, later = carry
+        time, x, seen = at_time
+        h = jnp.where(seen[:, None], update(h, later - time, x), h)
+        return (h, jnp.where(seen, time, later)), None
+
+    # From the last observation on, so that the first gap is zero.
+    last = jnp.max(times, axis=1, where=observed, initial=0.0)
+    h = jnp.zeros((len(times), hidden_dim), values.dtype)
+    by_time = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (times, inputs, observed))
+    return jax.lax.scan(step_back, (h, last), by_time, reverse=True)[0]
+
+
+def _interpolate(times: Array, values: Array, mask: Array) -> Callable[[Array], Array]:
+    """t -> [x, n] at one time t a trajectory, through the points that each feature has."""
+
+    def knots(times: Array, values: Array, mask: Array) -> tuple[Array, Array]:
+        # An unobserved slot repeats the observed one before it, or else the first one.
+        slot = jax.lax.cummax(jnp.where(mask, jnp.arange(len(mask)), jnp.argmax(mask)))
+        count = jnp.cumsum(mask[::-1], dtype=values.dtype)[::-1]
+        known = jnp.stack([values, jnp.log1p(count)], axis=-1)[slot]
+        # A flat unit on either side is what is extrapolated, and no query falls between two knots
+        # of one time, where a slope, and gradients through it, would be 0 / 0.
+        knots = jnp.pad(times[slot], 1, mode="edge").at[0].add(-1.0).at[-1].add(1.0)
+        return knots, jnp.pad(known, ((1, 1), (0, 0)), mode="edge")
+
+    a_feature = jax.vmap(knots, in_axes=(None, 1, 1))
+    at, known = jax.vmap(a_feature)(times, values, mask)
+    read = functools.partial(interpax.interp1d, method="linear", extrap=True)
+    read = jax.vmap(jax.vmap(read, in_axes=(None, 0, 0)))
+    return lambda t: read(t, at, known).reshape(len(t), -1)
