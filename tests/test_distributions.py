@@ -8,7 +8,7 @@ import pytest
 from numpyro.distributions.transforms import biject_to
 from scipy import integrate, special, stats
 
-from np_latentode.distributions import ProductDistribution, ProjectedCircle, describe_support
+from np_latentode.distributions import ProductDistribution, ProjectedCircle, Ring, describe_support
 
 CONCENTRATIONS = [(0.0, 0.0), (0.7, -0.2), (-3.0, 4.0), (20.0, 5.0), (0.0, 200.0)]
 
@@ -96,6 +96,41 @@ def test_zero_concentration_is_uniform():
     angles = np.linspace(-3, 3, 7)
     got = ProjectedCircle(jnp.zeros(2)).log_prob(jnp.asarray(on_circle(angles)))
     np.testing.assert_allclose(got, -np.log(2 * np.pi), rtol=1e-5)
+
+
+# Rings
+
+
+@pytest.mark.parametrize(("radius", "scale"), [(1.0, 0.7), (2.0, 0.1), (0.01, 1.0)])
+def test_a_ring_s_density_integrates_to_one_and_is_rice_s(radius, scale):
+    ring = Ring(radius, scale)
+    length = np.linspace(1e-4, radius + 9 * scale, 4001)
+    points = jnp.asarray(np.stack([length * np.cos(0.3), length * np.sin(0.3)], -1))
+    density = 2 * np.pi * length * np.exp(np.asarray(ring.log_prob(points), float))
+    np.testing.assert_allclose(integrate.simpson(density, x=length), 1, rtol=1e-3)
+    rice = stats.rice(radius / scale, scale=scale).pdf(length)
+    np.testing.assert_allclose(density, rice, rtol=1e-3, atol=1e-5)
+
+
+def test_a_ring_s_draws_follow_its_density(getkey):
+    draws = np.asarray(Ring(1.5, 0.4).sample(getkey(), (20_000,)), float)
+    rice = stats.rice(1.5 / 0.4, scale=0.4)
+    assert stats.kstest(np.linalg.norm(draws, axis=-1), rice.cdf).pvalue > 1e-3
+    angle = np.arctan2(draws[:, 1], draws[:, 0]) / (2 * np.pi) % 1
+    assert stats.kstest(angle, "uniform").pvalue > 1e-3
+
+
+def test_a_ring_starts_like_a_normal(getkey):
+    draws = np.asarray(Ring(1.0, 0.7).sample(getkey(), (50_000,)), float)
+    np.testing.assert_allclose(draws.mean(0), 0, atol=0.02)
+    np.testing.assert_allclose(np.cov(draws.T), np.eye(2), atol=0.03)
+
+
+@pytest.mark.parametrize("point", [(0.0, 0.0), (1.0, 0.0), (-300.0, 200.0)], ids=str)
+def test_a_ring_s_gradients_are_finite_everywhere(point):
+    score = jax.grad(lambda z, r, s: Ring(r, s).log_prob(z), argnums=(0, 1, 2))
+    gradients = score(jnp.array(point), 1.0, 0.01)
+    assert all(np.isfinite(g).all() for g in gradients)
 
 
 # Products

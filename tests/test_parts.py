@@ -174,10 +174,8 @@ def test_a_pairing_trains_whole_and_in_batches(prior_name, posterior_name, encod
 @pytest.mark.parametrize("posterior_name", POSTERIORS)
 def test_every_posterior_trains_its_encoder(posterior_name):
     model, guide = assemble(MATCHING[posterior_name], posterior_name)
-    with handlers.seed(rng_seed=0), handlers.trace() as sites:
-        guide(TRAIN)
-        model(TRAIN)
-    params = {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+    svi = SVI(model, guide, optax.adam(1e-3), Trace_ELBO())
+    params = svi.get_params(jax.jit(svi.init)(KEY, TRAIN))
 
     @jax.jit
     @jax.value_and_grad

@@ -23,13 +23,14 @@ from np_latentode.posteriors import (
     FullRankNormal,
     ProductPosterior,
 )
-from np_latentode.prediction import forecast, posterior, prior
+from np_latentode.prediction import forecast, posterior, prior, prior_predictive
 from np_latentode.priors import (
     CirclePrior,
     FlowjaxPrior,
     FlowPrior,
     MixturePrior,
     ProductPrior,
+    RingPrior,
     StandardNormal,
 )
 from np_latentode.scaling import Scaling
@@ -61,6 +62,7 @@ __all__ = [
     "PoissonLikelihood",
     "ProductPosterior",
     "ProductPrior",
+    "RingPrior",
     "Scaling",
     "Solver",
     "StandardNormal",
@@ -73,6 +75,7 @@ __all__ = [
     "optimizer",
     "posterior",
     "prior",
+    "prior_predictive",
     "random_context",
     "random_points",
     "random_prefix",

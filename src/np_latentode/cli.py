@@ -26,7 +26,7 @@ def commands() -> None:
 
 
 @app.command(
-    epilog="Example:  np-latentode spirals --output-dir runs/spirals --steps 12000 --seed 1"
+    epilog="Example:  np-latentode spirals --output-dir runs/priors --prior ring+mixture --seed 1"
 )
 def spirals(
     output_dir: Annotated[
@@ -38,6 +38,13 @@ def spirals(
     batch_size: Annotated[
         int, typer.Option(min=1, max=200, help="Trajectories a step, of 200.")
     ] = 50,
+    prior: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Fit under this prior as well, and compare with N(0, I): mixture, flow, circle, "
+            "ring, or circle or ring with the rest of it, as in ring+flow. Can be repeated."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results of an earlier run as a whole.")
     ] = False,
@@ -56,6 +63,7 @@ def spirals(
             seed=seed,
             latent_dim=latent_dim,
             batch_size=batch_size,
+            priors=prior or (),
             overwrite=overwrite,
             started=STARTED,
         )

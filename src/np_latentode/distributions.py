@@ -1,4 +1,4 @@
-"""Distributions over vectors that NumPyro lacks: on a circle, and products of others."""
+"""Distributions over vectors that NumPyro lacks: on and around a circle, products of others."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.scipy.special import log_ndtr, ndtr
+from jax.scipy.special import i0e, log_ndtr, ndtr
 from jaxtyping import Array, ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import ParameterFreeTransform, Transform, biject_to
 
-__all__ = ["ProductDistribution", "ProjectedCircle", "circle", "describe_support"]
+__all__ = ["ProductDistribution", "ProjectedCircle", "Ring", "circle", "describe_support"]
 
 LOG_ROOT_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -66,6 +66,52 @@ def _log_ray(t: Array) -> Array:
     log_middle = log_phi + jnp.log1p(middle * jnp.exp(log_ndtr(middle) - log_phi))
     log_high = jnp.log(high * ndtr(high) + jnp.exp(-0.5 * high**2 - LOG_ROOT_TWO_PI))
     return jnp.where(t < -3.0, log_low, jnp.where(t > 3.0, log_high, log_middle))
+
+
+class Ring(dist.Distribution):
+    """A point uniform on a circle around the origin of the plane, plus Gaussian noise.
+
+    z = radius (cos a, sin a) + scale e,  a uniform,  e ~ N(0, I)
+    log p(z) = -log(2 pi scale^2) - (|z|^2 + radius^2) / (2 scale^2) + log I0(|z| radius / scale^2)
+
+    The length |z| has Rice's distribution. With radius 1 and scale 0.7 it is hard to tell from
+    N(0, I), of which it has the mean and the variance; with a small scale it is a circle.
+
+    Args:
+        radius, scale: positive numbers.
+    """
+
+    pytree_data_fields = ("radius", "scale")
+
+    def __init__(self, radius: Any, scale: Any, *, validate_args: bool | None = None):
+        self.radius, self.scale = jnp.asarray(radius), jnp.asarray(scale)
+        super().__init__((), (2,), validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.real_vector
+
+    @property
+    def has_rsample(self) -> bool:
+        return True
+
+    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
+        angle_key, noise_key = jax.random.split(jnp.asarray(key))
+        angle = jax.random.uniform(angle_key, sample_shape, maxval=2 * jnp.pi)
+        noise = jax.random.normal(noise_key, (*sample_shape, 2))
+        return self.radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1) + self.scale * noise
+
+    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
+        # A root of exactly 0 has no gradient.
+        length = jnp.sqrt(jnp.sum(jnp.asarray(value) ** 2, axis=-1) + 1e-12)
+        variance = self.scale**2
+        # The growth of I0 is taken into the square, or both would overflow.
+        log_growth = jnp.log(i0e(length * self.radius / variance))
+        return (
+            log_growth
+            - (length - self.radius) ** 2 / (2 * variance)
+            - jnp.log(2 * jnp.pi * variance)
+        )
 
 
 class ProductDistribution(dist.Distribution):

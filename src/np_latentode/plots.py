@@ -7,15 +7,22 @@ from contextlib import contextmanager
 from statistics import NormalDist
 from typing import Any
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import ArrayLike
 from matplotlib.figure import Figure
 
-from np_latentode.datasets import Spirals
+from np_latentode.datasets import SpiralFamily, Spirals
 from np_latentode.trajectories import Trajectories
 
-__all__ = ["plot_forecasts", "plot_latent", "plot_sampling", "plot_training"]
+__all__ = [
+    "plot_forecasts",
+    "plot_latent",
+    "plot_prior_draws",
+    "plot_sampling",
+    "plot_training",
+]
 
 TRUTH, MODEL, DATA = "0.45", "tab:blue", "tab:orange"
 
@@ -182,4 +189,35 @@ def plot_latent(z0: ArrayLike) -> Figure:
                 axis.set(xlim=(-3.8, 3.8), ylim=(-3.8, 3.8))
                 axis.set_aspect("equal")
         figure.suptitle("codes, one draw a spiral, against N(0, I) (dotted)")
+        return figure
+
+
+def plot_prior_draws(
+    curves: dict[str, np.ndarray], family: SpiralFamily, *, shares: dict[str, float]
+) -> Figure:
+    """What each prior believes in: curves of draws from it, beside true spirals.
+
+    Args:
+        curves: by the prior's name, shape (draw, time, 2).
+        family: the truth, from which as many spirals are drawn.
+        shares: by the prior's name, the share of draws that are spirals.
+    """
+    count = max(len(draws) for draws in curves.values())
+    truth = family.sample(jax.random.key(0), count).curves
+    panels = {"spirals": np.asarray(truth), **curves}
+    limit = 1.15 * np.abs(panels["spirals"]).max()
+    with _figure(1, len(panels), size=(2.8, 3.0)) as (figure, axes):
+        for axis, (name, draws) in zip(axes[0], panels.items(), strict=True):
+            for k, draw in enumerate(draws):
+                axis.plot(*draw.T, color=plt.get_cmap("viridis")(k / len(draws)), lw=1)
+                axis.plot(*draw[0], "o", ms=2.5, color="black")
+            share = f": {shares[name]:.0%} are spirals" if name in shares else ""
+            axis.set(
+                title=f"{name}{share}",
+                xlim=(-limit, limit),
+                ylim=(-limit, limit),
+                xlabel="$x_1$",
+            )
+            axis.set_aspect("equal")
+        axes[0, 0].set(ylabel="$x_2$")
         return figure

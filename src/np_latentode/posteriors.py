@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from flax import nnx
 from jaxtyping import Array, Float
-from numpyro.distributions.transforms import SoftplusLowerCholeskyTransform
 
 from np_latentode.distributions import ProductDistribution, ProjectedCircle
 from np_latentode.flows import FlowjaxParameters, inverse_autoregressive
@@ -71,20 +70,30 @@ class DiagonalNormal(nnx.Module):
 class FullRankNormal(nnx.Module):
     """z0 | x ~ MultivariateNormal(loc(h), L(h) L(h)^T) with L lower triangular.
 
+    L_ij = scale_i c_ij, the rows of c being unit vectors (a_i1, ..., a_i,i-1, 1) / norm, so that
+    scale_i is the standard deviation of z0_i.
+
     Args:
         feature_dim, latent_dim, width: as of `DiagonalNormal`.
     """
 
     def __init__(self, feature_dim: int, latent_dim: int, *, width: int = 40, rngs: nnx.Rngs):
         self.latent_dim = latent_dim
-        triangle = latent_dim * (latent_dim + 1) // 2
-        self.head = mlp((feature_dim, width, latent_dim + triangle), rngs=rngs)
+        below = latent_dim * (latent_dim - 1) // 2
+        self.head = mlp((feature_dim, width, 2 * latent_dim + below), rngs=rngs)
 
     def __call__(self, features: Float[Array, "trajectory hidden"]) -> dist.Distribution:
-        loc, raw = jnp.split(self.head(features), [self.latent_dim], axis=-1)
-        # As wide at first as DiagonalNormal, and kept off zero like it.
-        scale_tril = SoftplusLowerCholeskyTransform()(raw) + 1e-4 * jnp.eye(self.latent_dim)
-        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+        d = self.latent_dim
+        loc, raw_scale, below = jnp.split(self.head(features), [d, 2 * d], axis=-1)
+        # As wide at first as DiagonalNormal, and kept off zero like it. A correlation so strong
+        # that single precision cannot invert L any more would score draws as if they were next to
+        # impossible, which an ELBO takes for a gain without end.
+        rows = jnp.zeros((*below.shape[:-1], d, d), below.dtype)
+        rows = rows.at[..., *jnp.tril_indices(d, -1)].set(100.0 * jnp.tanh(below / 100.0))
+        rows = rows + jnp.eye(d, dtype=below.dtype)
+        unit = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+        scale = jax.nn.softplus(raw_scale) + 1e-4
+        return dist.MultivariateNormal(loc, scale_tril=scale[..., None] * unit)
 
 
 class FlowPosterior(nnx.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import jax
+import numpy as np
 import numpyro.distributions as dist
 import numpyro.handlers as handlers
 from jaxtyping import Array
@@ -15,7 +16,7 @@ from np_latentode.modules import bind_prior
 from np_latentode.plate import check_context, prediction_times
 from np_latentode.trajectories import Numbers, Trajectories
 
-__all__ = ["forecast", "posterior", "prior"]
+__all__ = ["forecast", "posterior", "prior", "prior_predictive"]
 
 
 def prior(model: LatentODE, params: dict) -> dist.Distribution:
@@ -51,6 +52,47 @@ def posterior(guide: AmortizedGuide, params: dict, context: Trajectories):
     return sites["z0"]["fn"]
 
 
+def prior_predictive(
+    rng_key: Array, model: LatentODE, params: dict, times: Numbers, *, num_samples: int = 200
+) -> dict[str, Array]:
+    """Draws of trajectories that were never observed at all.
+
+    z0 ~ prior,  x_mean = decode(z(t)),  x ~ likelihood
+
+    Args:
+        rng_key: a key.
+        model, params: as fitted.
+        times: where to draw them, shape (time,), in original units.
+        num_samples: how many.
+
+    Returns:
+        `z0` (draw, latent), and `x_mean` and `x` (draw, time, feature) in original units.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    if not (isinstance(num_samples, int) and num_samples > 0):
+        raise ValueError(f"num_samples must be a positive integer; got {num_samples!r}.")
+    at = prediction_times(times, 1, model.scaling, name="times")[0]
+    _check_params(params, model)
+    num_features = len(model.scaling.loc)
+    nothing = Trajectories(
+        np.full((num_samples, 1), model.scaling.t0), np.full((num_samples, 1, num_features), np.nan)
+    )
+    return _prior_predictive(rng_key, model, params, nothing, at)
+
+
+@partial(jax.jit, static_argnums=(1,))
+def _prior_predictive(rng_key, model, params, context, times):
+    with (
+        handlers.seed(rng_seed=rng_key),
+        handlers.trace() as sites,
+        handlers.substitute(data=params),
+    ):
+        model(context, times)
+    return {name: sites[name]["value"] for name in ("z0", "x_mean", "x")}
+
+
 def _check_params(params: dict, *programs: LatentODE | AmortizedGuide) -> None:
     # NumPyro runs a program whose parameters are not substituted with its untrained networks.
     needed = frozenset().union(*(program.trained for program in programs))
@@ -73,7 +115,7 @@ def forecast(
 ) -> dict[str, Array]:
     """Draws from the posterior predictive at new times, as `Predictive(model, guide=guide)` gives.
 
-    z0 ~ q(z0 | context),  x_mean = decode(z(t)),  x ~ Normal(x_mean, noise_scale)
+    z0 ~ q(z0 | context),  x_mean = decode(z(t)),  x ~ likelihood
 
     The context is encoded once for all draws, and only `draws_at_once` of them are solved side by
     side, which bounds the memory beyond the result itself.

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from flax import nnx
 
-from np_latentode.distributions import ProductDistribution, ProjectedCircle
+from np_latentode.distributions import ProductDistribution, ProjectedCircle, Ring
 from np_latentode.flows import FlowjaxParameters, inverse_autoregressive
 from np_latentode.modules import check_module
 
@@ -37,6 +37,7 @@ __all__ = [
     "FlowjaxPrior",
     "MixturePrior",
     "ProductPrior",
+    "RingPrior",
     "StandardNormal",
 ]
 
@@ -110,6 +111,23 @@ class CirclePrior(nnx.Module):
 
     def __call__(self) -> dist.Distribution:
         return ProjectedCircle(self.concentration[...])
+
+
+class RingPrior(nnx.Module):
+    """z = radius (cos a, sin a) + scale e, two numbers of z0; radius and scale are learned.
+
+    The other home of a phase: a circle that is found on the way. It starts out like N(0, I), so
+    that codes can cross the middle while they are still sorting themselves out, and then
+    sharpens; on a `CirclePrior` they cannot, and may stay torn. A posterior in the plane that is
+    sharp along the circle and wide across it has to be a `FullRankNormal`.
+    """
+
+    def __init__(self):
+        self.log_radius = nnx.Param(jnp.zeros(()))
+        self.log_scale = nnx.Param(jnp.log(jnp.asarray(0.7)))
+
+    def __call__(self) -> dist.Distribution:
+        return Ring(jnp.exp(self.log_radius[...]), jnp.exp(self.log_scale[...]))
 
 
 class ProductPrior(nnx.Module):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +19,11 @@ from np_latentode import baselines
 from np_latentode.assemble import latent_ode
 from np_latentode.conditioning import random_context
 from np_latentode.datasets import SpiralFamily, Spirals
-from np_latentode.prediction import forecast, posterior
+from np_latentode.encoders import ODERNN
+from np_latentode.experiments.priors import make_prior, score_prior
+from np_latentode.guide import AmortizedGuide
+from np_latentode.model import LatentODE
+from np_latentode.prediction import forecast, posterior, prior_predictive
 from np_latentode.results import check_output_dir, result_dir
 from np_latentode.training import STEPS_AT_ONCE, optimizer
 from np_latentode.training import run as run_svi
@@ -58,6 +63,18 @@ def score(
     return scores
 
 
+class Fit(NamedTuple):
+    """A trained pair, and what training took."""
+
+    model: LatentODE
+    guide: AmortizedGuide
+    params: dict[str, Any]
+    losses: np.ndarray
+    ms_per_step: float
+    first_done: float
+    """When the first steps were done, by `time.perf_counter`."""
+
+
 def run(
     output_dir: Path,
     *,
@@ -65,6 +82,7 @@ def run(
     seed: int,
     latent_dim: int,
     batch_size: int,
+    priors: Sequence[str] = (),
     overwrite: bool = False,
     progress: bool = True,
     started: float | None = None,
@@ -73,7 +91,8 @@ def run(
 
     Args:
         output_dir: where metrics.json, posterior.nc and the figures go.
-        steps, seed, latent_dim, batch_size: of the fit.
+        steps, seed, latent_dim, batch_size: of each fit.
+        priors: names as in `make_prior`, of priors to fit under and to compare with N(0, I).
         overwrite: whether an earlier run's results are replaced.
         progress: whether to show progress and print the scores.
         started: when the program started, by `time.perf_counter`.
@@ -86,24 +105,34 @@ def run(
     """
     started = time.perf_counter() if started is None else started
     check_output_dir(output_dir, overwrite=overwrite)
+    for name in priors:
+        make_prior(name, latent_dim, feature_dim=1, rngs=nnx.Rngs(0))
     _keep_compiled_programs()
     family = SpiralFamily()
     spirals = family.sample(jax.random.key(0), 250)
     train, test = spirals[:200], spirals[200:]
 
-    model, guide = latent_ode(train, latent_dim=latent_dim, rngs=nnx.Rngs(seed))
-    svi = SVI(
-        model,
-        guide,
-        optimizer(steps),
-        Trace_ELBO(),
-        batch_size=batch_size,
-        conditioning=random_context,
-    )
-    train_key, score_key = jax.random.split(jax.random.key(seed))
-    (params, _, losses), first_done = run_svi(svi, train_key, steps, train, progress=progress)
-    steps_timed = max(1, steps - STEPS_AT_ONCE)
-    ms_per_step = 1e3 * (time.perf_counter() - first_done) / steps_timed
+    def fit(prior: str) -> Fit:
+        rngs = nnx.Rngs(seed)
+        encoder = ODERNN(train.num_features, rngs=rngs)
+        parts = make_prior(prior, latent_dim, feature_dim=encoder.hidden_dim, rngs=rngs)
+        model, guide = latent_ode(train, latent_dim=latent_dim, encoder=encoder, rngs=rngs, **parts)
+        svi = SVI(
+            model,
+            guide,
+            optimizer(steps),
+            Trace_ELBO(),
+            batch_size=batch_size,
+            conditioning=random_context,
+        )
+        train_key, _ = jax.random.split(jax.random.key(seed))
+        (params, _, losses), first_done = run_svi(svi, train_key, steps, train, progress=progress)
+        steps_timed = max(1, steps - STEPS_AT_ONCE)
+        ms_per_step = 1e3 * (time.perf_counter() - first_done) / steps_timed
+        return Fit(model, guide, params, np.asarray(losses), ms_per_step, first_done)
+
+    normal = fit("normal")
+    model, guide, params, losses, ms_per_step, first_done = normal
     metrics = {
         "steps": steps,
         "seed": seed,
@@ -118,7 +147,10 @@ def run(
     # Imported after training, as a first step should not wait for ArviZ and matplotlib.
     from np_latentode import diagnostics, plots
 
-    test_key, fresh_key, noise_key, gauss_key, tree_key = jax.random.split(score_key, 5)
+    _, score_key = jax.random.split(jax.random.key(seed))
+    test_key, fresh_key, noise_key, gauss_key, tree_key, code_key, prior_key = jax.random.split(
+        score_key, 7
+    )
     whole, half = _forecasts(test_key, model, guide, params, test)
     methods = {"model": _score_draws(whole, half, test)}
     methods |= _score_others(noise_key, family, train, test)
@@ -144,7 +176,7 @@ def run(
         "latent_excess_kurtosis": report.excess_kurtosis.tolist(),
     }
     times = np.asarray(test.dense_times)
-    z0 = posterior(guide, params, many[:2_000]).sample(gauss_key)
+    z0 = posterior(guide, params, many[:2_000]).sample(code_key)
     figures = {
         "data": plots.plot_sampling(train),
         "training": plots.plot_training(
@@ -154,6 +186,32 @@ def run(
         "extrapolations": plots.plot_forecasts(test, test.before(CUT), half, times, start=CUT),
         "latent": plots.plot_latent(z0),
     }
+    if priors:
+        fits = {"normal": normal}
+        for name in priors:
+            if progress:
+                print(f"\nunder the prior {name}")
+            fits[name] = fit(name)
+        compared, curves = {}, {}
+        for name, other in fits.items():
+            trained = other.model, other.guide, other.params
+            compared[name] = score_prior(
+                prior_key, *trained, family=family, codes=many, fresh=fresh
+            )
+            draws = _forecasts(fresh_key, *trained, fresh, num_samples=100)
+            compared[name] |= {
+                key: value
+                for key, value in _score_draws(*draws, fresh).items()
+                if key.endswith("_mse")
+            }
+            draws = prior_predictive(
+                prior_key, other.model, other.params, family.dense_times, num_samples=12
+            )
+            curves[name] = np.asarray(draws["x_mean"])
+        metrics["priors"] = compared
+        figures["priors"] = plots.plot_prior_draws(
+            curves, family, shares={n: s["prior_predictive_share"] for n, s in compared.items()}
+        )
     tree = diagnostics.to_datatree(
         tree_key, model, guide, params, test, feature_names=["x_1", "x_2"]
     )
@@ -164,6 +222,8 @@ def run(
         metrics["seconds_total"] = time.perf_counter() - started
         (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     if progress:
+        if priors:
+            print(_compared(metrics["priors"]))
         print(_summary(metrics, methods, report, output_dir))
     return metrics
 
@@ -259,4 +319,23 @@ def _summary(
         f"{metrics['seconds_to_first_step']:.1f} s, all in {metrics['seconds_total']:.1f} s",
         f"results in {output_dir}",
     ]
+    return "\n".join(lines)
+
+
+def _compared(priors: dict[str, dict[str, float]]) -> str:
+    columns = {
+        "elbo": "ELBO",
+        "kl": "KL",
+        "mutual_information": "I(x; z)",
+        "kl_marginal": "KL(q||p)",
+        "code_phase_ks": "KS codes",
+        "prior_phase_ks": "KS draws",
+        "prior_predictive_share": "share",
+        "reconstruction_mse": "reconstr.",
+        "extrapolation_mse": "extrapol.",
+    }
+    lines = ["", f"{'prior':16s}" + "".join(f"{title:>11s}" for title in columns.values())]
+    for name, scores in priors.items():
+        cells = (f"{scores[c]:11.4f}" if c in scores else f"{'-':>11s}" for c in columns)
+        lines.append(f"{name:16s}" + "".join(cells))
     return "\n".join(lines)

@@ -1,0 +1,126 @@
+"""Priors for the spirals, by name, and how well the codes of a population meet the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+from numpyro.infer import Trace_ELBO
+from scipy import stats
+
+from np_latentode.datasets import SpiralFamily, Spirals
+from np_latentode.guide import AmortizedGuide
+from np_latentode.model import LatentODE
+from np_latentode.posteriors import FullRankNormal
+from np_latentode.prediction import posterior, prior_predictive
+from np_latentode.priors import (
+    CirclePrior,
+    FlowPrior,
+    MixturePrior,
+    ProductPrior,
+    RingPrior,
+    StandardNormal,
+)
+
+__all__ = ["make_prior", "score_prior"]
+
+SHARE_WITHIN = 0.01
+"""The mean squared error within which a curve counts as a spiral."""
+
+FLAT: dict[str, Callable[[int, nnx.Rngs], nnx.Module]] = {
+    "normal": lambda dim, rngs: StandardNormal(dim),
+    "mixture": lambda dim, rngs: MixturePrior(dim, rngs=rngs),
+    "flow": lambda dim, rngs: FlowPrior(dim, rngs=rngs),
+}
+ROUND: dict[str, Callable[[], nnx.Module]] = {"circle": CirclePrior, "ring": RingPrior}
+
+
+def make_prior(name: str, latent_dim: int, *, feature_dim: int, rngs: nnx.Rngs) -> dict[str, Any]:
+    """The prior of a name such as `flow`, `circle` or `ring+mixture`, and a posterior for it.
+
+    `circle` and `ring` take two numbers of z0, and what is named after a plus the others, by
+    default a normal.
+
+    Returns:
+        Keyword arguments of `latent_ode`: `prior`, and `posterior` where the default is not the
+        right one.
+
+    Raises:
+        ValueError: if the name is not known, or latent_dim too small for it.
+    """
+    first, _, rest = name.partition("+")
+    if first in FLAT and not rest:
+        return {"prior": FLAT[first](latent_dim, rngs)}
+    if first not in ROUND or (rest or "normal") not in FLAT:
+        alone = ", ".join((*FLAT, *ROUND))
+        raise ValueError(
+            f"prior must be one of {alone}, or one of {', '.join(ROUND)} and one of "
+            f"{', '.join(FLAT)} with a plus between; got {name!r}."
+        )
+    if latent_dim < 3:
+        raise ValueError(f"latent_dim must be at least 3 with the prior {name}; got {latent_dim}.")
+    chosen = ProductPrior(ROUND[first](), FLAT[rest or "normal"](latent_dim - 2, rngs))
+    if first == "circle":
+        return {"prior": chosen}
+    return {"prior": chosen, "posterior": FullRankNormal(feature_dim, latent_dim, rngs=rngs)}
+
+
+def score_prior(
+    rng_key: Array,
+    model: LatentODE,
+    guide: AmortizedGuide,
+    params: dict,
+    *,
+    family: SpiralFamily,
+    codes: Spirals,
+    fresh: Spirals,
+    num_draws: int = 4_000,
+) -> dict[str, float]:
+    """How well prior and codes meet.
+
+    Args:
+        rng_key: a key.
+        model, guide, params: as fitted.
+        family: what the spirals are drawn from.
+        codes: many spirals, for the KL and its split (see `gaussianization`).
+        fresh: some spirals that were not trained on, for the ELBO.
+        num_draws: from the prior.
+
+    Returns:
+        `elbo` a trajectory; `kl`, `mutual_information`, `kl_marginal`, `kl_marginal_se`;
+        `prior_predictive_share` of draws whose curve is within a mean squared error of 0.01 of
+        the nearest spiral; `prior_phase_ks`, the Kolmogorov-Smirnov distance of the phases of
+        those nearest spirals from uniform; and where the prior has a circle or a ring, that of
+        the codes' angles, `code_phase_ks`.
+    """
+    # Imported here, as ArviZ takes seconds.
+    from np_latentode.diagnostics import gaussianization
+
+    elbo_key, split_key, draw_key, code_key = jax.random.split(rng_key, 4)
+    loss = jax.jit(Trace_ELBO(num_particles=10).loss, static_argnums=(2, 3))
+    report = gaussianization(split_key, model, guide, params, codes)
+    draws = prior_predictive(draw_key, model, params, family.dense_times, num_samples=num_draws)
+    phase, _, mse = family.nearest(draws["x_mean"], family.dense_times)
+    scores = {
+        "elbo": -float(loss(elbo_key, params, model, guide, fresh)) / len(fresh),
+        "kl": report.kl,
+        "mutual_information": report.mutual_information,
+        "kl_marginal": report.kl_marginal,
+        "kl_marginal_se": report.standard_error,
+        "prior_predictive_share": float(jnp.mean(mse <= SHARE_WITHIN)),
+        "prior_phase_ks": _from_uniform(phase),
+    }
+    if isinstance(model.prior, ProductPrior):
+        z0 = posterior(guide, params, codes).sample(code_key)
+        scores["code_phase_ks"] = _from_uniform(jnp.arctan2(z0[:, 1], z0[:, 0]))
+    return scores
+
+
+def _from_uniform(angle: Array) -> float:
+    turns = np.asarray(angle, float) / (2 * np.pi) % 1
+    return float(stats.kstest(turns, "uniform").statistic)
