@@ -10,7 +10,7 @@ from np_latentode.encoders import ODERNN
 from np_latentode.guide import AmortizedGuide
 from np_latentode.likelihoods import Likelihood, check_observed
 from np_latentode.model import LatentODE
-from np_latentode.modules import Part, feature_dim
+from np_latentode.modules import Part, check_module, feature_dim, vector_distribution
 from np_latentode.posteriors import on_support
 from np_latentode.priors import StandardNormal
 from np_latentode.scaling import Scaling
@@ -56,10 +56,13 @@ def latent_ode(
         raise ValueError(f"latent_dim must be a positive integer; got {latent_dim!r}.")
     num_features = train.num_features
     scaling = Scaling.fit(train) if scaling is None else scaling
+    prior = StandardNormal(latent_dim) if prior is None else prior
+    check_module("prior", prior)
+    _check_dimension("prior", vector_distribution("prior", prior, batch_shape=())[0], latent_dim)
     model = LatentODE(
         MLPDynamics(latent_dim, rngs=rngs) if dynamics is None else dynamics,
         MLPDecoder(latent_dim, num_features, rngs=rngs) if decoder is None else decoder,
-        prior=StandardNormal(latent_dim) if prior is None else prior,
+        prior=prior,
         scaling=scaling,
         likelihood=likelihood,
         solver=solver,
@@ -69,9 +72,7 @@ def latent_ode(
     if posterior is None:
         posterior = on_support(model.support, feature_dim(encoder, num_features), rngs=rngs)
     guide = AmortizedGuide(encoder, posterior, scaling=scaling)
-    for name, dim in (("prior", model.latent_dim), ("posterior", guide.latent_dim)):
-        if dim != latent_dim:
-            raise ValueError(f"{name} must be over vectors of latent_dim {latent_dim}; got {dim}.")
+    _check_dimension("posterior", guide.latent_dim, latent_dim)
     if guide.support != model.support:
         raise ValueError(
             f"posterior must live where the prior does, on {model.support}; got one on "
@@ -83,3 +84,8 @@ def latent_ode(
             f"got {shared} in both."
         )
     return model, guide
+
+
+def _check_dimension(name: str, dim: int, latent_dim: int) -> None:
+    if dim != latent_dim:
+        raise ValueError(f"{name} must be over vectors of latent_dim {latent_dim}; got {dim}.")

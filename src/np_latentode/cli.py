@@ -42,7 +42,8 @@ def spirals(
         list[str] | None,
         typer.Option(
             help="Fit under this prior as well, and compare with N(0, I): mixture, flow, circle, "
-            "ring, or circle or ring with the rest of it, as in ring+flow. Can be repeated."
+            "ring, one of the last two and what the other numbers follow, as in ring+mixture, or a "
+            "flow over one of these, as in flow/ring+mixture. Can be repeated."
         ),
     ] = None,
     overwrite: Annotated[

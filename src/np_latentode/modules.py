@@ -164,7 +164,7 @@ def vector_distribution(
 def _abstract(name: str, part: Part, finish: Callable[[Any], Any], *inputs: Array) -> Any:
     def call(*inputs: Array) -> Any:
         with handlers.seed(rng_seed=0), handlers.trace():
-            return finish(bind_prior(part) if name == "prior" else bind(name, part)(*inputs))
+            return finish(bind(name, part)(*inputs) if inputs else bind_prior(part))
 
     try:
         return jax.eval_shape(call, *inputs)

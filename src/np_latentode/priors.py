@@ -29,7 +29,7 @@ from flax import nnx
 
 from np_latentode.distributions import ProductDistribution, ProjectedCircle, Ring
 from np_latentode.flows import FlowjaxParameters, inverse_autoregressive
-from np_latentode.modules import check_module
+from np_latentode.modules import check_module, vector_distribution
 
 __all__ = [
     "CirclePrior",
@@ -78,26 +78,46 @@ class MixturePrior(nnx.Module):
 
 
 class FlowPrior(nnx.Module):
-    """z0 = f(e), e ~ N(0, I), with f the inverse of NumPyro's inverse autoregressive flow.
+    """z0 = f(e), e ~ base, with f the inverse of NumPyro's inverse autoregressive flow.
 
-    log p(z0) = log N(g(z0); 0, I) + log |det dg/dz0|,  g = f^-1   (Kingma et al. 2016, equation 10)
+    log p(z0) = log base(g(z0)) + log |det dg/dz0|,  g = f^-1     (Kingma et al. 2016, equation 10)
 
     g is one pass of a network, which the ELBO asks for at every step; drawing from the prior, which
-    it never does, takes `latent_dim` passes. At first f is close to the identity.
+    it never does, takes `latent_dim` passes. At first f is close to the identity. A flow cannot
+    change a topology: where codes are known to lie on a circle, or to fall apart into clusters, let
+    the base do so, and the flow will bend it into shape.
 
     Args:
         latent_dim: the dimension of z0, at least 2.
+        base: a prior over as many numbers. Default: N(0, I).
         num_layers: how many autoregressive networks, each in the reverse order of the last.
         width: units of the one hidden layer of each.
+
+    Raises:
+        ValueError: if the base is not over all of the Euclidean space of latent_dim dimensions.
     """
 
-    def __init__(self, latent_dim: int, *, num_layers: int = 3, width: int = 32, rngs: nnx.Rngs):
-        self.latent_dim = latent_dim
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        base: nnx.Module | None = None,
+        num_layers: int = 3,
+        width: int = 32,
+        rngs: nnx.Rngs,
+    ):
+        self.base = StandardNormal(latent_dim) if base is None else base
+        check_module("base", self.base)
+        _, support = vector_distribution("base", self.base, batch_shape=())
+        if support != f"R^{latent_dim}":
+            raise ValueError(
+                f"base must be over R^{latent_dim}, as a flow bends Euclidean space only; got one "
+                f"over {support}."
+            )
         self.layers = inverse_autoregressive(latent_dim, num_layers, width, rngs=rngs)
 
     def __call__(self) -> dist.Distribution:
-        base = dist.Normal(0.0, 1.0).expand([self.latent_dim]).to_event(1)
-        return dist.TransformedDistribution(base, [layer().inv for layer in self.layers])
+        return dist.TransformedDistribution(self.base(), [layer().inv for layer in self.layers])
 
 
 class CirclePrior(nnx.Module):

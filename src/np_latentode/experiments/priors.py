@@ -41,10 +41,10 @@ ROUND: dict[str, Callable[[], nnx.Module]] = {"circle": CirclePrior, "ring": Rin
 
 
 def make_prior(name: str, latent_dim: int, *, feature_dim: int, rngs: nnx.Rngs) -> dict[str, Any]:
-    """The prior of a name such as `flow`, `circle` or `ring+mixture`, and a posterior for it.
+    """The prior of a name such as `mixture`, `circle+flow` or `flow/ring+mixture`.
 
     `circle` and `ring` take two numbers of z0, and what is named after a plus the others, by
-    default a normal.
+    default a normal; `flow/` bends what comes after it, which must not have a circle.
 
     Returns:
         Keyword arguments of `latent_ode`: `prior`, and `posterior` where the default is not the
@@ -53,21 +53,27 @@ def make_prior(name: str, latent_dim: int, *, feature_dim: int, rngs: nnx.Rngs) 
     Raises:
         ValueError: if the name is not known, or latent_dim too small for it.
     """
-    first, _, rest = name.partition("+")
-    if first in FLAT and not rest:
-        return {"prior": FLAT[first](latent_dim, rngs)}
-    if first not in ROUND or (rest or "normal") not in FLAT:
-        alone = ", ".join((*FLAT, *ROUND))
+    over, _, inner = name.rpartition("/")
+    first, _, rest = inner.partition("+")
+    known = (first in FLAT and not rest) or (first in ROUND and (rest or "normal") in FLAT)
+    if not known or over not in ("", "flow"):
         raise ValueError(
-            f"prior must be one of {alone}, or one of {', '.join(ROUND)} and one of "
-            f"{', '.join(FLAT)} with a plus between; got {name!r}."
+            f"prior must be one of {', '.join((*FLAT, *ROUND))}, or circle or ring with what the "
+            f"other numbers follow, as in ring+mixture, or a flow over one of these, as in "
+            f"flow/ring+mixture; got {name!r}."
         )
-    if latent_dim < 3:
+    if first in ROUND and latent_dim < 3:
         raise ValueError(f"latent_dim must be at least 3 with the prior {name}; got {latent_dim}.")
-    chosen = ProductPrior(ROUND[first](), FLAT[rest or "normal"](latent_dim - 2, rngs))
-    if first == "circle":
-        return {"prior": chosen}
-    return {"prior": chosen, "posterior": FullRankNormal(feature_dim, latent_dim, rngs=rngs)}
+    if first in FLAT:
+        prior = FLAT[first](latent_dim, rngs)
+    else:
+        prior = ProductPrior(ROUND[first](), FLAT[rest or "normal"](latent_dim - 2, rngs))
+    if over:
+        prior = FlowPrior(latent_dim, base=prior, rngs=rngs)
+    if first != "ring":
+        return {"prior": prior}
+    # Sharp along the ring and wide across it, wherever on the ring it is.
+    return {"prior": prior, "posterior": FullRankNormal(feature_dim, latent_dim, rngs=rngs)}
 
 
 def score_prior(
@@ -115,7 +121,7 @@ def score_prior(
         "prior_predictive_share": float(jnp.mean(mse <= SHARE_WITHIN)),
         "prior_phase_ks": _from_uniform(phase),
     }
-    if isinstance(model.prior, ProductPrior):
+    if model.support.startswith("S^1") or isinstance(model.prior, ProductPrior):
         z0 = posterior(guide, params, codes).sample(code_key)
         scores["code_phase_ks"] = _from_uniform(jnp.arctan2(z0[:, 1], z0[:, 0]))
     return scores
