@@ -35,7 +35,7 @@ from np_latentode.priors import (
 )
 from np_latentode.scaling import Scaling
 from np_latentode.solve import Solver
-from np_latentode.training import optimizer
+from np_latentode.training import fit_prior, optimizer
 from np_latentode.trajectories import Trajectories
 
 __all__ = [
@@ -70,6 +70,7 @@ __all__ = [
     "TimeMLPDynamics",
     "Trajectories",
     "datasets",
+    "fit_prior",
     "forecast",
     "latent_ode",
     "optimizer",

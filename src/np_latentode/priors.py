@@ -102,8 +102,8 @@ class FlowPrior(nnx.Module):
         latent_dim: int,
         *,
         base: nnx.Module | None = None,
-        num_layers: int = 3,
-        width: int = 32,
+        num_layers: int = 6,
+        width: int = 48,
         rngs: nnx.Rngs,
     ):
         self.base = StandardNormal(latent_dim) if base is None else base

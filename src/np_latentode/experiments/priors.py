@@ -37,6 +37,8 @@ FLAT: dict[str, Callable[[int, nnx.Rngs], nnx.Module]] = {
     "mixture": lambda dim, rngs: MixturePrior(dim, rngs=rngs),
     "flow": lambda dim, rngs: FlowPrior(dim, rngs=rngs),
 }
+# Beside the phase, a spiral has nothing but a direction.
+BESIDE = FLAT | {"mixture": lambda dim, rngs: MixturePrior(dim, num_components=2, rngs=rngs)}
 ROUND: dict[str, Callable[[], nnx.Module]] = {"circle": CirclePrior, "ring": RingPrior}
 
 
@@ -55,7 +57,7 @@ def make_prior(name: str, latent_dim: int, *, feature_dim: int, rngs: nnx.Rngs) 
     """
     over, _, inner = name.rpartition("/")
     first, _, rest = inner.partition("+")
-    known = (first in FLAT and not rest) or (first in ROUND and (rest or "normal") in FLAT)
+    known = (first in FLAT and not rest) or (first in ROUND and (rest or "normal") in BESIDE)
     if not known or over not in ("", "flow"):
         raise ValueError(
             f"prior must be one of {', '.join((*FLAT, *ROUND))}, or circle or ring with what the "
@@ -67,7 +69,7 @@ def make_prior(name: str, latent_dim: int, *, feature_dim: int, rngs: nnx.Rngs) 
     if first in FLAT:
         prior = FLAT[first](latent_dim, rngs)
     else:
-        prior = ProductPrior(ROUND[first](), FLAT[rest or "normal"](latent_dim - 2, rngs))
+        prior = ProductPrior(ROUND[first](), BESIDE[rest or "normal"](latent_dim - 2, rngs))
     if over:
         prior = FlowPrior(latent_dim, base=prior, rngs=rngs)
     if first != "ring":

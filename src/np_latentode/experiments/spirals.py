@@ -25,7 +25,7 @@ from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
 from np_latentode.prediction import forecast, posterior, prior_predictive
 from np_latentode.results import check_output_dir, result_dir
-from np_latentode.training import STEPS_AT_ONCE, optimizer
+from np_latentode.training import STEPS_AT_ONCE, fit_prior, optimizer
 from np_latentode.training import run as run_svi
 from np_latentode.trajectories import Trajectories
 
@@ -190,8 +190,12 @@ def run(
         fits = {"normal": normal}
         for name in priors:
             if progress:
-                print(f"\nunder the prior {name}")
+                print(f"\nwith the prior {name}")
             fits[name] = fit(name)
+            if fits[name].model.support == guide.support:
+                fits[f"{name} on codes"] = _on_codes(
+                    prior_key, name, normal, train, seed=seed, progress=progress
+                )
         compared, curves = {}, {}
         for name, other in fits.items():
             trained = other.model, other.guide, other.params
@@ -226,6 +230,24 @@ def run(
             print(_compared(metrics["priors"]))
         print(_summary(metrics, methods, report, output_dir))
     return metrics
+
+
+def _on_codes(
+    rng_key: Array, name: str, fitted: Fit, train: Spirals, *, seed: int, progress: bool
+) -> Fit:
+    """The same networks under another prior, which is fitted to the codes that they make."""
+    model = fitted.model
+    part = make_prior(name, model.latent_dim, feature_dim=1, rngs=nnx.Rngs(seed))["prior"]
+    params = fit_prior(rng_key, part, fitted.guide, fitted.params, train, progress=progress)
+    model = LatentODE(
+        model.dynamics,
+        model.decoder,
+        prior=part,
+        scaling=model.scaling,
+        likelihood=model.likelihood,
+        solver=model.solver,
+    )
+    return fitted._replace(model=model, params=params)
 
 
 def _keep_compiled_programs() -> None:
@@ -334,8 +356,8 @@ def _compared(priors: dict[str, dict[str, float]]) -> str:
         "reconstruction_mse": "reconstr.",
         "extrapolation_mse": "extrapol.",
     }
-    lines = ["", f"{'prior':16s}" + "".join(f"{title:>11s}" for title in columns.values())]
+    lines = ["", f"{'prior':28s}" + "".join(f"{title:>11s}" for title in columns.values())]
     for name, scores in priors.items():
         cells = (f"{scores[c]:11.4f}" if c in scores else f"{'-':>11s}" for c in columns)
-        lines.append(f"{name:16s}" + "".join(cells))
+        lines.append(f"{name:28s}" + "".join(cells))
     return "\n".join(lines)
