@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import arviz_base
 import jax
@@ -16,8 +17,9 @@ from jaxtyping import Array
 
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.prediction import forecast, posterior, prior
-from np_latentode.trajectories import Trajectories
+from np_latentode.plate import prediction_times
+from np_latentode.prediction import decode, forecast, posterior, prior
+from np_latentode.trajectories import Numbers, Trajectories
 
 __all__ = ["GaussianizationReport", "gaussianization", "to_datatree"]
 
@@ -29,65 +31,91 @@ def to_datatree(
     params: dict,
     trajectories: Trajectories,
     *,
+    times: Numbers | None = None,
     num_samples: int = 200,
     feature_names: Sequence[str] | None = None,
+    trajectory_names: Sequence[Any] | None = None,
 ) -> xarray.DataTree:
     """What ArviZ needs to know of a fit, for trajectories encoded as a whole.
 
-    Groups: `posterior` (z0 from the guide), `posterior_predictive` (x and x_mean at the observed
-    times), `log_likelihood` (one term a trajectory), `observed_data` (NaN where unobserved) and
-    `constant_data` (times, mask, and parameters with a name of their own, as `noise_scale`). All
-    but z0 is in original units.
+    Groups: `posterior` (z0 from the guide) and `prior`; `posterior_predictive` and
+    `prior_predictive` (x and x_mean at the observed times), and with `times` `predictions` there;
+    `log_likelihood` (one term a trajectory); `observed_data` (NaN where unobserved);
+    `constant_data` (times, mask, and parameters with a name of their own, as `noise_scale`) and
+    `predictions_constant_data`. All but z0 is in original units.
 
     Args:
         rng_key: a key.
         model, guide, params: as fitted.
         trajectories: the data to encode and to predict.
+        times: where to predict, too: (time,) for all, or (trajectory, time).
         num_samples: draws from the guide.
         feature_names: coordinates of the dimension `feature`. Default: 0, 1, ...
+        trajectory_names: coordinates of the dimension `trajectory`. Default: 0, 1, ...
 
     Raises:
-        ValueError: if there are not as many names as features.
+        ValueError: naming the argument, the rule and what came.
     """
-    names = range(trajectories.num_features) if feature_names is None else list(feature_names)
-    if len(names) != trajectories.num_features:
-        raise ValueError(
-            f"feature_names must name {trajectories.num_features} features; got {len(names)}."
-        )
-    draws = forecast(
-        rng_key, model, guide, params, trajectories, trajectories.times, num_samples=num_samples
-    )
+    features = _names("feature_names", feature_names, trajectories.num_features, "features")
+    ids = _names("trajectory_names", trajectory_names, len(trajectories), "trajectories")
+    post_key, prior_key, x_key, future_key = jax.random.split(rng_key, 4)
+    # Padding may be earlier than t0.
+    seen = jnp.where(trajectories.observed, trajectories.times, model.scaling.t0)
+    draws = forecast(post_key, model, guide, params, trajectories, seen, num_samples=num_samples)
+    shape = (num_samples, len(trajectories))
+    z0 = jnp.asarray(prior(model, params).sample(prior_key, shape))
+    before = decode(x_key, model, params, z0, seen)
     # `log_likelihood` substitutes no params: without this it would score untrained networks.
     fitted = numpyro.handlers.substitute(model, data=params)
     log_likelihood = numpyro.infer.log_likelihood(fitted, {"z0": draws["z0"]}, trajectories)["x"]
     values, mask = np.asarray(trajectories.values), np.asarray(trajectories.mask)
     named = {k: np.asarray(v) for k, v in params.items() if not k.endswith("$params")}
 
-    def one_chain(draws: Array) -> np.ndarray:
-        return np.asarray(draws)[None]
+    def one_chain(draws: dict[str, Array], *names: str) -> dict[str, np.ndarray]:
+        return {name: np.asarray(draws[name])[None] for name in names}
 
-    return arviz_base.from_dict(
+    groups: dict[str, dict[str, np.ndarray]] = {
+        "posterior": one_chain(draws, "z0"),
+        "prior": one_chain(before, "z0"),
+        "posterior_predictive": one_chain(draws, "x", "x_mean"),
+        "prior_predictive": one_chain(before, "x", "x_mean"),
+        "log_likelihood": {"x": np.asarray(log_likelihood)[None]},
+        "observed_data": {"x": np.where(mask, values, np.nan)},
+        "constant_data": {"times": np.asarray(trajectories.times), "mask": mask, **named},
+    }
+    per_time = ["trajectory", "time", "feature"]
+    dims = {
+        "z0": ["trajectory", "latent"],
+        "times": ["trajectory", "time"],
+        "mask": per_time,
+        "x": per_time,
+        "x_mean": per_time,
+        **{k: ["feature"] for k, v in named.items() if v.shape == (len(features),)},
+    }
+    coords = {"feature": features, "trajectory": ids}
+    tree = arviz_base.from_dict(groups, coords=coords, dims=dims)
+    if times is None:
+        return tree
+    at = prediction_times(times, len(trajectories), model.scaling, name="times")
+    later = decode(future_key, model, params, draws["z0"], at)
+    # Apart, as the dimension `time` has another length here.
+    future = arviz_base.from_dict(
         {
-            "posterior": {"z0": one_chain(draws["z0"])},
-            "posterior_predictive": {k: one_chain(draws[k]) for k in ("x", "x_mean")},
-            "log_likelihood": {"x": one_chain(log_likelihood)},
-            "observed_data": {"x": np.where(mask, values, np.nan)},
-            "constant_data": {
-                "times": np.asarray(trajectories.times),
-                "mask": mask,
-                **named,
-            },
+            "predictions": one_chain(later, "x", "x_mean"),
+            "predictions_constant_data": {"times": np.asarray(at)},
         },
-        coords={"feature": list(names)},
-        dims={
-            "z0": ["trajectory", "latent"],
-            "times": ["trajectory", "time"],
-            "mask": ["trajectory", "time", "feature"],
-            **{name: ["feature"] for name, value in named.items() if value.shape == (len(names),)},
-            "x": ["trajectory", "time", "feature"],
-            "x_mean": ["trajectory", "time", "feature"],
-        },
+        coords=coords,
+        dims=dims,
     )
+    tree.update(future)
+    return tree
+
+
+def _names(name: str, names: Sequence[Any] | None, count: int, of: str) -> list[Any]:
+    names = list(range(count)) if names is None else list(names)
+    if len(names) != count or len(set(names)) != count:
+        raise ValueError(f"{name} must name {count} {of}, each its own; got {names}.")
+    return names
 
 
 @dataclass(frozen=True)

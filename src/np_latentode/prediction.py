@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import numpyro.distributions as dist
 import numpyro.handlers as handlers
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
@@ -16,7 +16,7 @@ from np_latentode.modules import bind_prior
 from np_latentode.plate import check_context, prediction_times
 from np_latentode.trajectories import Numbers, Trajectories
 
-__all__ = ["forecast", "posterior", "prior", "prior_predictive"]
+__all__ = ["decode", "forecast", "posterior", "prior", "prior_predictive"]
 
 
 def prior(model: LatentODE, params: dict) -> dist.Distribution:
@@ -73,24 +73,62 @@ def prior_predictive(
     """
     if not (isinstance(num_samples, int) and num_samples > 0):
         raise ValueError(f"num_samples must be a positive integer; got {num_samples!r}.")
-    at = prediction_times(times, 1, model.scaling, name="times")[0]
+    at = prediction_times(times, 1, model.scaling, name="times")
+    z0_key, x_key = jax.random.split(rng_key)
+    z0 = jnp.asarray(prior(model, params).sample(z0_key, (1, num_samples)))
+    draws = decode(x_key, model, params, z0, jnp.broadcast_to(at, (num_samples, at.shape[1])))
+    return {name: values[0] for name, values in draws.items()}
+
+
+def decode(
+    rng_key: Array,
+    model: LatentODE,
+    params: dict,
+    z0: Float[Array, "draw trajectory latent"],
+    times: Float[Array, "trajectory time"],
+    *,
+    draws_at_once: int = 10,
+) -> dict[str, Array]:
+    """What the model makes of given z0 at given times: `z0`, `x_mean` and `x`, in original units.
+
+    Args:
+        rng_key: a key.
+        model, params: as fitted.
+        z0: draws, however they were made.
+        times: in original units.
+        draws_at_once: how many draws to solve side by side, which bounds the memory.
+    """
     _check_params(params, model)
+    return _decode(rng_key, model, params, z0, times, min(draws_at_once, len(z0)))
+
+
+@partial(jax.jit, static_argnums=(1, 5))
+def _decode(rng_key, model, params, z0s, times, draws_at_once):
+    # The context plays no part once z0 is given, but for its number of trajectories.
     num_features = len(model.scaling.loc)
-    nothing = Trajectories(
-        np.full((num_samples, 1), model.scaling.t0), np.full((num_samples, 1, num_features), np.nan)
+    shape = (z0s.shape[1], 1, num_features)
+    nothing = Trajectories.tree_unflatten(
+        {},
+        (
+            jnp.full(shape[:2], model.scaling.t0, times.dtype),
+            jnp.zeros(shape, times.dtype),
+            jnp.zeros(shape, bool),
+        ),
     )
-    return _prior_predictive(rng_key, model, params, nothing, at)
 
+    def explain(key_and_z0):
+        rng_key, z0 = key_and_z0
+        known = {**params, "z0": z0}
+        with (
+            handlers.seed(rng_seed=rng_key),
+            handlers.trace() as sites,
+            handlers.substitute(data=known),
+        ):
+            model(nothing, times)
+        return {name: sites[name]["value"] for name in ("z0", "x_mean", "x")}
 
-@partial(jax.jit, static_argnums=(1,))
-def _prior_predictive(rng_key, model, params, context, times):
-    with (
-        handlers.seed(rng_seed=rng_key),
-        handlers.trace() as sites,
-        handlers.substitute(data=params),
-    ):
-        model(context, times)
-    return {name: sites[name]["value"] for name in ("z0", "x_mean", "x")}
+    keys = jax.random.split(rng_key, len(z0s))
+    return jax.lax.map(explain, (keys, z0s), batch_size=draws_at_once)
 
 
 def _check_params(params: dict, *programs: LatentODE | AmortizedGuide) -> None:
@@ -143,24 +181,11 @@ def forecast(
     check_context(context, model.scaling)
     at = prediction_times(times, len(context), model.scaling, name="times")
     _check_params(params, model, guide)
-    return _forecast(rng_key, model, guide, params, context, at, num_samples, draws_at_once)
-
-
-@partial(jax.jit, static_argnums=(1, 2, 6, 7))
-def _forecast(rng_key, model, guide, params, context, times, num_samples, draws_at_once):
     z0_key, x_key = jax.random.split(rng_key)
-    z0s = posterior(guide, params, context).sample(z0_key, (num_samples,))
+    z0 = _draw_codes(z0_key, guide, params, context, num_samples)
+    return decode(x_key, model, params, z0, at, draws_at_once=draws_at_once)
 
-    def predict(key_and_z0):
-        rng_key, z0 = key_and_z0
-        known = {**params, "z0": z0}
-        with (
-            handlers.seed(rng_seed=rng_key),
-            handlers.trace() as sites,
-            handlers.substitute(data=known),
-        ):
-            model(context, times)
-        return {name: sites[name]["value"] for name in ("z0", "x_mean", "x")}
 
-    keys = jax.random.split(x_key, num_samples)
-    return jax.lax.map(predict, (keys, z0s), batch_size=min(draws_at_once, num_samples))
+@partial(jax.jit, static_argnums=(1, 4))
+def _draw_codes(rng_key, guide, params, context, num_samples):
+    return posterior(guide, params, context).sample(rng_key, (num_samples,))

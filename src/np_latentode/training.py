@@ -111,7 +111,7 @@ def fit_prior(
     params: dict[str, Any],
     trajectories: Trajectories,
     *,
-    num_steps: int = 4_000,
+    num_steps: int = 8_000,
     optim: optax.GradientTransformation | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:

@@ -1,0 +1,159 @@
+"""How far a guide is from the posterior, by importance weights: no sampler, one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from arviz_stats.base.array import array_stats
+from jaxtyping import Array
+from numpyro.infer import log_likelihood
+from scipy.special import logsumexp
+
+from np_latentode.exact import check_counts, enough_steps, log_joint, with_networks_fixed
+from np_latentode.guide import AmortizedGuide
+from np_latentode.model import LatentODE
+from np_latentode.plate import check_context
+from np_latentode.prediction import posterior
+from np_latentode.trajectories import Trajectories
+
+__all__ = ["ImportanceReport", "importance", "log_score"]
+
+TRUSTED = 0.7
+"""Pareto k up to which importance weights are trusted (Vehtari et al. 2024)."""
+
+
+@dataclass(frozen=True)
+class ImportanceReport:
+    """What importance weights p(x, z0) / q(z0 | x) say of a guide; one entry a trajectory.
+
+    `pareto_k` up to 0.5 is good, above 0.7 the guide misses part of the posterior. `elbo` is
+    E_q[log weight] and `bound` the log of the mean weight, both lower bounds of log p(x), the
+    second one tight where the guide is any good (Burda et al. 2016); `gap` is what the guide loses.
+    """
+
+    num_samples: int
+    pareto_k: np.ndarray
+    elbo: np.ndarray
+    bound: np.ndarray
+
+    @property
+    def gap(self) -> np.ndarray:
+        return self.bound - self.elbo
+
+    def __str__(self) -> str:
+        good = np.mean(self.pareto_k <= TRUSTED)
+        return (
+            f"Pareto k median {np.median(self.pareto_k):.2f}, worst {self.pareto_k.max():.2f}, "
+            f"{good:.0%} up to {TRUSTED}, of {len(self.pareto_k)} trajectories\n"
+            f"log p(x) at least {self.bound.mean():.3f}, ELBO {self.elbo.mean():.3f}, gap median "
+            f"{np.median(self.gap):.3f}, worst {self.gap.max():.3f}"
+        )
+
+
+def importance(
+    rng_key: Array,
+    model: LatentODE,
+    guide: AmortizedGuide,
+    params: dict,
+    trajectories: Trajectories,
+    *,
+    num_samples: int = 1_000,
+) -> ImportanceReport:
+    """Weighs a guide's draws by what the model thinks of them (Yao et al. 2018).
+
+    log w_s = log p(x, z0_s) - log q(z0_s | x),  z0_s ~ q(. | x)
+
+    Args:
+        rng_key: a key.
+        model, guide, params: as fitted.
+        trajectories: the contexts, scored as a whole.
+        num_samples: draws a trajectory, at least 25, as a tail of them is fitted.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    _check_num_samples(num_samples)
+    check_context(trajectories, model.scaling)
+    log_weights, _ = _log_weights(rng_key, model, guide, params, trajectories, None, num_samples)
+    smoothed, pareto_k = array_stats.psislw(log_weights, axis=0)
+    return ImportanceReport(
+        num_samples=num_samples,
+        pareto_k=np.asarray(pareto_k),
+        elbo=log_weights.mean(0),
+        # psislw normalises; the smoothed tail, on the scale of the weights themselves.
+        bound=logsumexp(_rescaled(smoothed, log_weights), axis=0) - np.log(num_samples),
+    )
+
+
+def log_score(
+    rng_key: Array,
+    model: LatentODE,
+    guide: AmortizedGuide,
+    params: dict,
+    context: Trajectories,
+    target: Trajectories,
+    *,
+    num_samples: int = 1_000,
+) -> np.ndarray:
+    """log p(target | context), one a trajectory: how well a model forecasts, whatever its guide.
+
+    p(target | context) = E_{z0 ~ p(. | context)} p(target | z0),  the guide's draws weighted by
+    p(context, z0) / q(z0 | context), smoothed by Pareto's (Vehtari et al. 2024).
+
+    Args:
+        rng_key: a key.
+        model, guide, params: as fitted.
+        context: what is known.
+        target: what is to be forecast of the same trajectories.
+        num_samples: draws a trajectory, at least 25.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    _check_num_samples(num_samples)
+    check_context(context, model.scaling)
+    log_weights, log_liks = _log_weights(
+        rng_key, model, guide, params, context, target, num_samples
+    )
+    smoothed, _ = array_stats.psislw(log_weights, axis=0)
+    return np.asarray(logsumexp(smoothed + log_liks, axis=0))
+
+
+def _log_weights(rng_key, model, guide, params, context, target, num_samples):
+    max_steps = enough_steps(model, context if target is None else target)
+    max_steps = max(max_steps, enough_steps(model, context))
+    weights, liks = _weigh(rng_key, model, guide, params, context, target, num_samples, max_steps)
+    return np.asarray(weights, np.float64), np.asarray(liks, np.float64)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 6, 7))
+def _weigh(rng_key, model, guide, params, context, target, num_samples, max_steps):
+    fitted, _ = with_networks_fixed(model, params, context, max_steps)
+    q = posterior(guide, params, context)
+    z0s = q.sample(rng_key, (num_samples,))
+
+    def weigh(z0: Array) -> tuple[Array, Array]:
+        log_weight = log_joint(fitted, context, z0) - q.log_prob(z0)
+        if target is None:
+            return log_weight, jnp.zeros(())
+        log_lik = log_likelihood(fitted, {"z0": z0[None]}, context, target)["x"][0]
+        return log_weight, jnp.where(jnp.isnan(log_lik), -jnp.inf, log_lik)
+
+    return jax.lax.map(weigh, z0s, batch_size=min(20, num_samples))
+
+
+def _rescaled(normalised: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
+    """Undoes the normalisation, by the weights below the tail, which smoothing does not change."""
+    lowest = log_weights.argmin(0)[None]
+    shift = np.take_along_axis(log_weights - normalised, lowest, axis=0)
+    return normalised + shift
+
+
+def _check_num_samples(num_samples: int) -> None:
+    check_counts(num_samples=num_samples)
+    if num_samples < 25:
+        raise ValueError(f"num_samples must be at least 25; got {num_samples}.")
