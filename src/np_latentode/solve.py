@@ -33,6 +33,8 @@ class Solver:
             same steps. For dynamics that are given, take shorter steps or a PIDController.
         max_steps: the most steps a solve may take before it is an error.
         adjoint: how gradients are taken through the solve.
+        throw: whether a solve that fails raises, as in diffrax. Otherwise the states of the rows
+            that failed are NaN, which a sampler can reject.
 
     Raises:
         ValueError: naming the argument that is not of diffrax's kind, or out of range.
@@ -45,6 +47,7 @@ class Solver:
     adjoint: diffrax.AbstractAdjoint = field(
         default_factory=lambda: diffrax.RecursiveCheckpointAdjoint(checkpoints=16)
     )
+    throw: bool = True
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -68,6 +71,8 @@ class Solver:
             raise ValueError(f"dt0 must be positive and finite; got {self.dt0}.")
         if not (isinstance(self.max_steps, int) and self.max_steps > 0):
             raise ValueError(f"max_steps must be a positive integer; got {self.max_steps!r}.")
+        if not isinstance(self.throw, bool):
+            raise ValueError(f"throw must be True or False; got {self.throw!r}.")
 
 
 def solve(
@@ -89,11 +94,12 @@ def solve(
         dynamics: the vector field.
         z0: the states at time 0.
         times: where to read the states off, in any order; earlier than 0 counts as 0.
-        solver: method, step control, max_steps and adjoint.
+        solver: method, step control, max_steps, adjoint, and whether a failure raises.
 
     Raises:
         Exception: at run time, also under `jax.jit`, where the steps run out or a state stops
-            being finite. The message says which, in which row, and what to change.
+            being finite. The message says which, in which row, and what to change. With
+            `throw=False` these rows are NaN instead.
     """
     # A bound module carries its parameters: as a pytree they travel through diffrax's `args`,
     # which every adjoint differentiates, instead of through a closure, which some refuse.
@@ -129,10 +135,15 @@ def solve(
     z = jax.vmap(lambda t, z, dz: read(t, grid, z, fx=dz), in_axes=(0, 1, 1))(
         jnp.clip(times, 0, end), states, slopes
     )
-    return _raise_if_failed(z, states, solution.result, solver)
+    # Every state, also where nobody reads it, as gradients flow through all of them.
+    diverged = ~jnp.isfinite(states).all((0, 2))
+    if not solver.throw:
+        failed = diverged | ~diffrax.is_successful(solution.result)
+        return jnp.where(failed[:, None, None], jnp.nan, z)
+    return _raise_if_failed(z, diverged, solution.result, solver)
 
 
-def _raise_if_failed(z: Array, states: Array, result: diffrax.RESULTS, solver: Solver) -> Array:
+def _raise_if_failed(z: Array, diverged: Array, result: diffrax.RESULTS, solver: Solver) -> Array:
     z = eqx.error_if(
         z,
         result == diffrax.RESULTS.max_steps_reached,
@@ -140,8 +151,6 @@ def _raise_if_failed(z: Array, states: Array, result: diffrax.RESULTS, solver: S
         f"dt0={solver.dt0} (scaled time). Raise max_steps or dt0 of the Solver, or loosen its "
         "controller's tolerances.",
     )
-    # Every state, also where nobody reads it, as gradients flow through all of them.
-    diverged = ~jnp.isfinite(states).all((0, 2))
     return eqx.branched_error_if(
         z,
         diverged.any() | ~diffrax.is_successful(result),

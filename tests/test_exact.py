@@ -1,0 +1,567 @@
+"""NUTS, refinement and their report against a closed form, and where ODEs cannot be solved."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from flax import nnx
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import ParameterFreeTransform, biject_to
+from test_linear_gaussian import (
+    LATENT_DIM,
+    MASKS,
+    NUM,
+    SCALINGS,
+    ExactEncoder,
+    ExactPosterior,
+    kl,
+    make_problem,
+    params_of,
+)
+
+from np_latentode import AmortizedGuide, LatentODE, Scaling, Solver, StandardNormal, Trajectories
+from np_latentode.amortization import amortization
+from np_latentode.exact import convergence, exact_posterior
+from np_latentode.refinement import refine
+
+DRAWS = dict(num_warmup=200, num_samples=400)
+
+
+class Off(nnx.Module):
+    """The exact posterior, displaced by so many of its deviations, and rescaled.
+
+    Both are parameters, so that guides of all kinds are one program to compile.
+    """
+
+    def __init__(self):
+        self.shift, self.scale = nnx.Param(jnp.zeros(())), nnx.Param(jnp.ones(()))
+
+    def __call__(self, features):
+        q = ExactPosterior()(features)
+        loc = q.loc + self.shift[...] * jnp.sqrt(q.variance)
+        return dist.MultivariateNormal(loc, scale_tril=self.scale[...] * q.scale_tril)
+
+
+GUIDES = {"exact": (0.0, 1.0), "displaced": (3.0, 1.0), "narrow": (0.0, 0.25)}
+
+
+class Problem:
+    def __init__(self):
+        self.truth, self.data, exact, _ = make_problem(SCALINGS["other units"])
+        self.model = LatentODE(
+            exact.dynamics,
+            exact.decoder,
+            prior=exact.prior,
+            scaling=self.truth.scaling,
+            solver=Solver(dt0=1 / 8),
+        )
+        encoder = ExactEncoder(self.truth)
+        self.guide = AmortizedGuide(encoder, Off(), scaling=self.truth.scaling)
+        self.params = self.with_guide("exact")
+
+    def with_guide(self, name):
+        shift, scale = (jnp.asarray(number) for number in GUIDES[name])
+        return params_of(self.truth) | {"posterior$params": {"shift": shift, "scale": scale}}
+
+    def nuts(self, data, *, params=None, seed=0, guided=True):
+        return exact_posterior(
+            jax.random.key(seed),
+            self.model,
+            self.params if params is None else params,
+            data,
+            guide=self.guide if guided else None,
+            **DRAWS,
+        )
+
+    def refine(self, data, name="exact"):
+        return refine(jax.random.key(1), self.model, self.guide, self.with_guide(name), data)
+
+    def report(self, name, **changed):
+        arguments = dict(context=self.data, target=self.data) | changed
+        return amortization(
+            jax.random.key(2), self.model, self.guide, self.with_guide(name), **arguments
+        )
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return Problem()
+
+
+@pytest.fixture(scope="module")
+def tree(problem):
+    return problem.nuts(problem.data)
+
+
+@pytest.fixture(scope="module")
+def refined(problem):
+    return {name: problem.refine(problem.data, name) for name in GUIDES}
+
+
+@pytest.fixture(scope="module")
+def reports(problem, tree, refined):
+    return {name: problem.report(name, exact=tree, refined=refined[name]) for name in GUIDES}
+
+
+def exact_moments(problem, data):
+    mean, covariance = problem.truth.posterior(data)
+    return mean, np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1))
+
+
+def assert_moments(tree, mean, sd):
+    """Within five standard errors of a mean, and of a standard deviation of a normal."""
+    z0 = np.asarray(tree["posterior"]["z0"], float).reshape(-1, *mean.shape)
+    ess = convergence(tree).ess
+    np.testing.assert_array_less(np.abs(z0.mean(0) - mean), 5 * sd / np.sqrt(ess))
+    # Squares forget their start more slowly than the draws themselves.
+    np.testing.assert_array_less(np.abs(z0.std(0) / sd - 1), 5 / np.sqrt(ess))
+
+
+# The sampler against the closed form.
+
+
+@pytest.mark.parametrize("name", [*GUIDES, None])
+def test_nuts_draws_from_the_closed_form_whatever_the_guide(problem, name):
+    if name is None:
+        tree = problem.nuts(problem.data, guided=False)
+    else:
+        tree = problem.nuts(problem.data, params=problem.with_guide(name))
+    assert_moments(tree, *exact_moments(problem, problem.data))
+    assert convergence(tree).rhat.max() < 1.03
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+def test_nuts_sees_only_what_is_observed(problem, mask):
+    observed = problem.data.keep(mask)
+    assert_moments(problem.nuts(observed), *exact_moments(problem, observed))
+
+
+def test_where_nothing_is_observed_nuts_and_refinement_return_the_prior(problem):
+    nothing = problem.data.keep(np.zeros(problem.data.mask.shape, bool))
+    prior = np.zeros((NUM, LATENT_DIM)), np.ones((NUM, LATENT_DIM))
+    assert_moments(problem.nuts(nothing), *prior)
+    local = problem.refine(nothing)
+    np.testing.assert_allclose(local.q.base_dist.loc, prior[0], atol=0.1)
+    np.testing.assert_allclose(np.sqrt(local.q.base_dist.variance), prior[1], rtol=0.1)
+
+
+def test_the_tree_has_arviz_names_and_the_log_density_of_the_model(problem, tree):
+    assert dict(tree["posterior"].sizes) == {
+        "chain": 4,
+        "draw": DRAWS["num_samples"],
+        "trajectory": NUM,
+        "latent": LATENT_DIM,
+    }
+    stats = tree["sample_stats"]
+    assert {"lp", "energy", "diverging", "n_steps", "acceptance_rate"} <= set(stats)
+    assert stats["lp"].dims == ("chain", "draw", "trajectory")
+    assert stats["n_steps"].max() <= 7
+    # p(x, z0) = p(x) p(z0 | x), here both in closed form.
+    z0 = np.asarray(tree["posterior"]["z0"], float)
+    mean, covariance = problem.truth.posterior(problem.data)
+    gap = z0 - mean
+    squares = np.einsum("cdni,nij,cdnj->cdn", gap, np.linalg.inv(covariance), gap)
+    log_posterior = -0.5 * (squares + np.linalg.slogdet(2 * np.pi * covariance)[1])
+    expected = problem.truth.log_evidence(problem.data) + log_posterior
+    np.testing.assert_allclose(stats["lp"], expected, rtol=1e-3, atol=5e-2)
+
+
+def test_another_key_draws_otherwise_and_the_same_key_alike(problem, tree):
+    z0 = np.asarray(tree["posterior"]["z0"])
+    np.testing.assert_array_equal(z0, problem.nuts(problem.data)["posterior"]["z0"])
+    assert not np.any(z0 == np.asarray(problem.nuts(problem.data, seed=1)["posterior"]["z0"]))
+
+
+def test_the_networks_are_those_of_params(problem, tree):
+    other = dict(problem.params, **{"decoder$params": {"matrix": -problem.truth.readout}})
+    flipped = problem.nuts(problem.data, params=other)
+    mean, sd = exact_moments(problem, problem.data)
+    assert_moments(flipped, -mean, sd)
+
+
+def test_convergence_prints_the_worst(tree):
+    report = convergence(tree)
+    text = str(report)
+    assert f"worst R-hat {report.rhat.max():.4f}" in text
+    assert f"least ESS {report.ess.min():.0f}" in text
+    assert "0 divergences" in text
+
+
+# Refinement.
+
+
+@pytest.mark.parametrize("name", ["exact", "displaced", "narrow"])
+def test_refinement_ends_at_the_closed_form_wherever_it_starts(problem, refined, name):
+    mean, covariance = problem.truth.posterior(problem.data)
+    q = refined[name].q.base_dist
+    gap = kl(np.asarray(q.loc, float), np.asarray(q.covariance_matrix, float), mean, covariance)
+    assert gap.max() < 0.02
+
+
+def test_elbos_are_below_the_evidence_by_the_kl(problem, refined):
+    evidence = problem.truth.log_evidence(problem.data)
+    mean, covariance = problem.truth.posterior(problem.data)
+    sd = np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1))
+    np.testing.assert_allclose(refined["exact"].elbo_before, evidence, atol=0.05)
+    for name, start in (
+        ("displaced", (mean + 3 * sd, covariance)),
+        ("narrow", (mean, covariance / 16)),
+    ):
+        gap = kl(*start, mean, covariance)
+        np.testing.assert_allclose(refined[name].elbo_before, evidence - gap, rtol=0.1, atol=1)
+        np.testing.assert_allclose(refined[name].elbo_after, evidence, atol=0.1)
+
+
+# The report.
+
+
+def test_an_exact_guide_is_reported_without_a_gap(reports):
+    report = reports["exact"]
+    for name in ("guide", "refined"):
+        assert np.abs(report.shift[name]).max() < 0.2
+        np.testing.assert_allclose(report.sd_ratio[name], 1, atol=0.15)
+    np.testing.assert_allclose(report.crps["guide"], report.crps["exact"], rtol=0.1)
+
+
+def test_a_displaced_guide_is_caught_and_repaired(reports):
+    report = reports["displaced"]
+    np.testing.assert_allclose(report.shift["guide"], 3, atol=0.4)
+    assert np.abs(report.shift["refined"]).max() < 0.2
+    assert report.crps["guide"].mean() > 1.1 * report.crps["exact"].mean()
+    np.testing.assert_allclose(report.crps["refined"], report.crps["exact"], rtol=0.1)
+
+
+def test_a_narrow_guide_is_caught_and_repaired(reports):
+    report = reports["narrow"]
+    np.testing.assert_allclose(report.sd_ratio["guide"], 0.25, atol=0.04)
+    np.testing.assert_allclose(report.sd_ratio["refined"], 1, atol=0.15)
+
+
+def test_crps_is_that_of_the_gaussian_forecast(problem, reports):
+    data, truth = problem.data, problem.truth
+    mean, covariance = truth.posterior(data)
+    expected = np.empty(NUM)
+    for i in range(NUM):
+        h = truth.design(data.times[i])
+        loc = h @ mean[i] + truth.scaling.loc
+        sd = np.sqrt(np.einsum("tdi,ij,tdj->td", h, covariance[i], h) + truth.noise**2)
+        expected[i] = crps_of_a_normal(np.asarray(data.values[i], float), loc, sd).mean()
+    np.testing.assert_allclose(reports["exact"].crps["exact"], expected, rtol=0.1)
+
+
+def crps_of_a_normal(x, loc, sd):
+    """Gneiting & Raftery 2007, equation 21."""
+    from scipy.stats import norm
+
+    z = (x - loc) / sd
+    return sd * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))
+
+
+def test_the_report_prints_a_row_for_each(reports):
+    lines = str(reports["displaced"]).splitlines()
+    assert [line.split()[0] for line in lines] == ["|shift|", "guide", "refined", "exact", "exact:"]
+    assert f"{np.median(np.abs(reports['displaced'].shift['guide'])):.3f}" in lines[1]
+    assert "worst R-hat" in lines[-1]
+
+
+def test_trajectories_without_a_target_have_no_score(problem, tree):
+    late = problem.data.keep(MASKS["a trajectory missing"])
+    report = problem.report("exact", target=late, exact=tree)
+    assert set(report.crps) == {"guide", "exact"}
+    np.testing.assert_array_equal(np.isnan(report.crps["exact"]), np.arange(NUM) == 2)
+    assert "nan" not in str(report)
+
+
+# Where the ODE cannot be solved.
+
+
+class Explosive(nnx.Module):
+    """dz/dt = z^3, which leaves every bound at t = 1 / (2 z0^2)."""
+
+    def __call__(self, t, z):
+        return z**3
+
+
+class Identity(nnx.Module):
+    def __call__(self, z):
+        return z
+
+
+class Pooled(nnx.Module):
+    def __call__(self, times, values, mask):
+        return jnp.mean(values, axis=1)
+
+
+class Fixed(nnx.Module):
+    """Normal(loc, scale), whatever was seen."""
+
+    def __init__(self):
+        self.loc, self.scale = nnx.Param(jnp.zeros(())), nnx.Param(jnp.ones(()))
+
+    def __call__(self, features):
+        return dist.Normal(self.loc[...] + 0 * features, self.scale[...]).to_event(1)
+
+
+class Explosion:
+    def __init__(self):
+        scaling = Scaling.identity(1)
+        self.model = LatentODE(
+            Explosive(), Identity(), prior=StandardNormal(1), scaling=scaling, noise_scale=0.1
+        )
+        self.guide = AmortizedGuide(Pooled(), Fixed(), scaling=scaling)
+        self.data = Trajectories([[0.0, 0.5, 2.0]] * 2, [[[0.1]] * 3, [[-0.2]] * 3])
+
+    def nuts(self, loc, scale):
+        return exact_posterior(
+            jax.random.key(0),
+            self.model,
+            params_at(loc, scale),
+            self.data,
+            guide=self.guide,
+            **DRAWS,
+        )
+
+
+def params_at(loc, scale):
+    return {"posterior$params": {"loc": jnp.asarray(loc), "scale": jnp.asarray(scale)}}
+
+
+@pytest.fixture(scope="module")
+def explosion():
+    return Explosion()
+
+
+def test_chains_start_where_the_ode_can_be_solved(explosion):
+    tree = explosion.nuts(0.0, 10.0)
+    z0 = np.asarray(tree["posterior"]["z0"])
+    assert np.isfinite(tree["sample_stats"]["lp"]).all()
+    np.testing.assert_allclose(z0.mean((0, 1))[:, 0], [0.1, -0.2], atol=0.1)
+    # Beyond, the first steps still end in numbers, but none that explain what was observed.
+    assert np.abs(z0).max() < 1
+
+
+def test_a_wild_start_raises_nothing_and_is_reported(explosion):
+    tree = explosion.nuts(1e8, 1.0)
+    assert np.all(tree["sample_stats"]["lp"] == -np.inf)
+    assert np.all(convergence(tree).divergences == 4 * DRAWS["num_samples"])
+
+
+def test_refinement_survives_draws_that_cannot_be_solved(explosion):
+    local = refine(
+        jax.random.key(0), explosion.model, explosion.guide, params_at(0.0, 5.0), explosion.data
+    )
+    assert np.all(local.elbo_before == -np.inf)
+    np.testing.assert_allclose(local.q.base_dist.loc[:, 0], [0.1, -0.2], atol=0.1)
+
+
+# Other models than the default.
+
+
+class Circle(constraints.Constraint):
+    event_dim = 1
+
+    def __call__(self, x):
+        return jnp.abs(jnp.linalg.norm(x, axis=-1) - 1) < 1e-4
+
+    def tree_flatten(self):
+        return (), ((), {})
+
+
+class Angle(ParameterFreeTransform):
+    domain, codomain = constraints.real_vector, Circle()
+
+    def __call__(self, x):
+        return jnp.concatenate([jnp.cos(x), jnp.sin(x)], axis=-1)
+
+    def _inverse(self, y):
+        return jnp.arctan2(y[..., 1:], y[..., :1])
+
+    def log_abs_det_jacobian(self, x, y, intermediates=None):
+        return jnp.zeros(x.shape[:-1], x.dtype)
+
+    def forward_shape(self, shape):
+        return (*shape[:-1], 2)
+
+    def inverse_shape(self, shape):
+        return (*shape[:-1], 1)
+
+
+@biject_to.register(Circle)
+def _(constraint):
+    return Angle()
+
+
+class OnCircle(dist.Distribution):
+    """An angle of Normal(angle, scale), as a point of the circle; wide, all but uniform."""
+
+    support = Circle()
+    pytree_data_fields = ("angle", "scale")
+
+    def __init__(self, angle, scale):
+        self.angle, self.scale = angle, scale
+        super().__init__(jnp.shape(angle)[:-1], (2,))
+
+    def sample(self, key, sample_shape=()):
+        noise = jax.random.normal(key, sample_shape + jnp.shape(self.angle))
+        return Angle()(self.angle + self.scale * noise)
+
+    def log_prob(self, value):
+        gap = Angle()._inverse(value) - self.angle
+        gap = (gap + jnp.pi) % (2 * jnp.pi) - jnp.pi
+        return dist.Normal(0.0, self.scale).log_prob(gap)[..., 0]
+
+
+class UniformCircle(nnx.Module):
+    def __call__(self):
+        return OnCircle(jnp.zeros(1), 1e3)
+
+
+class Still(nnx.Module):
+    def __call__(self, t, z):
+        return 0 * z
+
+
+class OnCirclePosterior(nnx.Module):
+    def __call__(self, features):
+        return OnCircle(Angle()._inverse(features) + 0.2, 0.3)
+
+
+def test_a_support_of_fewer_dimensions_is_sampled_across_the_cut_of_its_angle():
+    scaling, noise = Scaling.identity(2), 0.1
+    model = LatentODE(
+        Still(), Identity(), prior=UniformCircle(), scaling=scaling, noise_scale=noise
+    )
+    guide = AmortizedGuide(Pooled(), OnCirclePosterior(), scaling=scaling)
+    angles = np.array([np.pi, 0.5, -3.0])
+    points = np.stack([np.cos(angles), np.sin(angles)], axis=-1)[:, None]
+    data = Trajectories(np.zeros((3, 1)), points)
+    tree = exact_posterior(jax.random.key(0), model, {}, data, guide=guide, **DRAWS)
+    local = refine(jax.random.key(1), model, guide, {}, data)
+    draws = {
+        "nuts": np.asarray(tree["posterior"]["z0"], float).reshape(-1, 3, 2),
+        "refined": np.asarray(local.q.sample(jax.random.key(2), (2_000,)), float),
+    }
+    for z0 in draws.values():
+        np.testing.assert_allclose(np.linalg.norm(z0, axis=-1), 1, atol=1e-5)
+        gap = np.angle((z0 @ [1, 1j]) * np.exp(-1j * angles))
+        np.testing.assert_allclose(gap.mean(0), 0, atol=0.02)
+        # The likelihood is that of von Mises with concentration 1 / noise^2.
+        np.testing.assert_allclose(gap.std(0), noise, rtol=0.1)
+
+
+class Positive(nnx.Module):
+    def __call__(self):
+        return dist.Gamma(3.0, 2.0).expand([1]).to_event(1)
+
+
+def test_the_density_is_transformed_with_the_draws():
+    model = LatentODE(
+        Still(), Identity(), prior=Positive(), scaling=Scaling.identity(1), noise_scale=1.0
+    )
+    nothing = Trajectories(np.zeros((2, 1)), np.full((2, 1, 1), np.nan))
+    tree = exact_posterior(jax.random.key(0), model, {}, nothing, **DRAWS)
+    assert_moments(tree, np.full((2, 1), 1.5), np.full((2, 1), np.sqrt(0.75)))
+
+
+class LaplaceODE(LatentODE):
+    """x ~ Laplace around z0 itself."""
+
+    def __call__(self, context, target=None, **options):
+        with numpyro.plate("trajectory", len(context), dim=-1):
+            z0 = numpyro.sample("z0", self.prior())
+            likelihood = dist.Laplace(z0[:, None], 0.01).mask(context.mask).to_event(2)
+            numpyro.sample("x", likelihood, obs=context.values)
+
+
+class TwoLatentODE(LaplaceODE):
+    def __call__(self, context, target=None, **options):
+        numpyro.sample("rate", dist.Gamma(1.0, 1.0))
+        super().__call__(context, target)
+
+
+def variant(kind):
+    return kind(
+        Still(),
+        Identity(),
+        prior=StandardNormal(1),
+        scaling=Scaling.identity(1),
+        noise_scale=1.0,
+    )
+
+
+def test_the_density_is_that_of_the_model_as_it_is_written():
+    data = Trajectories(np.zeros((2, 1)), [[[1.0]], [[-2.0]]])
+    tree = exact_posterior(jax.random.key(0), variant(LaplaceODE), {}, data, **DRAWS)
+    z0 = np.asarray(tree["posterior"]["z0"])[..., 0].reshape(-1, 2)
+    np.testing.assert_allclose(np.median(z0, axis=0), [1, -2], atol=0.01)
+    np.testing.assert_allclose(z0.std(0), np.sqrt(2) * 0.01, rtol=0.25)
+
+
+def test_a_second_site_to_infer_is_refused():
+    data = Trajectories(np.zeros((2, 1)), [[[1.0]], [[-2.0]]])
+    with pytest.raises(ValueError, match=r"^model must have z0 as its only .* got .*'rate'"):
+        exact_posterior(jax.random.key(0), variant(TwoLatentODE), {}, data)
+
+
+# What makes no sense is refused before anything is computed.
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, "many"])
+@pytest.mark.parametrize("name", ["num_warmup", "num_samples", "num_chains", "max_tree_depth"])
+def test_counts_of_the_sampler_must_be_positive(problem, untyped, name, count):
+    with pytest.raises(ValueError, match=rf"^{name} must be a positive integer; got {count!r}\.$"):
+        exact_posterior(
+            jax.random.key(0), problem.model, problem.params, problem.data, **{name: count}
+        )
+
+
+@pytest.mark.parametrize("name", ["num_steps", "num_particles"])
+def test_counts_of_the_refinement_must_be_positive(problem, name):
+    with pytest.raises(ValueError, match=rf"^{name} must be a positive integer; got 0\.$"):
+        refine(
+            jax.random.key(0),
+            problem.model,
+            problem.guide,
+            problem.params,
+            problem.data,
+            **{name: 0},
+        )
+
+
+@pytest.mark.parametrize("missing", ["dynamics$params", "decoder$params", "noise_scale"])
+def test_params_of_no_fit_are_refused(problem, missing):
+    params = {name: value for name, value in problem.params.items() if name != missing}
+    message = rf"^params must be those of a fit.* got none of \['{missing.replace('$', '.')}'\]"
+    with pytest.raises(ValueError, match=message):
+        exact_posterior(jax.random.key(0), problem.model, params, problem.data)
+    with pytest.raises(ValueError, match=message):
+        refine(jax.random.key(0), problem.model, problem.guide, params, problem.data)
+
+
+def test_a_context_that_is_none_is_refused(problem, untyped):
+    for run in (
+        lambda: exact_posterior(jax.random.key(0), problem.model, problem.params, [1.0]),
+        lambda: refine(jax.random.key(0), problem.model, problem.guide, problem.params, [1.0]),
+    ):
+        with pytest.raises(ValueError, match=r"^context must be Trajectories; got list"):
+            run()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: dict(target=data[:2]), "target must have as many trajectories .* 4; got 2"),
+        (lambda data: dict(target=data.before(-9.0)), "target must hold at least one observation"),
+        (lambda data: dict(target=data.times), "target must be Trajectories; got "),
+        (lambda data: dict(context=data[:2], target=data[:2]), "exact must hold .* 2; got 4"),
+        (lambda data: dict(num_samples=0), "num_samples must be a positive integer; got 0"),
+        (lambda data: dict(num_moments=0), "num_moments must be a positive integer; got 0"),
+    ],
+    ids=["fewer", "nothing", "times", "another context", "no samples", "no moments"],
+)
+def test_a_report_of_what_does_not_fit_is_refused(problem, tree, untyped, change, message):
+    data = problem.data
+    with pytest.raises(ValueError, match="^" + message):
+        problem.report("exact", **(dict(exact=tree) | change(data)))
