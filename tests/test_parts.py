@@ -246,7 +246,7 @@ def test_every_prior_is_rendered(fit):
     model, _, params = fit
     relations = get_model_relations(handlers.substitute(model, data=params), model_args=(TRAIN,))
     assert relations["sample_sample"]["x"] == ["z0"]
-    assert relations["plate_sample"] == {"trajectory": ["z0", "x"]}
+    assert set(relations["plate_sample"]["trajectory"]) >= {"z0", "x"}
 
 
 def test_every_prior_goes_to_arviz_and_back(fit, tmp_path):
@@ -257,7 +257,7 @@ def test_every_prior_goes_to_arviz_and_back(fit, tmp_path):
         assert again["posterior"]["z0"].shape == (1, 3, NUM, model.latent_dim)
         for group in tree.groups[1:]:
             xarray.testing.assert_equal(tree[group].to_dataset(), again[group].to_dataset().load())
-    assert arviz_base.extract(tree)["z0"].sizes["sample"] == 3
+    assert arviz_base.extract(tree).sizes["sample"] == 3
 
 
 # Densities

@@ -31,9 +31,7 @@ FAMILY = SpiralFamily()
 def test_a_prior_s_name_says_where_it_lives(name, support):
     train = FAMILY.sample(jax.random.key(0), 3)
     rngs = nnx.Rngs(0)
-    model, guide = latent_ode(
-        train, latent_dim=4, rngs=rngs, **make_prior(name, 4, feature_dim=16, rngs=rngs)
-    )
+    model, guide = latent_ode(train, latent_dim=4, rngs=rngs, **make_prior(name, 4, rngs=rngs))
     assert model.support == guide.support == support
     assert isinstance(guide.posterior, FullRankNormal) == ("ring" in name)
 
@@ -53,7 +51,7 @@ def test_a_prior_s_name_says_where_it_lives(name, support):
 )
 def test_a_name_that_makes_no_prior_is_refused(name, latent_dim, message):
     with pytest.raises(ValueError, match=message):
-        make_prior(name, latent_dim, feature_dim=16, rngs=nnx.Rngs(0))
+        make_prior(name, latent_dim, rngs=nnx.Rngs(0))
 
 
 # The nearest spiral, on which the share of draws that are spirals rests

@@ -30,7 +30,8 @@ TRUSTED = 0.7
 class ImportanceReport:
     """What importance weights p(x, z0) / q(z0 | x) say of a guide; one entry a trajectory.
 
-    `pareto_k` up to 0.5 is good, above 0.7 the guide misses part of the posterior. `elbo` is
+    `pareto_k` up to 0.5 is good (0 where all weights agree), and above 0.7 the guide misses part of
+    the posterior. `elbo` is
     E_q[log weight] and `bound` the log of the mean weight, both lower bounds of log p(x), the
     second one tight where the guide is any good (Burda et al. 2016); `gap` is what the guide loses.
     """
@@ -79,10 +80,10 @@ def importance(
     _check_num_samples(num_samples)
     check_context(trajectories, model.scaling)
     log_weights, _ = _log_weights(rng_key, model, guide, params, trajectories, None, num_samples)
-    smoothed, pareto_k = array_stats.psislw(log_weights, axis=0)
+    smoothed, pareto_k = _smooth(log_weights)
     return ImportanceReport(
         num_samples=num_samples,
-        pareto_k=np.asarray(pareto_k),
+        pareto_k=pareto_k,
         elbo=log_weights.mean(0),
         # psislw normalises; the smoothed tail, on the scale of the weights themselves.
         bound=logsumexp(_rescaled(smoothed, log_weights), axis=0) - np.log(num_samples),
@@ -119,7 +120,7 @@ def log_score(
     log_weights, log_liks = _log_weights(
         rng_key, model, guide, params, context, target, num_samples
     )
-    smoothed, _ = array_stats.psislw(log_weights, axis=0)
+    smoothed, _ = _smooth(log_weights)
     return np.asarray(logsumexp(smoothed + log_liks, axis=0))
 
 
@@ -144,6 +145,20 @@ def _weigh(rng_key, model, guide, params, context, target, num_samples, max_step
         return log_weight, jnp.where(jnp.isnan(log_lik), -jnp.inf, log_lik)
 
     return jax.lax.map(weigh, z0s, batch_size=min(20, num_samples))
+
+
+def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised log weights whose tail is smoothed, and Pareto k; 0 where all weights agree."""
+    smoothed, pareto_k = (
+        log_weights - logsumexp(log_weights, axis=0),
+        np.zeros(log_weights.shape[1]),
+    )
+    # To the precision of the weights; ArviZ refuses a tail of equal values.
+    differ = np.ptp(log_weights, axis=0) > 1e-3
+    if differ.any():
+        tails, pareto_k[differ] = array_stats.psislw(log_weights[:, differ].T)
+        smoothed[:, differ] = tails.T
+    return smoothed, pareto_k
 
 
 def _rescaled(normalised: np.ndarray, log_weights: np.ndarray) -> np.ndarray:

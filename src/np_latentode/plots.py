@@ -206,18 +206,22 @@ def plot_prior_draws(
     truth = family.sample(jax.random.key(0), count).curves
     panels = {"spirals": np.asarray(truth), **curves}
     limit = 1.15 * np.abs(panels["spirals"]).max()
-    with _figure(1, len(panels), size=(2.8, 3.0)) as (figure, axes):
-        for axis, (name, draws) in zip(axes[0], panels.items(), strict=True):
+    columns = min(5, len(panels))
+    rows = -(-len(panels) // columns)
+    with _figure(rows, columns, size=(2.8, 3.1)) as (figure, axes):
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        for axis, (name, draws) in zip(axes.flat, panels.items(), strict=False):
             for k, draw in enumerate(draws):
                 axis.plot(*draw.T, color=plt.get_cmap("viridis")(k / len(draws)), lw=1)
                 axis.plot(*draw[0], "o", ms=2.5, color="black")
-            share = f": {shares[name]:.0%} are spirals" if name in shares else ""
+            share = f"\n{shares[name]:.0%} are spirals" if name in shares else "\nthe truth"
             axis.set(
                 title=f"{name}{share}",
                 xlim=(-limit, limit),
                 ylim=(-limit, limit),
                 xlabel="$x_1$",
+                ylabel="$x_2$",
             )
             axis.set_aspect("equal")
-        axes[0, 0].set(ylabel="$x_2$")
         return figure

@@ -14,6 +14,7 @@ from numpyro.infer import Trace_ELBO
 from scipy import stats
 
 from np_latentode.datasets import SpiralFamily, Spirals
+from np_latentode.encoders import ODERNN
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
 from np_latentode.posteriors import FullRankNormal
@@ -42,15 +43,15 @@ BESIDE = FLAT | {"mixture": lambda dim, rngs: MixturePrior(dim, num_components=2
 ROUND: dict[str, Callable[[], nnx.Module]] = {"circle": CirclePrior, "ring": RingPrior}
 
 
-def make_prior(name: str, latent_dim: int, *, feature_dim: int, rngs: nnx.Rngs) -> dict[str, Any]:
+def make_prior(name: str, latent_dim: int, *, rngs: nnx.Rngs) -> dict[str, Any]:
     """The prior of a name such as `mixture`, `circle+flow` or `flow/ring+mixture`.
 
     `circle` and `ring` take two numbers of z0, and what is named after a plus the others, by
     default a normal; `flow/` bends what comes after it, which must not have a circle.
 
     Returns:
-        Keyword arguments of `latent_ode`: `prior`, and `posterior` where the default is not the
-        right one.
+        Keyword arguments of `latent_ode`: `prior`, and where the default posterior is not the
+        right one `posterior` and the `encoder` that it reads.
 
     Raises:
         ValueError: if the name is not known, or latent_dim too small for it.
@@ -75,7 +76,9 @@ def make_prior(name: str, latent_dim: int, *, feature_dim: int, rngs: nnx.Rngs) 
     if first != "ring":
         return {"prior": prior}
     # Sharp along the ring and wide across it, wherever on the ring it is.
-    return {"prior": prior, "posterior": FullRankNormal(feature_dim, latent_dim, rngs=rngs)}
+    encoder = ODERNN(2, rngs=rngs)
+    posterior = FullRankNormal(encoder.hidden_dim, latent_dim, rngs=rngs)
+    return {"prior": prior, "encoder": encoder, "posterior": posterior}
 
 
 def score_prior(

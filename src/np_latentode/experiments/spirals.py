@@ -19,7 +19,6 @@ from np_latentode import baselines
 from np_latentode.assemble import latent_ode
 from np_latentode.conditioning import random_context
 from np_latentode.datasets import SpiralFamily, Spirals
-from np_latentode.encoders import ODERNN
 from np_latentode.experiments.priors import make_prior, score_prior
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
@@ -106,17 +105,16 @@ def run(
     started = time.perf_counter() if started is None else started
     check_output_dir(output_dir, overwrite=overwrite)
     for name in priors:
-        make_prior(name, latent_dim, feature_dim=1, rngs=nnx.Rngs(0))
+        make_prior(name, latent_dim, rngs=nnx.Rngs(0))
     _keep_compiled_programs()
     family = SpiralFamily()
     spirals = family.sample(jax.random.key(0), 250)
     train, test = spirals[:200], spirals[200:]
 
     def fit(prior: str) -> Fit:
-        rngs = nnx.Rngs(seed)
-        encoder = ODERNN(train.num_features, rngs=rngs)
-        parts = make_prior(prior, latent_dim, feature_dim=encoder.hidden_dim, rngs=rngs)
-        model, guide = latent_ode(train, latent_dim=latent_dim, encoder=encoder, rngs=rngs, **parts)
+        # Apart, so that the networks start from the same weights under every prior.
+        parts = make_prior(prior, latent_dim, rngs=nnx.Rngs(seed + 1_000))
+        model, guide = latent_ode(train, latent_dim=latent_dim, rngs=nnx.Rngs(seed), **parts)
         svi = SVI(
             model,
             guide,
@@ -237,7 +235,7 @@ def _on_codes(
 ) -> Fit:
     """The same networks under another prior, which is fitted to the codes that they make."""
     model = fitted.model
-    part = make_prior(name, model.latent_dim, feature_dim=1, rngs=nnx.Rngs(seed))["prior"]
+    part = make_prior(name, model.latent_dim, rngs=nnx.Rngs(seed))["prior"]
     params = fit_prior(rng_key, part, fitted.guide, fitted.params, train, progress=progress)
     model = LatentODE(
         model.dynamics,
