@@ -156,7 +156,8 @@ def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # To the precision of the weights; ArviZ refuses a tail of equal values.
     differ = np.ptp(log_weights, axis=0) > 1e-3
     if differ.any():
-        tails, pareto_k[differ] = array_stats.psislw(log_weights[:, differ].T)
+        # It takes log likelihoods, of which the weights of leave-one-out are the inverse.
+        tails, pareto_k[differ] = array_stats.psislw(-log_weights[:, differ].T)
         smoothed[:, differ] = tails.T
     return smoothed, pareto_k
 
