@@ -29,6 +29,14 @@ from np_latentode.refinement import refine
 DRAWS = dict(num_warmup=200, num_samples=400)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    """Programs here run for a second, and would be optimized for several."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 class Off(nnx.Module):
     """The exact posterior, displaced by so many of its deviations, and rescaled.
 
