@@ -3,6 +3,7 @@
 import arviz as az
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
 import pytest
@@ -77,6 +78,39 @@ def test_codes_that_follow_the_prior_have_no_marginal_kl():
     np.testing.assert_allclose(report.sd, 1, atol=0.03)
     np.testing.assert_allclose(report.skew, 0, atol=0.08)
     np.testing.assert_allclose(report.excess_kurtosis, 0, atol=0.15)
+    assert abs(report.energy_distance) < 4 * report.energy_distance_error < 0.02
+    np.testing.assert_allclose(report.activity, 1 - scale**2, rtol=0.05)
+
+
+def test_the_energy_distance_is_the_closed_form():
+    # In one dimension, between N(m, s^2) and N(0, 1): E|z - w| of a normal difference is known.
+    def mean_size(loc, sd):
+        from scipy.stats import norm
+
+        return sd * np.sqrt(2 / np.pi) * np.exp(-(loc**2) / (2 * sd**2)) + loc * (
+            1 - 2 * norm.cdf(-loc / sd)
+        )
+
+    x = np.random.default_rng(0).normal(0.8, np.sqrt(1.5**2 - 0.1**2), (20_000, 1))
+    scaling = Scaling.identity(1)
+    model = LatentODE(Still(), Same(), prior=StandardNormal(1), scaling=scaling)
+    guide = AmortizedGuide(Same(), Around(0.1), scaling=scaling)
+    params = {"noise_scale": jnp.ones(1)}
+    report = gaussianization(jax.random.key(0), model, guide, params, at(x))
+    between, within, prior = (
+        mean_size(0.8, np.sqrt(3.25)),
+        mean_size(0, 1.5 * 2**0.5),
+        2 / np.pi**0.5,
+    )
+    exact = 2 * between - within - prior
+    assert abs(report.energy_distance - exact) < 4 * report.energy_distance_error
+
+
+def test_a_unit_that_carries_nothing_is_not_active():
+    x = np.random.default_rng(0).normal(size=(500, 2)) * np.array([1.0, 0.0])
+    report = gaussianization(jax.random.key(0), *still_model(0.2), {}, at(x))
+    assert (report.activity > 0.01).tolist() == [True, False]
+    assert "1 of 2 units active" in str(report)
 
 
 def test_two_far_clusters_carry_one_bit_and_are_far_from_the_prior():
@@ -122,16 +156,28 @@ def fit():
 def test_the_tree_survives_the_disk_and_arviz_reads_it(fit, tmp_path):
     train, model, guide, params = fit
     tree = to_datatree(
-        jax.random.key(0), model, guide, params, train, num_samples=100, feature_names=["a", "b"]
+        jax.random.key(0),
+        model,
+        guide,
+        params,
+        train,
+        times=np.array([1.0, 2.0, 3.0]),
+        num_samples=100,
+        feature_names=["a", "b"],
+        trajectory_names=[f"patient {i}" for i in range(8)],
     )
     tree.to_netcdf(tmp_path / "posterior.nc", engine="h5netcdf")
     with xarray.open_datatree(tmp_path / "posterior.nc", engine="h5netcdf") as again:
         for group in (
             "posterior",
+            "prior",
             "posterior_predictive",
+            "prior_predictive",
+            "predictions",
             "log_likelihood",
             "observed_data",
             "constant_data",
+            "predictions_constant_data",
         ):
             xarray.testing.assert_equal(tree[group].to_dataset(), again[group].to_dataset().load())
     assert tree.posterior["z0"].dims == ("chain", "draw", "trajectory", "latent")
@@ -146,6 +192,25 @@ def test_the_tree_survives_the_disk_and_arviz_reads_it(fit, tmp_path):
     observed = tree.observed_data["x"].values
     np.testing.assert_array_equal(np.isnan(observed), ~np.asarray(train.mask))
     assert len(az.summary(tree, var_names=["z0"])) == 8 * 2
+    assert tree.predictions["x"].sizes["time"] == 3
+    assert tree.prior["z0"].shape == (1, 100, 8, 2)
+    assert tree.prior_predictive["x"].shape == tree.posterior_predictive["x"].shape
+    assert tree.log_likelihood["x"].dims == ("chain", "draw", "trajectory")
+    assert tree.posterior.trajectory.values[0] == "patient 0"
+
+
+# Fifty steps make no good model, and ArviZ says so.
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
+def test_arviz_works_on_the_tree_as_it_is(fit):
+    train, model, guide, params = fit
+    tree = to_datatree(jax.random.key(0), model, guide, params, train, num_samples=100)
+    elpd = az.loo(tree, var_name="x", pointwise=True)
+    assert np.isfinite(elpd.elpd)
+    assert elpd.pareto_k.shape == (8,)
+    az.plot_khat(elpd)
+    az.plot_ppc_dist(tree, var_names=["x_mean"], num_samples=5, group="prior_predictive")
+    az.plot_forest(tree, var_names=["z0"])
+    plt.close("all")
 
 
 def test_the_log_likelihood_is_that_of_the_trained_networks(fit):
@@ -162,5 +227,5 @@ def test_the_log_likelihood_is_that_of_the_trained_networks(fit):
 
 def test_a_wrong_number_of_feature_names_is_refused(fit):
     train, model, guide, params = fit
-    with pytest.raises(ValueError, match="feature_names must name 2 features; got 1"):
+    with pytest.raises(ValueError, match="feature_names must name 2 features, each its own; got"):
         to_datatree(jax.random.key(0), model, guide, params, train, feature_names=["a"])

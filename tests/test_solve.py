@@ -26,6 +26,7 @@ SOLVERS = {
         diffrax.Tsit5(), dt0=DT0, max_steps=MAX_STEPS, adjoint=diffrax.DirectAdjoint()
     ),
     "constant": Solver(dt0=1 / 12),
+    "silent": Solver(dt0=1 / 12, max_steps=32, throw=False),
     "adaptive": Solver(diffrax.Tsit5(), diffrax.PIDController(rtol=1e-6, atol=1e-7), dt0=None),
 }
 Z0 = np.array([[1.0, 0.5], [-0.3, 2.0]])
@@ -262,6 +263,27 @@ def test_a_field_that_is_nan_is_an_error():
         run("constant", numbers(drive=np.nan), rows(np.linspace(0, 1, 8)))
 
 
+@pytest.mark.parametrize("row", [0, 1])
+def test_without_throw_a_row_that_diverges_is_nan_and_the_other_as_ever(row, tolerance):
+    z0 = np.full((2, 2), 0.1)
+    calm = run("silent", numbers(cube=1.0), rows(np.linspace(0, 1, 8)), z0=z0)
+    z0[row] = 100.0
+    z = run("silent", numbers(cube=1.0), rows(np.linspace(0, 1, 8)), z0=z0)
+    assert np.isnan(z[row]).all()
+    np.testing.assert_allclose(z[1 - row], calm[1 - row], rtol=tolerance(1e-6, 1e-14))
+
+
+def test_without_throw_all_rows_are_nan_where_the_steps_run_out():
+    z = run("silent", numbers(turn=1.0), rows(np.linspace(0, 3, 8)))
+    assert np.isnan(z).all()
+
+
+def test_without_throw_a_solve_that_succeeds_is_the_same():
+    times = rows(np.linspace(0, 1, 8))
+    z = run("silent", numbers(**MIXED), times)
+    np.testing.assert_array_equal(z, run("constant", numbers(**MIXED), times))
+
+
 def test_a_row_that_diverges_after_its_own_last_time_is_named_too(x64):
     """Its states there are read by nobody, yet they make every gradient NaN."""
     times = rows(np.linspace(0, 3, 8), np.linspace(0, 0.05, 8))
@@ -318,6 +340,7 @@ BAD_SOLVERS = {
     "no steps": ("max_steps must be a positive integer; got 0", dict(max_steps=0)),
     "half a step": ("max_steps must be a positive integer; got 2.5", dict(max_steps=2.5)),
     "unbounded steps": ("max_steps must be a positive integer; got None", dict(max_steps=None)),
+    "a word for throw": ("throw must be True or False; got .no.", dict(throw="no")),
 }
 
 

@@ -14,6 +14,7 @@ import numpyro
 import xarray
 from jax.scipy.special import logsumexp
 from jaxtyping import Array
+from scipy.spatial.distance import cdist, pdist
 
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
@@ -93,22 +94,14 @@ def to_datatree(
         **{k: ["feature"] for k, v in named.items() if v.shape == (len(features),)},
     }
     coords = {"feature": features, "trajectory": ids}
-    tree = arviz_base.from_dict(groups, coords=coords, dims=dims)
-    if times is None:
-        return tree
-    at = prediction_times(times, len(trajectories), model.scaling, name="times")
-    later = decode(future_key, model, params, draws["z0"], at)
-    # Apart, as the dimension `time` has another length here.
-    future = arviz_base.from_dict(
-        {
-            "predictions": one_chain(later, "x", "x_mean"),
-            "predictions_constant_data": {"times": np.asarray(at)},
-        },
-        coords=coords,
-        dims=dims,
+    if times is not None:
+        at = prediction_times(times, len(trajectories), model.scaling, name="times")
+        later = decode(future_key, model, params, draws["z0"], at)
+        groups["predictions"] = one_chain(later, "x", "x_mean")
+        groups["predictions_constant_data"] = {"times": np.asarray(at)}
+    return arviz_base.from_dict(
+        groups, coords=coords, dims=dims, pred_coords=coords, pred_dims=dims
     )
-    tree.update(future)
-    return tree
 
 
 def _names(name: str, names: Sequence[Any] | None, count: int, of: str) -> list[Any]:
@@ -129,8 +122,13 @@ class GaussianizationReport:
     mutual_information = E[log q(z | x) - log q(z)],  kl_marginal = E[log q(z) - log p(z)].
 
     `mutual_information` cannot exceed `log_n`, the log of `num_trajectories`: the split means
-    something only while it stays well below. `standard_error` is that of `kl_marginal`. The moments
-    are those of draws z ~ q(z), one array entry a dimension; for N(0, I) they are 0, 1, 0, 0.
+    something only while it stays well below. `standard_error` is that of `kl_marginal`.
+
+    `energy_distance`, 2 E|z - w| - E|z - z'| - E|w - w'| with z ~ q(z) and w ~ p(z), is 0 if and
+    only if the two are the same (Szekely & Rizzo 2013), and needs no density; with its own
+    standard error. `activity` is the variance over trajectories of E[z0 | x], one entry a
+    dimension: a unit is active above 0.01 (Burda et al. 2016). The moments are those of draws
+    z ~ q(z), one entry a dimension; for N(0, I) they are 0, 1, 0, 0.
     """
 
     num_trajectories: int
@@ -139,6 +137,9 @@ class GaussianizationReport:
     mutual_information: float
     kl_marginal: float
     standard_error: float
+    energy_distance: float
+    energy_distance_error: float
+    activity: np.ndarray
     mean: np.ndarray
     sd: np.ndarray
     skew: np.ndarray
@@ -150,6 +151,9 @@ class GaussianizationReport:
             f"  = I(x; z0) {self.mutual_information:.3f} + KL(q(z0) || p(z0)) "
             f"{self.kl_marginal:.3f} +- {self.standard_error:.3f}"
             f"   from n = {self.num_trajectories}, log n = {self.log_n:.2f}",
+            f"energy distance to the prior {self.energy_distance:.4f} +- "
+            f"{self.energy_distance_error:.4f}, {np.sum(self.activity > 0.01)} of "
+            f"{len(self.activity)} units active",
         ]
         for j, moments in enumerate(
             zip(self.mean, self.sd, self.skew, self.excess_kurtosis, strict=True)
@@ -184,7 +188,7 @@ def gaussianization(
     """
     if num_points < 1:
         raise ValueError(f"num_points must be positive; got {num_points}.")
-    draw_key, pick_key = jax.random.split(rng_key)
+    draw_key, pick_key, mean_key, prior_key = jax.random.split(rng_key, 4)
     q = posterior(guide, params, trajectories)
     z = q.sample(draw_key)
     p = prior(model, params)
@@ -201,6 +205,9 @@ def gaussianization(
     gap = np.asarray(log_q - log_p)
     draws = np.asarray(z, dtype=np.float64)
     standard = (draws - draws.mean(0)) / draws.std(0)
+    means = np.asarray(q.sample(mean_key, (30,)), np.float64).mean(0)
+    others = np.asarray(p.sample(prior_key, (min(n, num_points),)), np.float64)
+    distance, distance_error = _energy_distance(draws[np.asarray(picked)], others)
     return GaussianizationReport(
         num_trajectories=n,
         log_n=float(np.log(n)),
@@ -208,8 +215,22 @@ def gaussianization(
         mutual_information=float(jnp.mean(log_conditional - log_q)),
         kl_marginal=float(gap.mean()),
         standard_error=float(gap.std() / np.sqrt(len(gap))),
+        energy_distance=distance,
+        energy_distance_error=distance_error,
+        activity=means.var(0),
         mean=draws.mean(0),
         sd=draws.std(0),
         skew=(standard**3).mean(0),
         excess_kurtosis=(standard**4).mean(0) - 3,
     )
+
+
+def _energy_distance(z: np.ndarray, w: np.ndarray, *, num_blocks: int = 10) -> tuple[float, float]:
+    """The mean over blocks of the unbiased estimate of each, and the standard error of that."""
+    distances = []
+    for a, b in zip(np.array_split(z, num_blocks), np.array_split(w, num_blocks), strict=True):
+        if min(len(a), len(b)) < 2:
+            return float("nan"), float("nan")
+        between = cdist(a, b).mean()
+        distances.append(2 * between - pdist(a).mean() - pdist(b).mean())
+    return float(np.mean(distances)), float(np.std(distances, ddof=1) / np.sqrt(num_blocks))

@@ -130,6 +130,9 @@ def _nuts(
     u = to_support.inv(q.sample(start_key, (num_chains, NUM_STARTS)))
     solve = partial(jax.scipy.linalg.solve_triangular, lower=True)
     starts = jnp.vectorize(solve, signature="(i,i),(i)->(i)")(scale_tril, u - loc)
+    # A lane is a chain of a trajectory; one axis of lanes, as two would be traced twice.
+    lanes = (num_chains, len(context))
+    starts = starts.swapaxes(1, 2).reshape(-1, NUM_STARTS, loc.shape[-1])
 
     def run(rng_key, starts, loc, scale_tril, trajectory):
         # A batch of one. Under vmap all of them become one solve.
@@ -150,17 +153,22 @@ def _nuts(
             return state, (z0, {name: getattr(state, f) for f, name in STATISTICS.items()})
 
         energies, gradients = jax.lax.map(jax.value_and_grad(potential), starts)
-        # The first start at which there is a density. With its gradient NUTS compiles no other.
-        first = jnp.argmax(jnp.isfinite(energies))
+        # The first start that can be left again. With its gradient NUTS compiles no other.
+        first = jnp.argmax(jnp.isfinite(energies) & jnp.isfinite(gradients).all(-1))
         start = ParamInfo(starts[first], energies[first], gradients[first])
         state = kernel.init(rng_key, num_warmup, start)
         _, draws = jax.lax.scan(step, state, length=num_warmup + num_samples)
         return jax.tree.map(lambda array: array[num_warmup:], draws)
 
-    trajectories = jax.vmap(run, in_axes=(0, 1, 0, 0, 0), out_axes=1)
-    return jax.vmap(trajectories, in_axes=(0, 0, None, None, None))(
-        jax.random.split(run_key, (num_chains, len(context))), starts, loc, scale_tril, context
+    each = jax.tree.map(
+        lambda array: jnp.broadcast_to(array, (num_chains, *array.shape)).reshape(
+            -1, *array.shape[1:]
+        ),
+        (loc, scale_tril, context),
     )
+    draws = jax.vmap(run)(jax.random.split(run_key, len(starts)), starts, *each)
+    # From (lane, draw, ...) to (chain, draw, trajectory, ...).
+    return jax.tree.map(lambda array: array.reshape(*lanes, *array.shape[1:]).swapaxes(1, 2), draws)
 
 
 @dataclass(frozen=True)

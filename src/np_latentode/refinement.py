@@ -102,14 +102,14 @@ def _refine(rng_key, model, guide, params, context, max_steps, num_steps, num_pa
         with trajectory_plate(context, None):
             numpyro.sample("z0", pushed(m, s))
 
+    rate = optax.cosine_decay_schedule(LEARNING_RATE, num_steps)
     svi = SVI(
         # Out of the optimizer's sight, the networks stay as they are.
         handlers.block(fitted, hide_fn=lambda site: site["type"] == "param"),
         local,
-        # Where the ODE cannot be solved a gradient may be NaN, which Adam would never forget.
-        optax.chain(
-            optax.zero_nans(), optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
-        ),
+        # In units of the guide slopes are of order one, but a draw for which the ODE can hardly be
+        # solved, or cannot, has one that is huge or NaN, which Adam would not forget.
+        optax.chain(optax.zero_nans(), optax.clip(10.0), optax.adam(rate)),
         Trace_ELBO(num_particles=num_particles),
     )
     fit = svi.run(run_key, num_steps, context, progress_bar=False)
