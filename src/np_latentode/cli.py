@@ -46,6 +46,10 @@ def spirals(
             "flow over one of these, as in flow/ring+mixture. Can be repeated."
         ),
     ] = None,
+    diagnose: Annotated[
+        bool,
+        typer.Option("--diagnose", help="Check guide and bands by exact posteriors, too."),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results of an earlier run as a whole.")
     ] = False,
@@ -65,6 +69,7 @@ def spirals(
             latent_dim=latent_dim,
             batch_size=batch_size,
             priors=prior or (),
+            diagnose=diagnose,
             overwrite=overwrite,
             started=STARTED,
         )

@@ -10,16 +10,23 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from arviz_stats.ecdf_utils import ecdf_pit
 from jaxtyping import ArrayLike
 from matplotlib.figure import Figure
 
+from np_latentode.calibration import Calibration, SimulationRanks
 from np_latentode.datasets import SpiralFamily, Spirals
+from np_latentode.importance import ImportanceReport
 from np_latentode.trajectories import Trajectories
 
 __all__ = [
+    "plot_calibration",
     "plot_forecasts",
+    "plot_guide",
     "plot_latent",
+    "plot_pareto_k",
     "plot_prior_draws",
+    "plot_ranks",
     "plot_sampling",
     "plot_training",
 ]
@@ -224,4 +231,72 @@ def plot_prior_draws(
                 ylabel="$x_2$",
             )
             axis.set_aspect("equal")
+        return figure
+
+
+def plot_calibration(calibration: Calibration) -> Figure:
+    """Are the bands right? PIT values as a histogram and as an ECDF, and coverage."""
+    pit = calibration.pit[np.isfinite(calibration.pit)]
+    points, ecdf, lower, upper = ecdf_pit(pit, 0.95, 1_000, rng=np.random.default_rng(0))
+    with _figure(1, 3, size=(3.6, 3.3)) as (figure, axes):
+        histogram, difference, coverage = axes[0]
+        histogram.hist(pit, bins=20, range=(0, 1), density=True, color=MODEL, alpha=0.6)
+        histogram.axhline(1, color="black", lw=0.8, ls=":")
+        histogram.set(xlabel="PIT", ylabel="density", title="uniform if calibrated")
+        difference.fill_between(
+            points, lower - points, upper - points, color="0.85", label="95%, simultaneous"
+        )
+        difference.plot(points, ecdf - points, color=MODEL, label="observed")
+        difference.axhline(0, color="black", lw=0.8, ls=":")
+        difference.set(xlabel="PIT", ylabel="ECDF - uniform", title="inside if calibrated")
+        difference.legend()
+        coverage.plot([0, 1], [0, 1], color="black", lw=0.8, ls=":")
+        coverage.plot(calibration.levels, calibration.coverage, "o-", color=MODEL)
+        coverage.set(xlabel="level of the band", ylabel="share inside", title="coverage")
+        return figure
+
+
+def plot_ranks(simulated: SimulationRanks) -> Figure:
+    """Simulation-based calibration: a histogram of ranks for each dimension of z0."""
+    count = simulated.ranks.shape[1]
+    with _figure(1, count, size=(2.8, 2.8)) as (figure, axes):
+        for j, axis in enumerate(axes[0]):
+            axis.hist(
+                simulated.ranks[:, j], bins=20, range=(0, 1), density=True, color=MODEL, alpha=0.6
+            )
+            axis.axhline(1, color="black", lw=0.8, ls=":")
+            axis.set(xlabel=f"rank of $z_0[{j}]$", title=f"p = {simulated.p_value[j]:.2g}")
+        axes[0, 0].set(ylabel="density")
+        return figure
+
+
+def plot_pareto_k(report: ImportanceReport) -> Figure:
+    """Pareto k of each trajectory, with the limits that it should keep."""
+    with _figure(1, 1, size=(6.0, 3.3)) as (figure, axes):
+        axis = axes[0, 0]
+        axis.plot(report.pareto_k, "+", color=MODEL)
+        for limit, line in ((0.5, ":"), (0.7, "--")):
+            axis.axhline(limit, color="black", lw=0.8, ls=line, label=f"k = {limit}")
+        axis.set(xlabel="trajectory", ylabel="Pareto k", title="importance weights of the guide")
+        axis.legend()
+        return figure
+
+
+def plot_guide(draws: dict[str, np.ndarray], *, title: str = "") -> Figure:
+    """Draws of one trajectory's z0 by several methods, in pairs of neighbouring dimensions.
+
+    Args:
+        draws: by the method's name, shape (draw, latent).
+        title: of the figure.
+    """
+    latent_dim = next(iter(draws.values())).shape[1]
+    pairs = [(j, j + 1) for j in range(latent_dim - 1)] or [(0, 0)]
+    styles = [("0.6", "o"), (MODEL, "+"), (DATA, "x")]
+    with _figure(1, len(pairs), size=(3.2, 3.2)) as (figure, axes):
+        for axis, (i, j) in zip(axes[0], pairs, strict=True):
+            for (name, z0), (color, marker) in zip(draws.items(), styles, strict=False):
+                axis.plot(z0[:, i], z0[:, j], marker, ms=3, color=color, alpha=0.5, label=name)
+            axis.set(xlabel=f"$z_0[{i}]$", ylabel=f"$z_0[{j}]$")
+        axes[0, 0].legend()
+        figure.suptitle(title)
         return figure

@@ -82,6 +82,7 @@ def run(
     latent_dim: int,
     batch_size: int,
     priors: Sequence[str] = (),
+    diagnose: bool = False,
     overwrite: bool = False,
     progress: bool = True,
     started: float | None = None,
@@ -92,6 +93,7 @@ def run(
         output_dir: where metrics.json, posterior.nc and the figures go.
         steps, seed, latent_dim, batch_size: of each fit.
         priors: names as in `make_prior`, of priors to fit under and to compare with N(0, I).
+        diagnose: whether to check guide and bands, which takes a minute or two.
         overwrite: whether an earlier run's results are replaced.
         progress: whether to show progress and print the scores.
         started: when the program started, by `time.perf_counter`.
@@ -146,9 +148,16 @@ def run(
     from np_latentode import diagnostics, plots
 
     _, score_key = jax.random.split(jax.random.key(seed))
-    test_key, fresh_key, noise_key, gauss_key, tree_key, code_key, prior_key = jax.random.split(
-        score_key, 7
-    )
+    (
+        test_key,
+        fresh_key,
+        noise_key,
+        gauss_key,
+        tree_key,
+        code_key,
+        prior_key,
+        diagnose_key,
+    ) = jax.random.split(score_key, 8)
     whole, half = _forecasts(test_key, model, guide, params, test)
     methods = {"model": _score_draws(whole, half, test)}
     methods |= _score_others(noise_key, family, train, test)
@@ -184,6 +193,15 @@ def run(
         "extrapolations": plots.plot_forecasts(test, test.before(CUT), half, times, start=CUT),
         "latent": plots.plot_latent(z0),
     }
+    found = None
+    if diagnose:
+        from np_latentode.experiments.diagnosis import diagnose as check
+
+        if progress:
+            print("\nchecking guide and bands ...", flush=True)
+        found = check(diagnose_key, model, guide, params, test, cut=CUT, many=fresh)
+        metrics |= found.metrics
+        figures |= found.figures
     if priors:
         fits = {"normal": normal}
         for name in priors:
@@ -226,6 +244,8 @@ def run(
     if progress:
         if priors:
             print(_compared(metrics["priors"]))
+        if found is not None:
+            print(f"\n{found.text}")
         print(_summary(metrics, methods, report, output_dir))
     return metrics
 
