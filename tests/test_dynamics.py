@@ -79,7 +79,7 @@ def test_parameters_are_all_that_a_field_holds(dynamics):
 def test_a_model_takes_every_field(dynamics):
     decoder = MLPDecoder(LATENT, 2, rngs=nnx.Rngs(1))
     model = LatentODE(dynamics, decoder, prior=StandardNormal(LATENT), scaling=Scaling.identity(2))
-    assert model.trained == ("dynamics", "decoder")
+    assert model.trained == {"dynamics$params", "decoder$params", "noise_scale"}
 
 
 @pytest.mark.parametrize("factor", [1.0, 30.0])

@@ -21,7 +21,15 @@ from test_linear_gaussian import (
     params_of,
 )
 
-from np_latentode import AmortizedGuide, LatentODE, Scaling, Solver, StandardNormal, Trajectories
+from np_latentode import (
+    AmortizedGuide,
+    GaussianLikelihood,
+    LatentODE,
+    Scaling,
+    Solver,
+    StandardNormal,
+    Trajectories,
+)
 from np_latentode.amortization import amortization
 from np_latentode.exact import convergence, exact_posterior
 from np_latentode.refinement import refine
@@ -313,7 +321,11 @@ class Explosion:
     def __init__(self):
         scaling = Scaling.identity(1)
         self.model = LatentODE(
-            Explosive(), Identity(), prior=StandardNormal(1), scaling=scaling, noise_scale=0.1
+            Explosive(),
+            Identity(),
+            prior=StandardNormal(1),
+            scaling=scaling,
+            likelihood=GaussianLikelihood(0.1),
         )
         self.guide = AmortizedGuide(Pooled(), Fixed(), scaling=scaling)
         self.data = Trajectories([[0.0, 0.5, 2.0]] * 2, [[[0.1]] * 3, [[-0.2]] * 3])
@@ -443,7 +455,9 @@ class WithoutODE(LatentODE):
 
     def __init__(self, prior, likelihood, *, dim=1):
         scaling = Scaling.identity(dim)
-        super().__init__(Still(), Identity(), prior=prior, scaling=scaling, noise_scale=1.0)
+        super().__init__(
+            Still(), Identity(), prior=prior, scaling=scaling, likelihood=GaussianLikelihood(1.0)
+        )
         self.likelihood = likelihood
 
     def __call__(self, context, target=None, **options):

@@ -15,7 +15,14 @@ from jaxtyping import Array, ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import ParameterFreeTransform, Transform, biject_to
 
-__all__ = ["ProductDistribution", "ProjectedCircle", "Ring", "circle", "describe_support"]
+__all__ = [
+    "ProductDistribution",
+    "ProjectedCircle",
+    "Ring",
+    "TriangularNormal",
+    "circle",
+    "describe_support",
+]
 
 LOG_ROOT_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -114,6 +121,39 @@ class Ring(dist.Distribution):
         )
 
 
+class TriangularNormal(dist.MultivariateNormal):
+    """z = loc + scale_tril e, e ~ N(0, I), which remembers e of what it has drawn.
+
+    log q(z) = log N(e; 0, I) - sum_i log scale_tril_ii
+
+    NumPyro's own solves for e again. Where scale_tril is close to singular, single precision then
+    finds draws to be next to impossible, which an ELBO takes for a gain without end.
+
+    Args:
+        loc: shape (*batch, d).
+        scale_tril: shape (*batch, d, d), lower triangular.
+    """
+
+    def __init__(self, loc: Array, scale_tril: Array, *, validate_args: bool | None = None):
+        super().__init__(loc, scale_tril=scale_tril, validate_args=validate_args)
+
+    def sample_with_intermediates(
+        self, key: Array | None, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, list[Array]]:
+        e = jax.random.normal(jnp.asarray(key), self.shape(sample_shape))
+        return jnp.asarray(self.loc) + jnp.einsum("...ij,...j->...i", self.scale_tril, e), [e]
+
+    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
+        return self.sample_with_intermediates(key, sample_shape)[0]
+
+    def log_prob(self, value: ArrayLike, intermediates: list[Array] | None = None) -> Any:
+        if not intermediates:
+            return super().log_prob(value)
+        (e,) = intermediates
+        log_scales = jnp.log(jnp.diagonal(jnp.asarray(self.scale_tril), axis1=-2, axis2=-1))
+        return jnp.sum(-0.5 * e**2 - log_scales - LOG_ROOT_TWO_PI, axis=-1)
+
+
 class ProductDistribution(dist.Distribution):
     """Independent vectors, put one after the other into a single vector.
 
@@ -121,11 +161,22 @@ class ProductDistribution(dist.Distribution):
 
     Args:
         *factors: distributions over vectors, of one batch shape.
+
+    Raises:
+        ValueError: if there is none, or one is over something else than vectors.
     """
 
     pytree_data_fields = ("factors",)
 
     def __init__(self, *factors: dist.Distribution, validate_args: bool | None = None):
+        if not factors:
+            raise ValueError("factors must be at least one distribution; got none.")
+        for k, factor in enumerate(factors):
+            if len(factor.event_shape) != 1:
+                raise ValueError(
+                    f"factors[{k}] must be a distribution over vectors, with one event axis (as "
+                    f"to_event(1) makes it); got event shape {factor.event_shape}."
+                )
         self.factors = factors
         batch_shape = jax.lax.broadcast_shapes(*(f.batch_shape for f in factors))
         event_shape = (sum(self.sizes),)
@@ -180,7 +231,9 @@ def describe_support(distribution: dist.Distribution) -> str:
     parts: list[tuple[str, int]] = []
     for part, size in zip(product.parts, product.sizes, strict=True):
         is_real = getattr(part, "base_constraint", part) == constraints.real
-        kind = "S" if part == circle else "R" if is_real else str(part)
+        is_circle = isinstance(part, type(constraints.sphere)) and size == 2
+        # By its name alone: its bounds may be traced.
+        kind = "S" if is_circle else "R" if is_real else type(part).__name__.strip("_")
         if parts and kind == parts[-1][0] == "R":
             size += parts.pop()[1]
         parts.append((kind, size))

@@ -37,8 +37,8 @@ class AmortizedGuide:
         scaling: the units; the model must be given the same.
 
     Raises:
-        ValueError: if a part is no nnx module, holds state other than parameters, or does not fit
-            the other.
+        ValueError: if a part is of the wrong kind, holds state other than parameters, or does not
+            fit the other.
     """
 
     def __init__(self, encoder: Part, posterior: Part, *, scaling: Scaling):

@@ -14,7 +14,7 @@ One that not every number suits also has `check(values, mask, name=...)`, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,7 @@ __all__ = [
     "Likelihood",
     "PoissonLikelihood",
     "StudentTLikelihood",
+    "check_distribution",
     "check_likelihood",
     "check_observed",
 ]
@@ -170,7 +171,7 @@ class _Features(dist.Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        return constraints.real
+        return _Columns([part.support for part in self.parts])
 
     @property
     def mean(self) -> Array:
@@ -192,14 +193,66 @@ class _Features(dist.Distribution):
         return jnp.concatenate([jnp.asarray(term) for term in terms], axis=-1)
 
 
+class _Columns(constraints.Constraint):
+    """A constraint for each column; NumPyro fills masked entries with numbers that satisfy it."""
+
+    def __init__(self, parts: Sequence[Any]):
+        self.parts = tuple(parts)
+
+    def __call__(self, x: Any) -> Any:
+        columns = jnp.split(jnp.asarray(x), len(self.parts), axis=-1)
+        return jnp.concatenate([p(c) for p, c in zip(self.parts, columns, strict=True)], axis=-1)
+
+    def feasible_like(self, prototype: Any) -> Any:
+        columns = jnp.split(jnp.asarray(prototype), len(self.parts), axis=-1)
+        filled = [p.feasible_like(c) for p, c in zip(self.parts, columns, strict=True)]
+        return jnp.concatenate([jnp.asarray(f, jnp.result_type(float)) for f in filled], axis=-1)
+
+    def tree_flatten(self):
+        return (), ((), {"parts": self.parts})
+
+
 def check_likelihood(likelihood: Any, *, name: str = "likelihood") -> Any:
     """The likelihood, or a ValueError that says what came instead."""
-    if not callable(likelihood) or isinstance(likelihood, type):
+    if not callable(likelihood) or isinstance(likelihood, (type, dist.Distribution)):
         raise ValueError(
             f"{name} must be callable as likelihood(scaling), such as "
             f"GaussianLikelihood(); got {likelihood!r}."
         )
     return likelihood
+
+
+def check_distribution(likelihood: Any, scaling: Scaling) -> None:
+    """Refuses a likelihood that does not make a distribution over x, one entry a feature.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    shape, seen = (1, 1, len(scaling.loc)), []
+
+    def call(decoded: Array) -> Array:
+        with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace():
+            seen.append(likelihood(scaling)(decoded))
+        return decoded
+
+    try:
+        jax.eval_shape(call, jnp.zeros(shape))
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            "likelihood must be called as likelihood(scaling) and return a function of decoded "
+            f"numbers, shape (trajectory, time, feature): {error}."
+        ) from error
+    x = seen[0]
+    if not isinstance(x, dist.Distribution):
+        raise ValueError(
+            f"likelihood must make a distribution of decoded numbers; got {type(x).__name__}."
+        )
+    if (x.batch_shape, x.event_shape) != (shape, ()):
+        raise ValueError(
+            f"likelihood must make a distribution of batch shape {shape} of as many decoded "
+            f"numbers, without event axes; got batch shape {x.batch_shape}, event shape "
+            f"{x.event_shape}."
+        )
 
 
 def check_observed(likelihood: Any, trajectories: Trajectories, *, name: str) -> None:

@@ -10,6 +10,7 @@ from np_latentode.conditioning import Conditioning
 from np_latentode.likelihoods import (
     GaussianLikelihood,
     Likelihood,
+    check_distribution,
     check_likelihood,
     check_observed,
 )
@@ -147,3 +148,4 @@ class LatentODE:
                 f"decoder must return shape (trajectory, time, {len(self.scaling.loc)}), the "
                 f"scaling's features; got {mean} for one trajectory at one time."
             )
+        check_distribution(self.likelihood, self.scaling)

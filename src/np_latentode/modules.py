@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ __all__ = [
     "Part",
     "bind",
     "bind_prior",
+    "check_factors",
     "check_module",
     "feature_dim",
     "mlp",
@@ -31,7 +31,16 @@ __all__ = [
 ]
 
 Part = nnx.Module | Callable[[], Any]
-"""An nnx module, or a function without arguments that makes what one would be once bound."""
+"""An nnx module, or a function without arguments that names NumPyro parameters and returns a
+callable of the same kind; for a prior, the distribution."""
+
+CALLS = {
+    "dynamics": "(t, z) -> dz/dt",
+    "decoder": "z -> decoded",
+    "prior": "() -> distribution",
+    "encoder": "(times, values, mask) -> features",
+    "posterior": "features -> distribution",
+}
 
 
 def mlp(
@@ -59,12 +68,13 @@ def check_module(name: str, module: object) -> None:
     Raises:
         ValueError: naming the argument and the leaves that are no parameters.
     """
-    if isinstance(module, types.FunctionType) and _without_arguments(module):
+    if _makes_a_part(module):
         return
     if not isinstance(module, nnx.Module) or not callable(module):
+        call = CALLS.get(name, name)
         raise ValueError(
-            f"{name} must be a callable flax nnx.Module, or a function without arguments that "
-            f"returns one's equal; got {module!r}."
+            f"{name} must be a callable flax nnx.Module, called as {call}, or a function without "
+            f"arguments that returns what is called so; got {module!r}."
         )
     others = nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Param)))
     if others:
@@ -75,9 +85,22 @@ def check_module(name: str, module: object) -> None:
         )
 
 
-def _without_arguments(function: Callable[..., Any]) -> bool:
+def check_factors(factors: Sequence[object]) -> None:
+    """Refuses factors of a product that are no modules: a function names sites of its own, which
+    nothing inside of a module may do."""
+    if not factors:
+        raise ValueError("factors must be at least one; got none.")
+    for k, factor in enumerate(factors):
+        if not isinstance(factor, nnx.Module):
+            raise ValueError(f"factors[{k}] must be a callable flax nnx.Module; got {factor!r}.")
+        check_module(f"factors[{k}]", factor)
+
+
+def _makes_a_part(part: object) -> bool:
+    if isinstance(part, (nnx.Module, type, dist.Distribution)) or not callable(part):
+        return False
     needed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(function).parameters.values()
+    parameters = inspect.signature(part).parameters.values()
     return not any(p.default is p.empty and p.kind in needed for p in parameters)
 
 
@@ -89,7 +112,15 @@ def bind(name: str, part: Part) -> Callable[..., Any]:
 
     Call it outside of any plate: parameters belong to no trajectory.
     """
-    return nnx_module(name, part) if isinstance(part, nnx.Module) else part()
+    if isinstance(part, nnx.Module):
+        return nnx_module(name, part)
+    made = part()
+    if isinstance(made, nnx.Module):
+        raise ValueError(
+            f"{name} must be given as the module itself, not as a function that returns one, which "
+            f"would leave it untrained; got a function that returns a {type(made).__name__}."
+        )
+    return made
 
 
 def bind_prior(part: Part) -> Any:
@@ -168,6 +199,6 @@ def _abstract(name: str, part: Part, finish: Callable[[Any], Any], *inputs: Arra
 
     try:
         return jax.eval_shape(call, *inputs)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
         shapes = ", ".join(str(x.shape) for x in inputs) or "none"
         raise ValueError(f"{name} must accept inputs of shapes {shapes}: {error}.") from error

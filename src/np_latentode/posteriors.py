@@ -24,9 +24,9 @@ import numpyro.distributions as dist
 from flax import nnx
 from jaxtyping import Array, Float
 
-from np_latentode.distributions import ProductDistribution, ProjectedCircle
+from np_latentode.distributions import ProductDistribution, ProjectedCircle, TriangularNormal
 from np_latentode.flows import FlowjaxParameters, inverse_autoregressive
-from np_latentode.modules import check_module, mlp
+from np_latentode.modules import check_factors, mlp
 
 __all__ = [
     "CirclePosterior",
@@ -85,15 +85,15 @@ class FullRankNormal(nnx.Module):
     def __call__(self, features: Float[Array, "trajectory hidden"]) -> dist.Distribution:
         d = self.latent_dim
         loc, raw_scale, below = jnp.split(self.head(features), [d, 2 * d], axis=-1)
-        # As wide at first as DiagonalNormal, and kept off zero like it. A correlation so strong
-        # that single precision cannot invert L any more would score draws as if they were next to
-        # impossible, which an ELBO takes for a gain without end.
+        # As wide at first as DiagonalNormal, and kept off zero like it. Correlations are bounded
+        # so that single precision can invert L, whose condition grows with each row.
+        bound = 1e4 ** (1 / max(d - 1, 2))
         rows = jnp.zeros((*below.shape[:-1], d, d), below.dtype)
-        rows = rows.at[..., *jnp.tril_indices(d, -1)].set(100.0 * jnp.tanh(below / 100.0))
+        rows = rows.at[..., *jnp.tril_indices(d, -1)].set(bound * jnp.tanh(below / bound))
         rows = rows + jnp.eye(d, dtype=below.dtype)
         unit = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
         scale = jax.nn.softplus(raw_scale) + 1e-4
-        return dist.MultivariateNormal(loc, scale_tril=scale[..., None] * unit)
+        return TriangularNormal(loc, scale[..., None] * unit)
 
 
 class FlowPosterior(nnx.Module):
@@ -159,15 +159,14 @@ class ProductPosterior(nnx.Module):
     """z0 = [z_1, ..., z_K], independent given x, each with a posterior of its own.
 
     Args:
-        *factors: posteriors, each reading the same features.
+        *factors: posteriors, nnx modules, each reading the same features.
 
     Raises:
-        ValueError: if a factor is no posterior.
+        ValueError: if there is none, or a factor is no posterior.
     """
 
     def __init__(self, *factors: nnx.Module):
-        for k, factor in enumerate(factors):
-            check_module(f"factors[{k}]", factor)
+        check_factors(factors)
         self.factors = nnx.List(factors)
 
     def __call__(self, features: Float[Array, "trajectory hidden"]) -> dist.Distribution:

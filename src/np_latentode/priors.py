@@ -29,7 +29,7 @@ from flax import nnx
 
 from np_latentode.distributions import ProductDistribution, ProjectedCircle, Ring
 from np_latentode.flows import FlowjaxParameters, inverse_autoregressive
-from np_latentode.modules import check_module, vector_distribution
+from np_latentode.modules import check_factors, check_module, vector_distribution
 
 __all__ = [
     "CirclePrior",
@@ -157,15 +157,14 @@ class ProductPrior(nnx.Module):
     in all.
 
     Args:
-        *factors: priors.
+        *factors: priors, nnx modules.
 
     Raises:
-        ValueError: if a factor is no prior.
+        ValueError: if there is none, or a factor is no prior.
     """
 
     def __init__(self, *factors: nnx.Module):
-        for k, factor in enumerate(factors):
-            check_module(f"factors[{k}]", factor)
+        check_factors(factors)
         self.factors = nnx.List(factors)
 
     def __call__(self) -> dist.Distribution:

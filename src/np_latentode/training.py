@@ -15,14 +15,17 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.svi import SVIRunResult
 from tqdm import tqdm
 
+from np_latentode.conditioning import Conditioning, random_context
 from np_latentode.guide import AmortizedGuide
 from np_latentode.modules import Part, bind_prior, check_module, vector_distribution
+from np_latentode.plate import check_context
 from np_latentode.prediction import posterior
 from np_latentode.trajectories import Trajectories
 
 __all__ = ["STEPS_AT_ONCE", "fit_prior", "optimizer", "run"]
 
 STEPS_AT_ONCE = 100
+MOSTLY_WHOLE = functools.partial(random_context, whole_share=0.8)
 
 
 def optimizer(
@@ -31,8 +34,8 @@ def optimizer(
     """AdamW on clipped gradients, warmed up and then annealed to zero along a cosine.
 
     The ELBO is a sum over all data, so its gradient is practically always longer than the clip:
-    what Adam sees is a direction, and no single batch can throw it off. Only weights of networks
-    decay: a parameter with a meaning, such as `noise_scale`, is not pulled anywhere.
+    what Adam sees is a direction, and no single batch can throw it off. Only modules decay, and
+    not the prior's: a parameter with a name of its own, as `noise_scale`, is not pulled anywhere.
 
     Args:
         num_steps: over which the learning rate is annealed: those of `SVI.run`.
@@ -111,6 +114,7 @@ def fit_prior(
     params: dict[str, Any],
     trajectories: Trajectories,
     *,
+    conditioning: Conditioning = MOSTLY_WHOLE,
     num_steps: int = 8_000,
     optim: optax.GradientTransformation | None = None,
     progress: bool = True,
@@ -126,7 +130,10 @@ def fit_prior(
         rng_key: a key.
         prior: over the guide's latent space; from then on the model's, `LatentODE(prior=prior)`.
         guide, params: as fitted.
-        trajectories: those that they were fitted on, encoded whole.
+        trajectories: those that they were fitted on.
+        conditioning: what of them is encoded in each step. Default: a fifth of them in part. Their
+            codes scatter about those of the whole ones, which keeps the prior from closing in on
+            the few trajectories that it knows.
         num_steps: how many.
         optim: of the steps. Default: `optimizer(num_steps)`.
         progress: whether to show a progress bar.
@@ -143,21 +150,28 @@ def fit_prior(
         raise ValueError(
             f"prior must live where the guide's codes do, on {guide.support}; got one on {support}."
         )
-    q = posterior(guide, params, trajectories)
+    check_context(trajectories, guide.scaling)
+    kept = {name: value for name, value in params.items() if name != "prior$params"}
 
     def codes() -> None:
         p = bind_prior(prior)
-        z0 = q.sample(jnp.asarray(numpyro.prng_key()))
+        context_key, z0_key = jax.random.split(jnp.asarray(numpyro.prng_key()))
+        with numpyro.handlers.block():
+            q = posterior(guide, params, conditioning(context_key, trajectories))
+        z0 = q.sample(z0_key)
         with numpyro.plate("trajectory", len(trajectories)):
             numpyro.sample("z0", p, obs=z0)
 
     optim = optimizer(num_steps) if optim is None else optim
     svi = SVI(codes, lambda: None, optim, Trace_ELBO())
     result, _ = run(svi, rng_key, num_steps, progress=progress)
-    kept = {name: value for name, value in params.items() if name != "prior$params"}
+    if taken := sorted(set(kept) & set(result.params)):
+        raise ValueError(
+            f"prior must name parameters that nothing else has; got {taken}, which params hold."
+        )
     return kept | result.params
 
 
 def _networks(params: dict[str, Any]) -> dict[str, bool]:
-    # NumPyro names the parameters of a bound module so.
-    return {name: name.endswith("$params") for name in params}
+    # NumPyro names the parameters of a bound module so. Those of a prior are means and scales.
+    return {name: name.endswith("$params") and name != "prior$params" for name in params}

@@ -50,8 +50,8 @@ def make_prior(name: str, latent_dim: int, *, rngs: nnx.Rngs) -> dict[str, Any]:
     default a normal; `flow/` bends what comes after it, which must not have a circle.
 
     Returns:
-        Keyword arguments of `latent_ode`: `prior`, and where the default posterior is not the
-        right one `posterior` and the `encoder` that it reads.
+        Keyword arguments of `latent_ode`: `prior`, and `posterior` where the default is not the
+        right one.
 
     Raises:
         ValueError: if the name is not known, or latent_dim too small for it.
@@ -76,9 +76,8 @@ def make_prior(name: str, latent_dim: int, *, rngs: nnx.Rngs) -> dict[str, Any]:
     if first != "ring":
         return {"prior": prior}
     # Sharp along the ring and wide across it, wherever on the ring it is.
-    encoder = ODERNN(2, rngs=rngs)
-    posterior = FullRankNormal(encoder.hidden_dim, latent_dim, rngs=rngs)
-    return {"prior": prior, "encoder": encoder, "posterior": posterior}
+    feature_dim = ODERNN(2, rngs=nnx.Rngs(0)).hidden_dim
+    return {"prior": prior, "posterior": FullRankNormal(feature_dim, latent_dim, rngs=rngs)}
 
 
 def score_prior(

@@ -204,19 +204,22 @@ def run(
         figures |= found.figures
     if priors:
         fits = {"normal": normal}
-        for name in priors:
+        codes_key, compare_key, draw_key = jax.random.split(prior_key, 3)
+        for name in dict.fromkeys(priors):
+            if name == "normal":
+                continue
             if progress:
                 print(f"\nwith the prior {name}")
             fits[name] = fit(name)
             if fits[name].model.support == guide.support:
                 fits[f"{name} on codes"] = _on_codes(
-                    prior_key, name, normal, train, seed=seed, progress=progress
+                    codes_key, name, normal, train, seed=seed, progress=progress
                 )
         compared, curves = {}, {}
         for name, other in fits.items():
             trained = other.model, other.guide, other.params
             compared[name] = score_prior(
-                prior_key, *trained, family=family, codes=many, fresh=fresh
+                compare_key, *trained, family=family, codes=many, fresh=fresh
             )
             draws = _forecasts(fresh_key, *trained, fresh, num_samples=100)
             compared[name] |= {
@@ -225,7 +228,7 @@ def run(
                 if key.endswith("_mse")
             }
             draws = prior_predictive(
-                prior_key, other.model, other.params, family.dense_times, num_samples=12
+                draw_key, other.model, other.params, family.dense_times, num_samples=12
             )
             curves[name] = np.asarray(draws["x_mean"])
         metrics["priors"] = compared
@@ -255,7 +258,7 @@ def _on_codes(
 ) -> Fit:
     """The same networks under another prior, which is fitted to the codes that they make."""
     model = fitted.model
-    part = make_prior(name, model.latent_dim, rngs=nnx.Rngs(seed))["prior"]
+    part = make_prior(name, model.latent_dim, rngs=nnx.Rngs(seed + 1_000))["prior"]
     params = fit_prior(rng_key, part, fitted.guide, fitted.params, train, progress=progress)
     model = LatentODE(
         model.dynamics,
