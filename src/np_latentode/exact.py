@@ -60,7 +60,7 @@ def exact_posterior(
     *,
     guide: AmortizedGuide | None = None,
     num_warmup: int = 500,
-    num_samples: int = 1_000,
+    num_samples: int = 1_500,
     num_chains: int = 4,
     max_tree_depth: int = 3,
 ) -> DataTree:
