@@ -5,10 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from flax import nnx
 from numpyro.distributions.transforms import biject_to
 from scipy import integrate, special, stats
 
-from np_latentode.distributions import ProductDistribution, ProjectedCircle, Ring, describe_support
+from np_latentode import FullRankNormal
+from np_latentode.distributions import (
+    ProductDistribution,
+    ProjectedCircle,
+    Ring,
+    TriangularNormal,
+    describe_support,
+)
 
 CONCENTRATIONS = [(0.0, 0.0), (0.7, -0.2), (-3.0, 4.0), (20.0, 5.0), (0.0, 200.0)]
 
@@ -131,6 +139,42 @@ def test_a_ring_s_gradients_are_finite_everywhere(point):
     score = jax.grad(lambda z, r, s: Ring(r, s).log_prob(z), argnums=(0, 1, 2))
     gradients = score(jnp.array(point), 1.0, 0.01)
     assert all(np.isfinite(g).all() for g in gradients)
+
+
+# Triangular normals
+
+
+@pytest.mark.parametrize("dim", [2, 4, 8])
+@pytest.mark.parametrize("raw", [0.0, 30.0, 1e3, -1e3])
+def test_a_full_rank_normal_scores_its_own_draws_exactly(dim, raw):
+    posterior = FullRankNormal(3, dim, rngs=nnx.Rngs(0))
+    last = posterior.head.layers[-1]
+    # As sharp and as correlated as the head can make them.
+    bias = jnp.full(last.bias.shape, raw).at[:dim].set(1.0).at[dim : 2 * dim].set(-4.0)
+    last.bias[...], last.kernel[...] = bias, 0 * last.kernel[...]
+    q = posterior(jnp.zeros((1, 3)))
+    draws, remembered = q.sample_with_intermediates(jax.random.key(0), (2_000,))
+    scales = jnp.diagonal(q.scale_tril, axis1=-2, axis2=-1)
+    entropy = jnp.log(scales).sum() + 0.5 * dim * np.log(2 * np.pi * np.e)
+    found = q.log_prob(draws, remembered).mean()
+    np.testing.assert_allclose(found, -entropy, atol=5 * np.sqrt(dim / 2 / 2_000))
+
+
+def test_a_triangular_normal_is_numpyro_s(getkey):
+    rng = np.random.default_rng(0)
+    loc = jnp.asarray(rng.normal(size=(4, 3)))
+    scale_tril = jnp.asarray(np.tril(rng.normal(size=(4, 3, 3)), -1) + np.eye(3))
+    mine, numpyros = (
+        TriangularNormal(loc, scale_tril),
+        dist.MultivariateNormal(loc, scale_tril=scale_tril),
+    )
+    draws, remembered = mine.sample_with_intermediates(getkey(), (5_000,))
+    np.testing.assert_allclose(mine.log_prob(draws), numpyros.log_prob(draws), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        mine.log_prob(draws, remembered), numpyros.log_prob(draws), rtol=1e-3, atol=1e-3
+    )
+    covariance = np.cov(np.asarray(draws)[:, 0].T)
+    np.testing.assert_allclose(covariance, scale_tril[0] @ scale_tril[0].T, atol=0.3)
 
 
 # Products

@@ -138,6 +138,41 @@ def test_missing_values_do_not_count(fit):
     np.testing.assert_array_equal(*terms)
 
 
+def log_normal_likelihood(scaling):
+    return lambda decoded: dist.LogNormal(decoded, 1.0)
+
+
+def test_holes_keep_gradients_finite_where_zero_has_no_density():
+    train = make_train()
+    train = Trajectories(train.times, jnp.where(train.mask, jnp.abs(train.values) + 0.1, jnp.nan))
+    mixed = FeatureLikelihoods(log_normal_likelihood, GaussianLikelihood(), GaussianLikelihood())
+    model, guide = latent_ode(train, latent_dim=2, likelihood=mixed, rngs=nnx.Rngs(0))
+    svi = SVI(model, guide, optimizer(2), Trace_ELBO())
+    result = jax.jit(lambda: svi.run(jax.random.key(0), 2, train, progress_bar=False))()
+    assert not train.mask.all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
+
+
+BAD_LIKELIHOODS = {
+    "an event axis": lambda scaling: lambda d: dist.Normal(d, 1.0).to_event(1),
+    "one column": lambda scaling: lambda d: dist.Normal(d[..., :1], 1.0),
+    "an array": lambda scaling: lambda d: d,
+    "called at once": lambda decoded: dist.Normal(0.0, 1.0),
+    "of nothing": lambda: 3,
+}
+
+
+@pytest.mark.parametrize("likelihood", BAD_LIKELIHOODS.values(), ids=BAD_LIKELIHOODS.keys())
+def test_a_likelihood_of_another_kind_is_refused_at_assembly(likelihood):
+    with pytest.raises(ValueError, match=r"^likelihood must"):
+        latent_ode(make_train(), latent_dim=2, likelihood=likelihood, rngs=nnx.Rngs(0))
+
+
+def test_a_distribution_is_no_likelihood():
+    with pytest.raises(ValueError, match=r"^likelihood must be callable as likelihood\(scaling\)"):
+        latent_ode(make_train(), latent_dim=2, likelihood=dist.Normal(0.0, 1.0), rngs=nnx.Rngs(0))
+
+
 def test_forecasts_are_of_the_feature_s_kind(fit):
     train, model, guide, result = fit
     draws = forecast(

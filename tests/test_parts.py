@@ -7,6 +7,7 @@ import flowjax.flows
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import numpyro.handlers as handlers
 import optax
 import pytest
@@ -35,6 +36,7 @@ from np_latentode import (
     PathODE,
     ProductPosterior,
     ProductPrior,
+    RingPrior,
     Solver,
     StandardNormal,
     Trajectories,
@@ -97,15 +99,28 @@ ROUND_POSTERIORS = times_circle(
     lambda rngs: CirclePosterior(HIDDEN, width=WIDTH, rngs=rngs),
     ProductPosterior,
 )
-PRIORS, POSTERIORS = FLAT_PRIORS | ROUND_PRIORS, FLAT_POSTERIORS | ROUND_POSTERIORS
+RINGS = {
+    "ring x mixture": lambda rngs: ProductPrior(
+        RingPrior(), MixturePrior(2, num_components=2, rngs=rngs)
+    ),
+    "flow over ring x mixture": lambda rngs: FlowPrior(
+        4, base=RINGS["ring x mixture"](rngs), num_layers=2, width=WIDTH, rngs=rngs
+    ),
+}
+PRIORS, POSTERIORS = RINGS | FLAT_PRIORS | ROUND_PRIORS, FLAT_POSTERIORS | ROUND_POSTERIORS
 ENCODERS = {
     "ODE-RNN": lambda rngs: ODERNN(NUM_FEATURES, hidden_dim=HIDDEN, width=WIDTH, rngs=rngs),
     "path ODE": lambda rngs: PathODE(NUM_FEATURES, hidden_dim=HIDDEN, width=WIDTH, rngs=rngs),
     "GRU": lambda rngs: GRU(NUM_FEATURES, hidden_dim=HIDDEN, rngs=rngs),
 }
+WIDE = {"full rank 4": lambda rngs: FullRankNormal(HIDDEN, 4, width=WIDTH, rngs=rngs)}
 PAIRS = [
     (p, q)
-    for priors, posteriors in ((FLAT_PRIORS, FLAT_POSTERIORS), (ROUND_PRIORS, ROUND_POSTERIORS))
+    for priors, posteriors in (
+        (FLAT_PRIORS, FLAT_POSTERIORS),
+        (ROUND_PRIORS, ROUND_POSTERIORS),
+        (RINGS, WIDE),
+    )
     for p in priors
     for q in posteriors
 ]
@@ -128,14 +143,14 @@ TIMES = jnp.linspace(0.5, 3.0, 2)
 
 def assemble(prior, posterior="diagonal", encoder="ODE-RNN"):
     rngs = nnx.Rngs(0)
-    latent_dim = 4 if prior in ROUND_PRIORS else 2
+    latent_dim = 2 if prior in FLAT_PRIORS else 4
     return latent_ode(
         TRAIN,
         latent_dim=latent_dim,
         dynamics=MLPDynamics(latent_dim, width=WIDTH, rngs=rngs),
         decoder=MLPDecoder(latent_dim, NUM_FEATURES, width=WIDTH, rngs=rngs),
         prior=PRIORS[prior](rngs),
-        posterior=POSTERIORS[posterior](rngs),
+        posterior=(POSTERIORS | WIDE)[posterior](rngs),
         encoder=ENCODERS[encoder](rngs),
         # One step: what is tested here is how the parts fit together.
         solver=Solver(method=diffrax.Euler(), dt0=8.0, max_steps=2),
@@ -171,9 +186,12 @@ def test_a_pairing_trains_whole_and_in_batches(prior_name, posterior_name, encod
         assert set(result.params) >= model.trained | guide.trained
 
 
-@pytest.mark.parametrize("posterior_name", POSTERIORS)
-def test_every_posterior_trains_its_encoder(posterior_name):
-    model, guide = assemble(MATCHING[posterior_name], posterior_name)
+@pytest.mark.parametrize(
+    ("posterior_name", "encoder"),
+    [(q, "ODE-RNN") for q in POSTERIORS] + [("diagonal", e) for e in ENCODERS if e != "ODE-RNN"],
+)
+def test_every_posterior_trains_its_encoder(posterior_name, encoder):
+    model, guide = assemble(MATCHING[posterior_name], posterior_name, encoder)
     svi = SVI(model, guide, optax.adam(1e-3), Trace_ELBO())
     params = svi.get_params(jax.jit(svi.init)(KEY, TRAIN))
 
@@ -205,6 +223,7 @@ def test_predictive_draws_from_a_flow_at_new_times(posterior_name):
 def fit(request):
     """A model of each prior, with parameters that are not the ones it starts from."""
     default = "circle x diagonal" if request.param in ROUND_PRIORS else "diagonal"
+    default = "full rank 4" if request.param in RINGS else default
     model, guide = assemble(request.param, default)
     svi = SVI(model, guide, optax.adam(3e-2), Trace_ELBO())
     result = jax.jit(lambda: svi.run(KEY, 5, TRAIN, progress_bar=False))()
@@ -382,17 +401,17 @@ def test_a_mismatched_pairing_is_refused_by_name(part, name, message):
 
 @pytest.mark.parametrize("prior_name", PRIORS)
 def test_the_default_posterior_lives_where_the_prior_does(prior_name):
-    latent_dim = 4 if prior_name in ROUND_PRIORS else 2
+    latent_dim = 2 if prior_name in FLAT_PRIORS else 4
     rngs = nnx.Rngs(0)
     model, guide = latent_ode(
         TRAIN, latent_dim=latent_dim, prior=PRIORS[prior_name](rngs), rngs=rngs
     )
-    assert guide.support == model.support == ("S^1 x R^2" if latent_dim == 4 else "R^2")
+    expected = "S^1 x R^2" if prior_name in ROUND_PRIORS else f"R^{latent_dim}"
+    assert guide.support == model.support == expected
 
 
 def test_model_and_guide_that_name_one_parameter_twice_are_refused():
     import numpyro
-    import numpyro.distributions as dist
 
     def my_prior():
         return dist.Normal(jnp.zeros(2), numpyro.param("width", 1.0)).to_event(1)
@@ -418,6 +437,8 @@ def test_model_and_guide_that_name_one_parameter_twice_are_refused():
             r"distribution must have cond_shape \(6,\); got \(5,\)",
         ),
         (lambda: ProductPrior(StandardNormal(2), 3), r"factors\[1\] must be a callable"),
+        (lambda: ProductPrior(), "factors must be at least one; got none"),
+        (lambda: ProductPosterior(lambda: 3), r"factors\[0\] must be a callable flax nnx.Module"),
         (lambda: ProductPosterior(nnx.BatchNorm(2, rngs=nnx.Rngs(0))), "nnx.Param leaves only"),
     ],
 )
@@ -425,3 +446,29 @@ def test_model_and_guide_that_name_one_parameter_twice_are_refused():
 def test_a_bad_factor_or_flow_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+SLOTS = {
+    "dynamics": lambda: MLPDynamics(2, rngs=nnx.Rngs(0)),
+    "decoder": lambda: MLPDecoder(2, NUM_FEATURES, rngs=nnx.Rngs(0)),
+    "prior": lambda: StandardNormal(2),
+    "encoder": lambda: ODERNN(NUM_FEATURES, rngs=nnx.Rngs(0)),
+    "posterior": lambda: DiagonalNormal(16, 2, rngs=nnx.Rngs(0)),
+}
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_a_function_that_returns_a_module_is_refused_as_nothing_would_train_it(slot):
+    with pytest.raises(ValueError, match=rf"{slot} must be given as the module itself"):
+        latent_ode(TRAIN, latent_dim=2, rngs=nnx.Rngs(0), **{slot: SLOTS[slot]})
+
+
+class WithoutEvent(nnx.Module):
+    def __call__(self):
+        return dist.Normal(jnp.zeros(2), 1.0)
+
+
+def test_a_factor_over_numbers_is_refused_by_name():
+    prior = ProductPrior(CirclePrior(), WithoutEvent())
+    with pytest.raises(ValueError, match=r"factors\[1\] must be a distribution over vectors"):
+        latent_ode(TRAIN, latent_dim=4, prior=prior, rngs=nnx.Rngs(0))
