@@ -57,7 +57,9 @@ def test_everything_promised_is_written_and_printed(finished):
     with xarray.open_datatree(path / "posterior.nc", engine="h5netcdf") as tree:
         assert set(tree.children) == {
             "posterior",
+            "prior",
             "posterior_predictive",
+            "prior_predictive",
             "log_likelihood",
             "observed_data",
             "constant_data",
@@ -89,6 +91,8 @@ def test_results_in_the_way_are_refused_before_anything_is_computed(finished, mo
         (["--latent-dim", "0"], "latent-dim"),
         (["--steps", "many"], "integer"),
         (["--nonsense"], "nonsense"),
+        (["--prior", "gaussian"], "prior must be one of normal, mixture, flow"),
+        (["--prior", "circle", "--latent-dim", "2"], "latent_dim must be at least 3"),
     ],
 )
 def test_bad_options_are_named(arguments, message, tmp_path):
@@ -101,5 +105,36 @@ def test_bad_options_are_named(arguments, message, tmp_path):
 def test_help_says_what_it_does():
     outcome = CliRunner().invoke(app, ["spirals", "--help"])
     assert outcome.exit_code == 0
-    for text in ("--output-dir", "--steps", "--seed", "--latent-dim", "--batch-size", "Example"):
+    for text in (
+        "--output-dir",
+        "--steps",
+        "--seed",
+        "--latent-dim",
+        "--batch-size",
+        "--prior",
+        "--diagnose",
+        "Example",
+    ):
+        assert text in outcome.output
+
+
+@pytest.mark.slow
+def test_priors_are_compared_and_bands_are_checked(tmp_path):
+    path = tmp_path / "run"
+    arguments = ["--steps", "200", "--prior", "mixture", "--diagnose"]
+    outcome = CliRunner().invoke(app, ["spirals", "--output-dir", str(path), *arguments])
+    assert outcome.exit_code == 0, outcome.output
+    metrics = json.loads((path / "metrics.json").read_text())
+    assert list(metrics["priors"]) == ["normal", "mixture", "mixture on codes"]
+    normal, codes = metrics["priors"]["normal"], metrics["priors"]["mixture on codes"]
+    # The guide is the same, and so are its reconstructions; the prior is nearer to its codes.
+    assert codes["mutual_information"] == pytest.approx(normal["mutual_information"], abs=1e-3)
+    assert codes["reconstruction_mse"] == pytest.approx(normal["reconstruction_mse"], rel=1e-5)
+    assert codes["kl_marginal"] < normal["kl_marginal"] - 0.3
+    assert codes["elbo"] > normal["elbo"]
+    figures = {"priors.png", "calibration.png", "ranks.png", "pareto_k.png", "guide.png"}
+    assert {p.name for p in path.iterdir()} == FILES | figures
+    keys = ("crps_guide", "crps_refined", "crps_exact", "rhat_worst", "pareto_k_median")
+    assert all(np.isfinite(metrics[key]) for key in keys)
+    for text in ("KL(q||p)", "Pareto k", "ranks of 500 simulations", "R-hat"):
         assert text in outcome.output

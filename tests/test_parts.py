@@ -158,6 +158,14 @@ def assemble(prior, posterior="diagonal", encoder="ODE-RNN"):
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    """Programs here run once, and would be optimized for seconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def leaves_at_zero(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [jax.tree_util.keystr(path) for path, leaf in leaves if leaf.size and not np.any(leaf)]

@@ -67,16 +67,11 @@ def test_the_step_does_not_depend_on_the_scale_of_the_elbo():
         np.testing.assert_allclose(step[name], expected, rtol=1e-4)
 
 
-def test_only_networks_decay():
-    params = {
-        "net$params": jnp.ones(3),
-        "noise_scale": jnp.ones(()),
-        "prior$params": jnp.ones(2),
-    }
+def test_only_modules_decay():
+    params = {"net$params": jnp.ones(3), "noise_scale": jnp.ones(())}
     step = updates(optimizer(100), jax.tree.map(jnp.zeros_like, params), params, steps=10)
     assert (step["net$params"] < 0).all()
     assert step["noise_scale"] == 0
-    assert not step["prior$params"].any()
 
 
 def test_the_learning_rate_ends_at_zero():

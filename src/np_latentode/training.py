@@ -34,8 +34,9 @@ def optimizer(
     """AdamW on clipped gradients, warmed up and then annealed to zero along a cosine.
 
     The ELBO is a sum over all data, so its gradient is practically always longer than the clip:
-    what Adam sees is a direction, and no single batch can throw it off. Only modules decay, and
-    not the prior's: a parameter with a name of its own, as `noise_scale`, is not pulled anywhere.
+    what Adam sees is a direction, and no single batch can throw it off. Modules decay, and with
+    them priors, towards the standard normal or uniform that they are where their parameters are 0;
+    a parameter with a name of its own, as `noise_scale`, is not pulled anywhere.
 
     Args:
         num_steps: over which the learning rate is annealed: those of `SVI.run`.
@@ -173,5 +174,5 @@ def fit_prior(
 
 
 def _networks(params: dict[str, Any]) -> dict[str, bool]:
-    # NumPyro names the parameters of a bound module so. Those of a prior are means and scales.
-    return {name: name.endswith("$params") and name != "prior$params" for name in params}
+    # NumPyro names the parameters of a bound module so.
+    return {name: name.endswith("$params") for name in params}

@@ -28,7 +28,7 @@ from np_latentode.training import STEPS_AT_ONCE, fit_prior, optimizer
 from np_latentode.training import run as run_svi
 from np_latentode.trajectories import Trajectories
 
-__all__ = ["CUT", "run", "score"]
+__all__ = ["CUT", "Fit", "compare", "fit", "on_codes", "run", "score"]
 
 CUT = 2.5
 """Extrapolation starts here: what was observed later is hidden and predicted."""
@@ -113,25 +113,8 @@ def run(
     spirals = family.sample(jax.random.key(0), 250)
     train, test = spirals[:200], spirals[200:]
 
-    def fit(prior: str) -> Fit:
-        # Apart, so that the networks start from the same weights under every prior.
-        parts = make_prior(prior, latent_dim, rngs=nnx.Rngs(seed + 1_000))
-        model, guide = latent_ode(train, latent_dim=latent_dim, rngs=nnx.Rngs(seed), **parts)
-        svi = SVI(
-            model,
-            guide,
-            optimizer(steps),
-            Trace_ELBO(),
-            batch_size=batch_size,
-            conditioning=random_context,
-        )
-        train_key, _ = jax.random.split(jax.random.key(seed))
-        (params, _, losses), first_done = run_svi(svi, train_key, steps, train, progress=progress)
-        steps_timed = max(1, steps - STEPS_AT_ONCE)
-        ms_per_step = 1e3 * (time.perf_counter() - first_done) / steps_timed
-        return Fit(model, guide, params, np.asarray(losses), ms_per_step, first_done)
-
-    normal = fit("normal")
+    settings = dict(steps=steps, seed=seed, latent_dim=latent_dim, batch_size=batch_size)
+    normal = fit("normal", train, **settings, progress=progress)
     model, guide, params, losses, ms_per_step, first_done = normal
     metrics = {
         "steps": steps,
@@ -177,6 +160,9 @@ def run(
         "kl_marginal_se": report.standard_error,
         "kl_marginal_n": report.num_trajectories,
         "log_n": report.log_n,
+        "energy_distance": report.energy_distance,
+        "energy_distance_error": report.energy_distance_error,
+        "active_units": int(np.sum(report.activity > 0.01)),
         "latent_mean": report.mean.tolist(),
         "latent_sd": report.sd.tolist(),
         "latent_skew": report.skew.tolist(),
@@ -210,23 +196,14 @@ def run(
                 continue
             if progress:
                 print(f"\nwith the prior {name}")
-            fits[name] = fit(name)
+            fits[name] = fit(name, train, **settings, progress=progress)
             if fits[name].model.support == guide.support:
-                fits[f"{name} on codes"] = _on_codes(
+                fits[f"{name} on codes"] = on_codes(
                     codes_key, name, normal, train, seed=seed, progress=progress
                 )
         compared, curves = {}, {}
         for name, other in fits.items():
-            trained = other.model, other.guide, other.params
-            compared[name] = score_prior(
-                compare_key, *trained, family=family, codes=many, fresh=fresh
-            )
-            draws = _forecasts(fresh_key, *trained, fresh, num_samples=100)
-            compared[name] |= {
-                key: value
-                for key, value in _score_draws(*draws, fresh).items()
-                if key.endswith("_mse")
-            }
+            compared[name] = compare(compare_key, other, family, codes=many, fresh=fresh)
             draws = prior_predictive(
                 draw_key, other.model, other.params, family.dense_times, num_samples=12
             )
@@ -253,7 +230,35 @@ def run(
     return metrics
 
 
-def _on_codes(
+def fit(
+    prior: str,
+    train: Spirals,
+    *,
+    steps: int,
+    seed: int,
+    latent_dim: int,
+    batch_size: int,
+    progress: bool = True,
+) -> Fit:
+    """Trains under the prior of a name; the other arguments are those of `run`."""
+    # Apart, so that the networks start from the same weights under every prior.
+    parts = make_prior(prior, latent_dim, rngs=nnx.Rngs(seed + 1_000))
+    model, guide = latent_ode(train, latent_dim=latent_dim, rngs=nnx.Rngs(seed), **parts)
+    svi = SVI(
+        model,
+        guide,
+        optimizer(steps),
+        Trace_ELBO(),
+        batch_size=batch_size,
+        conditioning=random_context,
+    )
+    train_key, _ = jax.random.split(jax.random.key(seed))
+    (params, _, losses), first_done = run_svi(svi, train_key, steps, train, progress=progress)
+    ms_per_step = 1e3 * (time.perf_counter() - first_done) / max(1, steps - STEPS_AT_ONCE)
+    return Fit(model, guide, params, np.asarray(losses), ms_per_step, first_done)
+
+
+def on_codes(
     rng_key: Array, name: str, fitted: Fit, train: Spirals, *, seed: int, progress: bool
 ) -> Fit:
     """The same networks under another prior, which is fitted to the codes that they make."""
@@ -269,6 +274,18 @@ def _on_codes(
         solver=model.solver,
     )
     return fitted._replace(model=model, params=params)
+
+
+def compare(
+    rng_key: Array, fitted: Fit, family: SpiralFamily, *, codes: Spirals, fresh: Spirals
+) -> dict[str, float]:
+    """The scores of a prior, as of `score_prior`, and the errors of its model on fresh spirals."""
+    score_key, draw_key = jax.random.split(rng_key)
+    trained = fitted.model, fitted.guide, fitted.params
+    scores = score_prior(score_key, *trained, family=family, codes=codes, fresh=fresh)
+    draws = _forecasts(draw_key, *trained, fresh, num_samples=100)
+    errors = _score_draws(*draws, fresh)
+    return scores | {name: errors[name] for name in ("reconstruction_mse", "extrapolation_mse")}
 
 
 def _keep_compiled_programs() -> None:
