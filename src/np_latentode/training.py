@@ -160,7 +160,10 @@ def fit_prior(
         with numpyro.handlers.block():
             q = posterior(guide, params, conditioning(context_key, trajectories))
         z0 = q.sample(z0_key)
-        with numpyro.plate("trajectory", len(trajectories)):
+        # A mean instead of a sum: the sum's gradient would always be clipped to one length, in
+        # which the few codes that lie far out count for nothing, and their density goes to 0.
+        count = len(trajectories)
+        with numpyro.handlers.scale(scale=1 / count), numpyro.plate("trajectory", count):
             numpyro.sample("z0", p, obs=z0)
 
     optim = optimizer(num_steps) if optim is None else optim

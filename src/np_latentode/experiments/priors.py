@@ -11,7 +11,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 from numpyro.infer import Trace_ELBO
-from scipy import stats
 
 from np_latentode.datasets import SpiralFamily, Spirals
 from np_latentode.encoders import ODERNN
@@ -108,7 +107,7 @@ def score_prior(
         those nearest spirals from uniform; and where the prior has a circle or a ring, that of
         the codes' angles, `code_phase_ks`.
     """
-    # Imported here, as ArviZ takes seconds.
+    # Imported here and below, as ArviZ and SciPy's statistics take seconds.
     from np_latentode.diagnostics import gaussianization
 
     elbo_key, split_key, draw_key, code_key = jax.random.split(rng_key, 4)
@@ -132,5 +131,7 @@ def score_prior(
 
 
 def _from_uniform(angle: Array) -> float:
+    from scipy import stats
+
     turns = np.asarray(angle, float) / (2 * np.pi) % 1
     return float(stats.kstest(turns, "uniform").statistic)

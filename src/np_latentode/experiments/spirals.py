@@ -263,7 +263,7 @@ def on_codes(
 ) -> Fit:
     """The same networks under another prior, which is fitted to the codes that they make."""
     model = fitted.model
-    part = make_prior(name, model.latent_dim, rngs=nnx.Rngs(seed + 1_000))["prior"]
+    part = make_prior(name, model.latent_dim, rngs=nnx.Rngs(seed))["prior"]
     params = fit_prior(rng_key, part, fitted.guide, fitted.params, train, progress=progress)
     model = LatentODE(
         model.dynamics,
