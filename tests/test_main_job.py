@@ -119,9 +119,9 @@ def test_help_says_what_it_does():
 
 
 @pytest.mark.slow
-def test_priors_are_compared_and_bands_are_checked(tmp_path):
+def test_priors_are_compared(tmp_path):
     path = tmp_path / "run"
-    arguments = ["--steps", "200", "--prior", "mixture", "--diagnose"]
+    arguments = ["--steps", "200", "--prior", "mixture"]
     outcome = CliRunner().invoke(app, ["spirals", "--output-dir", str(path), *arguments])
     assert outcome.exit_code == 0, outcome.output
     metrics = json.loads((path / "metrics.json").read_text())
@@ -132,9 +132,6 @@ def test_priors_are_compared_and_bands_are_checked(tmp_path):
     assert codes["reconstruction_mse"] == pytest.approx(normal["reconstruction_mse"], rel=1e-5)
     assert codes["kl_marginal"] < normal["kl_marginal"] - 0.3
     assert codes["elbo"] > normal["elbo"]
-    figures = {"priors.png", "calibration.png", "ranks.png", "pareto_k.png", "guide.png"}
-    assert {p.name for p in path.iterdir()} == FILES | figures
-    keys = ("crps_guide", "crps_refined", "crps_exact", "rhat_worst", "pareto_k_median")
-    assert all(np.isfinite(metrics[key]) for key in keys)
-    for text in ("KL(q||p)", "Pareto k", "ranks of 500 simulations", "R-hat"):
+    assert {p.name for p in path.iterdir()} == FILES | {"priors.png"}
+    for text in ("KL(q||p)", "mixture on codes", "share"):
         assert text in outcome.output

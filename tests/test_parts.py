@@ -7,6 +7,7 @@ import flowjax.flows
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import numpyro.handlers as handlers
 import optax
@@ -419,8 +420,6 @@ def test_the_default_posterior_lives_where_the_prior_does(prior_name):
 
 
 def test_model_and_guide_that_name_one_parameter_twice_are_refused():
-    import numpyro
-
     def my_prior():
         return dist.Normal(jnp.zeros(2), numpyro.param("width", 1.0)).to_event(1)
 
