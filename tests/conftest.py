@@ -1,9 +1,20 @@
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
+import numpyro
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def whole_numpyro():
+    """While types are checked, this attribute gets lost, which `numpyro.factor` looks up.
+
+    Only under pytest, and we do not know to whom: without the hook the same calls keep it.
+    """
+    numpyro.distributions.distribution = sys.modules["numpyro.distributions.distribution"]
 
 
 @pytest.fixture
