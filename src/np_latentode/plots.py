@@ -297,6 +297,7 @@ def plot_guide(draws: dict[str, np.ndarray], *, title: str = "") -> Figure:
             for (name, z0), (color, marker) in zip(draws.items(), styles, strict=False):
                 axis.plot(z0[:, i], z0[:, j], marker, ms=3, color=color, alpha=0.5, label=name)
             axis.set(xlabel=f"$z_0[{i}]$", ylabel=f"$z_0[{j}]$")
+            axis.locator_params(nbins=4)
         axes[0, 0].legend()
         figure.suptitle(title)
         return figure
