@@ -60,6 +60,7 @@ def test_a_normal_finds_the_moments_of_the_codes():
         GUIDE,
         PARAMS,
         DATA,
+        conditioning=lambda rng_key, trajectories: trajectories,
         num_steps=2_000,
         optim=optimizer(2_000, learning_rate=2e-2),
         progress=False,

@@ -142,7 +142,7 @@ def test_physics_and_a_network_can_share_a_field():
 @pytest.mark.parametrize(
     ("dynamics", "message"),
     [
-        (lambda t, z: z, "dynamics must be a callable flax nnx.Module, or a function without"),
+        (lambda t, z: z, "dynamics must be a callable flax nnx.Module, called as"),
         (lambda: 3, "dynamics must accept inputs of shapes"),
         (lambda: lambda t: t, "dynamics must accept inputs of shapes"),
         (lambda: lambda t, z: z[..., :1], "dynamics must return dz/dt of the shape of z"),
