@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scoringrules
 from jaxtyping import Array
-from numpyro.infer import Predictive
 from xarray import DataTree
 
-from np_latentode.exact import Convergence, check_counts, convergence
+from np_latentode.exact import Convergence, convergence
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.plate import check_call
-from np_latentode.prediction import posterior
+from np_latentode.plate import check_call, check_counts
+from np_latentode.prediction import decode, observed_times, posterior
 from np_latentode.refinement import Refined
 from np_latentode.trajectories import Trajectories
 
@@ -102,11 +100,11 @@ def amortization(
         z0["refined"] = refined.q.sample(refined_key, (num_moments,))
     draws = {name: np.asarray(value, dtype=float) for name, value in z0.items()}
     exact_mean, exact_sd = nuts.mean(0), nuts.std(0)
-    crps = {}
+    crps, times = {}, observed_times(model, target)
     for name, all_draws in (draws | {"exact": nuts}).items():
         picked = jax.random.choice(pick_key, len(all_draws), (num_samples,))
         # The same noise for all, so that their scores differ by z0 alone.
-        x = _predict(x_key, model, params, context, target.times, jnp.asarray(all_draws)[picked])
+        x = decode(x_key, model, params, jnp.asarray(all_draws)[picked], times)["x"]
         crps[name] = _mean_crps(target, np.asarray(x, dtype=float))
     return AmortizationReport(
         shift={name: (d.mean(0) - exact_mean) / exact_sd for name, d in draws.items()},
@@ -114,12 +112,6 @@ def amortization(
         crps=crps,
         convergence=convergence(exact),
     )
-
-
-@partial(jax.jit, static_argnums=1)
-def _predict(rng_key, model, params, context, times, z0):
-    predictive = Predictive(model, {"z0": z0}, params=params, return_sites=["x"])
-    return predictive(rng_key, context, times)["x"]
 
 
 def _mean_crps(target: Trajectories, draws: np.ndarray) -> np.ndarray:

@@ -14,7 +14,8 @@ from jaxtyping import Array
 
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.prediction import decode, forecast, posterior, prior
+from np_latentode.plate import check_counts
+from np_latentode.prediction import decode, forecast, observed_times, posterior, prior
 from np_latentode.trajectories import Trajectories
 
 __all__ = ["Calibration", "SimulationRanks", "calibration", "simulation_ranks"]
@@ -96,8 +97,7 @@ def calibration(
             guide,
             params,
             context,
-            # What is not observed is not scored, but padding may be earlier than t0.
-            jnp.where(target.observed, target.times, model.scaling.t0),
+            observed_times(model, target),
             num_samples=num_samples,
         )["x"]
     )
@@ -166,12 +166,10 @@ def simulation_ranks(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    if not (isinstance(num_samples, int) and num_samples > 0):
-        raise ValueError(f"num_samples must be a positive integer; got {num_samples!r}.")
+    check_counts(num_samples=num_samples)
     z0_key, x_key, draw_key, tie_key = jax.random.split(rng_key, 4)
     z0 = jnp.asarray(prior(model, params).sample(z0_key, (len(like),)))
-    times = jnp.where(like.observed, like.times, model.scaling.t0)
-    x = decode(x_key, model, params, z0[None], times)["x"][0]
+    x = decode(x_key, model, params, z0[None], observed_times(model, like))["x"][0]
     seen = Trajectories(like.times, x, like.mask)
     draws = jnp.asarray(posterior(guide, params, seen).sample(draw_key, (num_samples,)))
     share = jax.random.uniform(tie_key, z0.shape)

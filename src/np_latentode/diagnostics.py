@@ -19,7 +19,7 @@ from scipy.spatial.distance import cdist, pdist
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
 from np_latentode.plate import prediction_times
-from np_latentode.prediction import decode, forecast, posterior, prior
+from np_latentode.prediction import decode, forecast, observed_times, posterior, prior
 from np_latentode.trajectories import Numbers, Trajectories
 
 __all__ = ["GaussianizationReport", "gaussianization", "to_datatree"]
@@ -60,8 +60,7 @@ def to_datatree(
     features = _names("feature_names", feature_names, trajectories.num_features, "features")
     ids = _names("trajectory_names", trajectory_names, len(trajectories), "trajectories")
     post_key, prior_key, x_key, future_key = jax.random.split(rng_key, 4)
-    # Padding may be earlier than t0.
-    seen = jnp.where(trajectories.observed, trajectories.times, model.scaling.t0)
+    seen = observed_times(model, trajectories)
     draws = forecast(post_key, model, guide, params, trajectories, seen, num_samples=num_samples)
     shape = (num_samples, len(trajectories))
     z0 = jnp.asarray(prior(model, params).sample(prior_key, shape))

@@ -24,13 +24,12 @@ from xarray import DataTree
 
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.plate import check_context
-from np_latentode.prediction import posterior
+from np_latentode.plate import check_context, check_counts
+from np_latentode.prediction import check_params, posterior
 from np_latentode.trajectories import Trajectories
 
 __all__ = [
     "Convergence",
-    "check_counts",
     "convergence",
     "enough_steps",
     "exact_posterior",
@@ -228,20 +227,13 @@ def with_networks_fixed(
     """
     model = copy.copy(model)
     model.solver = replace(model.solver, max_steps=max_steps, throw=False)
+    check_params(params, model)
     fitted = handlers.substitute(model, data=params)
     with handlers.seed(rng_seed=0), handlers.trace() as sites:
         fitted(context)
-    names = {
-        kind: [n for n, s in sites.items() if s["type"] == kind and not s.get("is_observed")]
-        for kind in ("param", "sample")
-    }
-    missing = [n for n in names["param"] if n not in params and jax.tree.leaves(sites[n]["value"])]
-    if missing:
-        raise ValueError(
-            f"params must be those of a fit, as in `SVIRunResult.params`; got none of {missing}."
-        )
-    if names["sample"] != ["z0"]:
-        raise ValueError(f"model must have z0 as its only unobserved site; got {names['sample']}.")
+    latent = [n for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]]
+    if latent != ["z0"]:
+        raise ValueError(f"model must have z0 as its only unobserved site; got {latent}.")
     return fitted, sites["z0"]["fn"]
 
 
@@ -273,14 +265,3 @@ def whitening(
     # Rounding must not make it indefinite where coordinates are all but collinear.
     tril = jnp.linalg.cholesky(covariance * (1 + 1e-5 * jnp.eye(covariance.shape[-1])))
     return jnp.asarray(centre + mean), tril
-
-
-def check_counts(**counts: Any) -> None:
-    """Refuses numbers of which there must be some.
-
-    Raises:
-        ValueError: naming the argument, the rule and what came.
-    """
-    for name, count in counts.items():
-        if not (isinstance(count, int) and count > 0):
-            raise ValueError(f"{name} must be a positive integer; got {count!r}.")

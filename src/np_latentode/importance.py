@@ -13,10 +13,10 @@ from jaxtyping import Array
 from numpyro.infer import log_likelihood
 from scipy.special import logsumexp
 
-from np_latentode.exact import check_counts, enough_steps, log_joint, with_networks_fixed
+from np_latentode.exact import enough_steps, log_joint, with_networks_fixed
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.plate import check_context
+from np_latentode.plate import check_context, check_counts
 from np_latentode.prediction import posterior
 from np_latentode.trajectories import Trajectories
 
@@ -31,9 +31,9 @@ class ImportanceReport:
     """What importance weights p(x, z0) / q(z0 | x) say of a guide; one entry a trajectory.
 
     `pareto_k` up to 0.5 is good (0 where all weights agree), and above 0.7 the guide misses part of
-    the posterior. `elbo` is
-    E_q[log weight] and `bound` the log of the mean weight, both lower bounds of log p(x), the
-    second one tight where the guide is any good (Burda et al. 2016); `gap` is what the guide loses.
+    the posterior. `elbo` is E_q[log weight] and `bound` the log of the mean weight, both lower
+    bounds of log p(x), the second one tight where the guide is any good (Burda et al. 2016); `gap`
+    is what the guide loses.
     """
 
     num_samples: int
@@ -125,8 +125,7 @@ def log_score(
 
 
 def _log_weights(rng_key, model, guide, params, context, target, num_samples):
-    max_steps = enough_steps(model, context if target is None else target)
-    max_steps = max(max_steps, enough_steps(model, context))
+    max_steps = max(enough_steps(model, x) for x in (context, target) if x is not None)
     weights, liks = _weigh(rng_key, model, guide, params, context, target, num_samples, max_steps)
     return np.asarray(weights, np.float64), np.asarray(liks, np.float64)
 

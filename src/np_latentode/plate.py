@@ -12,7 +12,14 @@ from jaxtyping import Array, ArrayLike, Float
 from np_latentode.scaling import Scaling
 from np_latentode.trajectories import Numbers, Trajectories, as_floats, is_concrete
 
-__all__ = ["check_call", "check_context", "prediction_times", "subsample", "trajectory_plate"]
+__all__ = [
+    "check_call",
+    "check_context",
+    "check_counts",
+    "prediction_times",
+    "subsample",
+    "trajectory_plate",
+]
 
 
 def check_call(
@@ -61,6 +68,17 @@ def check_context(context: Any, scaling: Scaling) -> None:
     if not isinstance(context, Trajectories):
         raise ValueError(f"context must be Trajectories; got {type(context).__name__}.")
     scaling.check(context, name="context")
+
+
+def check_counts(**counts: Any) -> None:
+    """Refuses numbers of which there must be some.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    for name, count in counts.items():
+        if not (isinstance(count, int) and count > 0):
+            raise ValueError(f"{name} must be a positive integer; got {count!r}.")
 
 
 def prediction_times(

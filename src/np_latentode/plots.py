@@ -240,8 +240,7 @@ def plot_calibration(calibration: Calibration) -> Figure:
     points, ecdf, lower, upper = ecdf_pit(pit, 0.95, 1_000, rng=np.random.default_rng(0))
     with _figure(1, 3, size=(3.6, 3.3)) as (figure, axes):
         histogram, difference, coverage = axes[0]
-        histogram.hist(pit, bins=20, range=(0, 1), density=True, color=MODEL, alpha=0.6)
-        histogram.axhline(1, color="black", lw=0.8, ls=":")
+        _unit_histogram(histogram, pit)
         histogram.set(xlabel="PIT", ylabel="density", title="uniform if calibrated")
         difference.fill_between(
             points, lower - points, upper - points, color="0.85", label="95%, simultaneous"
@@ -256,15 +255,18 @@ def plot_calibration(calibration: Calibration) -> Figure:
         return figure
 
 
+def _unit_histogram(axis: Any, values: np.ndarray) -> None:
+    """Of numbers that are uniform on [0, 1] if all is well."""
+    axis.hist(values, bins=20, range=(0, 1), density=True, color=MODEL, alpha=0.6)
+    axis.axhline(1, color="black", lw=0.8, ls=":")
+
+
 def plot_ranks(simulated: SimulationRanks) -> Figure:
     """Simulation-based calibration: a histogram of ranks for each dimension of z0."""
     count = simulated.ranks.shape[1]
     with _figure(1, count, size=(2.8, 2.8)) as (figure, axes):
         for j, axis in enumerate(axes[0]):
-            axis.hist(
-                simulated.ranks[:, j], bins=20, range=(0, 1), density=True, color=MODEL, alpha=0.6
-            )
-            axis.axhline(1, color="black", lw=0.8, ls=":")
+            _unit_histogram(axis, simulated.ranks[:, j])
             axis.set(xlabel=f"rank of $z_0[{j}]$", title=f"p = {simulated.p_value[j]:.2g}")
         axes[0, 0].set(ylabel="density")
         return figure

@@ -13,10 +13,18 @@ from jaxtyping import Array, Float
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
 from np_latentode.modules import bind_prior
-from np_latentode.plate import check_context, prediction_times
+from np_latentode.plate import check_context, check_counts, prediction_times
 from np_latentode.trajectories import Numbers, Trajectories
 
-__all__ = ["decode", "forecast", "posterior", "prior", "prior_predictive"]
+__all__ = [
+    "check_params",
+    "decode",
+    "forecast",
+    "observed_times",
+    "posterior",
+    "prior",
+    "prior_predictive",
+]
 
 
 def prior(model: LatentODE, params: dict) -> dist.Distribution:
@@ -29,7 +37,7 @@ def prior(model: LatentODE, params: dict) -> dist.Distribution:
     Raises:
         ValueError: if params are those of no fit.
     """
-    _check_params(params, model)
+    check_params(params, model)
     with handlers.seed(rng_seed=0), handlers.substitute(data=params):
         return bind_prior(model.prior)
 
@@ -46,7 +54,7 @@ def posterior(guide: AmortizedGuide, params: dict, context: Trajectories):
         ValueError: naming the argument, the rule and what came.
     """
     check_context(context, guide.scaling)
-    _check_params(params, guide)
+    check_params(params, guide)
     with handlers.seed(rng_seed=0), handlers.trace() as sites, handlers.substitute(data=params):
         guide(context)
     return sites["z0"]["fn"]
@@ -71,8 +79,7 @@ def prior_predictive(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    if not (isinstance(num_samples, int) and num_samples > 0):
-        raise ValueError(f"num_samples must be a positive integer; got {num_samples!r}.")
+    check_counts(num_samples=num_samples)
     at = prediction_times(times, 1, model.scaling, name="times")
     z0_key, x_key = jax.random.split(rng_key)
     z0 = jnp.asarray(prior(model, params).sample(z0_key, (1, num_samples)))
@@ -98,8 +105,13 @@ def decode(
         times: in original units.
         draws_at_once: how many draws to solve side by side, which bounds the memory.
     """
-    _check_params(params, model)
+    check_params(params, model)
     return _decode(rng_key, model, params, z0, times, min(draws_at_once, len(z0)))
+
+
+def observed_times(model: LatentODE, trajectories: Trajectories) -> Float[Array, "trajectory time"]:
+    """Times to decode at what was observed; where nothing was, which may be before t0, t0."""
+    return jnp.where(trajectories.observed, trajectories.times, model.scaling.t0)
 
 
 @partial(jax.jit, static_argnums=(1, 5))
@@ -131,7 +143,8 @@ def _decode(rng_key, model, params, z0s, times, draws_at_once):
     return jax.lax.map(explain, (keys, z0s), batch_size=draws_at_once)
 
 
-def _check_params(params: dict, *programs: LatentODE | AmortizedGuide) -> None:
+def check_params(params: dict, *programs: LatentODE | AmortizedGuide) -> None:
+    """Refuses parameters that a program would run without, untrained."""
     # NumPyro runs a program whose parameters are not substituted with its untrained networks.
     needed = frozenset().union(*(program.trained for program in programs))
     if missing := sorted(needed - set(params)):
@@ -173,14 +186,12 @@ def forecast(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    for name, count in (("num_samples", num_samples), ("draws_at_once", draws_at_once)):
-        if not (isinstance(count, int) and count > 0):
-            raise ValueError(f"{name} must be a positive integer; got {count!r}.")
+    check_counts(num_samples=num_samples, draws_at_once=draws_at_once)
     if times is None or isinstance(times, Trajectories):
         raise ValueError(f"times must be an array of times; got {type(times).__name__}.")
     check_context(context, model.scaling)
     at = prediction_times(times, len(context), model.scaling, name="times")
-    _check_params(params, model, guide)
+    check_params(params, model, guide)
     z0_key, x_key = jax.random.split(rng_key)
     z0 = _draw_codes(z0_key, guide, params, context, num_samples)
     return decode(x_key, model, params, z0, at, draws_at_once=draws_at_once)

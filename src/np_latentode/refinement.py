@@ -17,7 +17,6 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.infer import SVI, Trace_ELBO
 
 from np_latentode.exact import (
-    check_counts,
     enough_steps,
     log_joint,
     whitening,
@@ -25,7 +24,7 @@ from np_latentode.exact import (
 )
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.plate import check_context, trajectory_plate
+from np_latentode.plate import check_context, check_counts, trajectory_plate
 from np_latentode.prediction import posterior
 from np_latentode.trajectories import Trajectories
 

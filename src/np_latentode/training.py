@@ -17,7 +17,13 @@ from tqdm import tqdm
 
 from np_latentode.conditioning import Conditioning, random_context
 from np_latentode.guide import AmortizedGuide
-from np_latentode.modules import Part, bind_prior, check_module, vector_distribution
+from np_latentode.modules import (
+    Part,
+    bind_prior,
+    check_module,
+    parameter_names,
+    vector_distribution,
+)
 from np_latentode.plate import check_context
 from np_latentode.prediction import posterior
 from np_latentode.trajectories import Trajectories
@@ -59,7 +65,6 @@ def run(
     rng_key: Array,
     num_steps: int,
     *args: Any,
-    init_params: dict[str, Any] | None = None,
     progress: bool = True,
     steps_at_once: int = STEPS_AT_ONCE,
 ) -> tuple[SVIRunResult, float]:
@@ -74,7 +79,6 @@ def run(
         rng_key: a key.
         num_steps: how many steps.
         *args: of the model and the guide.
-        init_params: to start from, as those of an earlier fit; those it lacks start afresh.
         progress: whether to show a progress bar with the loss.
         steps_at_once: between two looks at it.
 
@@ -95,8 +99,7 @@ def run(
 
     whole, rest = divmod(num_steps, steps_at_once)
     counts = [(steps(steps_at_once), steps_at_once)] * whole + [(steps(rest), rest)] * (rest > 0)
-    init = jax.jit(functools.partial(svi.init, init_params=init_params))
-    state, losses, first_done = init(rng_key, *args), [], 0.0
+    state, losses, first_done = jax.jit(svi.init)(rng_key, *args), [], 0.0
     with tqdm(total=num_steps, disable=not progress, unit="step") as bar:
         for take, count in counts:
             result = take(state)
@@ -153,6 +156,10 @@ def fit_prior(
         )
     check_context(trajectories, guide.scaling)
     kept = {name: value for name, value in params.items() if name != "prior$params"}
+    if taken := sorted(set(kept) & parameter_names(lambda: bind_prior(prior))):
+        raise ValueError(
+            f"prior must name parameters that nothing else has; got {taken}, which params hold."
+        )
 
     def codes() -> None:
         p = bind_prior(prior)
@@ -169,10 +176,6 @@ def fit_prior(
     optim = optimizer(num_steps) if optim is None else optim
     svi = SVI(codes, lambda: None, optim, Trace_ELBO())
     result, _ = run(svi, rng_key, num_steps, progress=progress)
-    if taken := sorted(set(kept) & set(result.params)):
-        raise ValueError(
-            f"prior must name parameters that nothing else has; got {taken}, which params hold."
-        )
     return kept | result.params
 
 

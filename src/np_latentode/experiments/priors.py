@@ -124,7 +124,7 @@ def score_prior(
         "prior_predictive_share": float(jnp.mean(mse <= SHARE_WITHIN)),
         "prior_phase_ks": _from_uniform(phase),
     }
-    if model.support.startswith("S^1") or isinstance(model.prior, ProductPrior):
+    if isinstance(model.prior, ProductPrior):
         z0 = posterior(guide, params, codes).sample(code_key)
         scores["code_phase_ks"] = _from_uniform(jnp.arctan2(z0[:, 1], z0[:, 0]))
     return scores
