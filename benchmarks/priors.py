@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 
 import jax
-import numpy as np
+from summary import print_summary
 
 from np_latentode.datasets import SpiralFamily
-from np_latentode.experiments.spirals import compare, fit, on_codes
+from np_latentode.experiments.priors import fit, on_codes, score_prior
 
 KEYS = (
     "elbo",
@@ -51,15 +51,12 @@ def main() -> None:
         if arguments.jointly:
             fits[name] = fit(name, train, **settings, progress=False)
         for label, fitted in fits.items():
-            scores = compare(key, fitted, family, codes=codes, fresh=fresh)
+            scores = score_prior(key, fitted, family, codes=codes, fresh=fresh)
             rows.setdefault(label, []).append(scores)
             print(label, seed, {k: round(scores[k], 4) for k in KEYS}, flush=True)
     for label, scores in rows.items():
-        print(f"\n| {label} | median | lowest | highest |\n|---|---|---|---|")
-        for key in KEYS:
-            values = [score[key] for score in scores]
-            cells = (np.median(values), min(values), max(values))
-            print(f"| {key} | " + " | ".join(f"{value:.4g}" for value in cells) + " |")
+        print()
+        print_summary(label, scores, KEYS)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
+from summary import print_summary
 
 KEYS = (
     "reconstruction_mse",
@@ -49,12 +49,7 @@ def main() -> None:
             )
             rows.append(json.loads((output / "metrics.json").read_text()))
             print(seed, {key: round(rows[-1][key], 5) for key in KEYS}, flush=True)
-    print(f"| {'':26s} | median | lowest | highest |")
-    print(f"|{'-' * 28}|---|---|---|")
-    for key in KEYS:
-        values = [row[key] for row in rows]
-        cells = (np.median(values), min(values), max(values))
-        print(f"| {key:26s} | " + " | ".join(f"{value:.5g}" for value in cells) + " |")
+    print_summary("", rows, KEYS)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,9 @@
 import itertools
-import sys
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
-import numpyro
 import pytest
-
-
-@pytest.fixture(autouse=True)
-def whole_numpyro():
-    """While types are checked, this attribute gets lost, which `numpyro.factor` looks up.
-
-    Only under pytest, and we do not know to whom: without the hook the same calls keep it.
-    """
-    numpyro.distributions.distribution = sys.modules["numpyro.distributions.distribution"]
 
 
 @pytest.fixture
@@ -40,6 +29,15 @@ def tolerance():
 @pytest.fixture
 def untyped():
     """What users meet, to whom no type checker says first what is wrong."""
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(scope="module")
+def compile_quickly():
+    """Programs that run for a second would be optimized for several."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

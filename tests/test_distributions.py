@@ -15,8 +15,8 @@ from np_latentode.distributions import (
     ProjectedCircle,
     Ring,
     TriangularNormal,
-    describe_support,
 )
+from np_latentode.supports import describe_support
 
 CONCENTRATIONS = [(0.0, 0.0), (0.7, -0.2), (-3.0, 4.0), (20.0, 5.0), (0.0, 200.0)]
 

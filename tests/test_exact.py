@@ -34,15 +34,9 @@ from np_latentode.amortization import amortization
 from np_latentode.exact import convergence, exact_posterior
 from np_latentode.refinement import refine
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 DRAWS = dict(num_warmup=200, num_samples=400)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    """Programs here run for a second, and would be optimized for several."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Off(nnx.Module):

@@ -116,3 +116,13 @@ def test_the_fit_is_better_than_the_start():
 def test_a_prior_that_lives_elsewhere_is_refused(prior, message):
     with pytest.raises(ValueError, match=message):
         fit_prior(jax.random.key(0), prior, GUIDE, PARAMS, DATA, num_steps=3)
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_is_fitted(capsys):
+    def taken():
+        scale = numpyro.param("noise_scale", jnp.ones(2), constraint=dist.constraints.positive)
+        return dist.Normal(jnp.zeros(2), scale).to_event(1)
+
+    with pytest.raises(ValueError, match=r"prior must name parameters.* got \['noise_scale'\]"):
+        fit_prior(jax.random.key(0), taken, GUIDE, PARAMS, DATA, num_steps=3)
+    assert capsys.readouterr().err == ""

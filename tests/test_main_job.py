@@ -76,7 +76,7 @@ def test_everything_promised_is_written_and_printed(finished):
 @pytest.mark.slow
 def test_results_in_the_way_are_refused_before_anything_is_computed(finished, monkeypatch):
     path, _, _ = finished
-    monkeypatch.setattr(experiment, "latent_ode", None)
+    monkeypatch.setattr(experiment, "fit", None)
     outcome = CliRunner().invoke(app, ["spirals", "--output-dir", str(path)])
     assert outcome.exit_code == 2
     assert "output-dir must be new" in outcome.output

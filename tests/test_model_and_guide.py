@@ -3,7 +3,6 @@ import contextlib
 import diffrax
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import numpyro.distributions as dist
 import numpyro.handlers as handlers
@@ -79,15 +78,6 @@ def train():
 @pytest.fixture(scope="module")
 def pair():
     return make_pair(SCALING)
-
-
-@pytest.fixture
-def untyped():
-    """What users meet, to whom no type checker says first what is wrong."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @contextlib.contextmanager

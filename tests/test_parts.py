@@ -47,6 +47,8 @@ from np_latentode import (
 )
 from np_latentode.diagnostics import to_datatree
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 NUM, NUM_TIMES, NUM_FEATURES, BATCH, HIDDEN, WIDTH = 4, 3, 2, 2, 5, 6
 KEY = jax.random.key(0)
 
@@ -157,14 +159,6 @@ def assemble(prior, posterior="diagonal", encoder="ODE-RNN"):
         solver=Solver(method=diffrax.Euler(), dt0=8.0, max_steps=2),
         rngs=rngs,
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    """Programs here run once, and would be optimized for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def leaves_at_zero(tree):

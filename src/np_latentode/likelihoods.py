@@ -14,7 +14,7 @@ One that not every number suits also has `check(values, mask, name=...)`, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -171,7 +171,9 @@ class _Features(dist.Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        return _Columns([part.support for part in self.parts])
+        # NumPyro fills masked entries with numbers that satisfy it.
+        supports: list[Any] = [part.support for part in self.parts]
+        return constraints.cat(supports, dim=-1)
 
     @property
     def mean(self) -> Array:
@@ -191,25 +193,6 @@ class _Features(dist.Distribution):
         pieces = jnp.split(jnp.asarray(value), len(self.parts), axis=-1)
         terms = [part.log_prob(piece) for part, piece in zip(self.parts, pieces, strict=True)]
         return jnp.concatenate([jnp.asarray(term) for term in terms], axis=-1)
-
-
-class _Columns(constraints.Constraint):
-    """A constraint for each column; NumPyro fills masked entries with numbers that satisfy it."""
-
-    def __init__(self, parts: Sequence[Any]):
-        self.parts = tuple(parts)
-
-    def __call__(self, x: Any) -> Any:
-        columns = jnp.split(jnp.asarray(x), len(self.parts), axis=-1)
-        return jnp.concatenate([p(c) for p, c in zip(self.parts, columns, strict=True)], axis=-1)
-
-    def feasible_like(self, prototype: Any) -> Any:
-        columns = jnp.split(jnp.asarray(prototype), len(self.parts), axis=-1)
-        filled = [p.feasible_like(c) for p, c in zip(self.parts, columns, strict=True)]
-        return jnp.concatenate([jnp.asarray(f, jnp.result_type(float)) for f in filled], axis=-1)
-
-    def tree_flatten(self):
-        return (), ((), {"parts": self.parts})
 
 
 def check_likelihood(likelihood: Any, *, name: str = "likelihood") -> Any:

@@ -1,19 +1,23 @@
-"""Priors for the spirals, by name, and how well the codes of a population meet the prior."""
+"""Fits of spirals under priors of a name, and how well prior and codes meet."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
-from numpyro.infer import Trace_ELBO
+from numpyro.infer import SVI, Trace_ELBO
 
+from np_latentode.assemble import latent_ode
+from np_latentode.conditioning import random_context
 from np_latentode.datasets import SpiralFamily, Spirals
 from np_latentode.encoders import ODERNN
+from np_latentode.experiments.scores import forecasts, score_draws
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
 from np_latentode.posteriors import FullRankNormal
@@ -26,8 +30,10 @@ from np_latentode.priors import (
     RingPrior,
     StandardNormal,
 )
+from np_latentode.training import STEPS_AT_ONCE, fit_prior, optimizer
+from np_latentode.training import run as run_svi
 
-__all__ = ["make_prior", "score_prior"]
+__all__ = ["Fit", "fit", "make_prior", "on_codes", "score_prior"]
 
 SHARE_WITHIN = 0.01
 """The mean squared error within which a curve counts as a spiral."""
@@ -79,42 +85,101 @@ def make_prior(name: str, latent_dim: int, *, rngs: nnx.Rngs) -> dict[str, Any]:
     return {"prior": prior, "posterior": FullRankNormal(feature_dim, latent_dim, rngs=rngs)}
 
 
+class Fit(NamedTuple):
+    """A trained pair, and what training took."""
+
+    model: LatentODE
+    guide: AmortizedGuide
+    params: dict[str, Any]
+    losses: np.ndarray
+    ms_per_step: float
+    first_done: float
+    """When the first steps were done, by `time.perf_counter`."""
+
+
+def fit(
+    prior: str,
+    train: Spirals,
+    *,
+    steps: int,
+    seed: int,
+    latent_dim: int,
+    batch_size: int,
+    progress: bool = True,
+) -> Fit:
+    """Trains under the prior of a name; the other arguments are those of `spirals.run`."""
+    # Apart, so that the networks start from the same weights under every prior.
+    parts = make_prior(prior, latent_dim, rngs=nnx.Rngs(seed + 1_000))
+    model, guide = latent_ode(train, latent_dim=latent_dim, rngs=nnx.Rngs(seed), **parts)
+    svi = SVI(
+        model,
+        guide,
+        optimizer(steps),
+        Trace_ELBO(),
+        batch_size=batch_size,
+        conditioning=random_context,
+    )
+    train_key, _ = jax.random.split(jax.random.key(seed))
+    (params, _, losses), first_done = run_svi(svi, train_key, steps, train, progress=progress)
+    ms_per_step = 1e3 * (time.perf_counter() - first_done) / max(1, steps - STEPS_AT_ONCE)
+    return Fit(model, guide, params, np.asarray(losses), ms_per_step, first_done)
+
+
+def on_codes(
+    rng_key: Array, name: str, fitted: Fit, train: Spirals, *, seed: int, progress: bool
+) -> Fit:
+    """The same networks under another prior, which is fitted to the codes that they make."""
+    model = fitted.model
+    part = make_prior(name, model.latent_dim, rngs=nnx.Rngs(seed))["prior"]
+    params = fit_prior(rng_key, part, fitted.guide, fitted.params, train, progress=progress)
+    model = LatentODE(
+        model.dynamics,
+        model.decoder,
+        prior=part,
+        scaling=model.scaling,
+        likelihood=model.likelihood,
+        solver=model.solver,
+    )
+    return fitted._replace(model=model, params=params)
+
+
 def score_prior(
     rng_key: Array,
-    model: LatentODE,
-    guide: AmortizedGuide,
-    params: dict,
-    *,
+    fitted: Fit,
     family: SpiralFamily,
+    *,
     codes: Spirals,
     fresh: Spirals,
     num_draws: int = 4_000,
 ) -> dict[str, float]:
-    """How well prior and codes meet.
+    """How well prior and codes meet, and what forecasts are worth.
 
     Args:
         rng_key: a key.
-        model, guide, params: as fitted.
+        fitted: what to score.
         family: what the spirals are drawn from.
         codes: many spirals, for the KL and its split (see `gaussianization`).
-        fresh: some spirals that were not trained on, for the ELBO.
+        fresh: some spirals that were not trained on, for the ELBO and for forecasts.
         num_draws: from the prior.
 
     Returns:
         `elbo` a trajectory; `kl`, `mutual_information`, `kl_marginal`, `kl_marginal_se`;
         `prior_predictive_share` of draws whose curve is within a mean squared error of 0.01 of
         the nearest spiral; `prior_phase_ks`, the Kolmogorov-Smirnov distance of the phases of
-        those nearest spirals from uniform; and where the prior has a circle or a ring, that of
-        the codes' angles, `code_phase_ks`.
+        those nearest spirals from uniform; where the prior has a circle or a ring, that of the
+        codes' angles, `code_phase_ks`; `reconstruction_mse` and `extrapolation_mse`.
     """
     # Imported here and below, as ArviZ and SciPy's statistics take seconds.
     from np_latentode.diagnostics import gaussianization
 
-    elbo_key, split_key, draw_key, code_key = jax.random.split(rng_key, 4)
+    model, guide, params = trained = fitted.model, fitted.guide, fitted.params
+    prior_key, forecast_key = jax.random.split(rng_key)
+    elbo_key, split_key, draw_key, code_key = jax.random.split(prior_key, 4)
     loss = jax.jit(Trace_ELBO(num_particles=10).loss, static_argnums=(2, 3))
-    report = gaussianization(split_key, model, guide, params, codes)
+    report = gaussianization(split_key, *trained, codes)
     draws = prior_predictive(draw_key, model, params, family.dense_times, num_samples=num_draws)
     phase, _, mse = family.nearest(draws["x_mean"], family.dense_times)
+    errors = score_draws(*forecasts(forecast_key, *trained, fresh, num_samples=100), fresh)
     scores = {
         "elbo": -float(loss(elbo_key, params, model, guide, fresh)) / len(fresh),
         "kl": report.kl,
@@ -123,6 +188,8 @@ def score_prior(
         "kl_marginal_se": report.standard_error,
         "prior_predictive_share": float(jnp.mean(mse <= SHARE_WITHIN)),
         "prior_phase_ks": _from_uniform(phase),
+        "reconstruction_mse": errors["reconstruction_mse"],
+        "extrapolation_mse": errors["extrapolation_mse"],
     }
     if isinstance(model.prior, ProductPrior):
         z0 = posterior(guide, params, codes).sample(code_key)

@@ -7,71 +7,19 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
-from numpyro.infer import SVI, Trace_ELBO
 
-from np_latentode import baselines
-from np_latentode.assemble import latent_ode
-from np_latentode.conditioning import random_context
-from np_latentode.datasets import SpiralFamily, Spirals
-from np_latentode.experiments.priors import make_prior, score_prior
-from np_latentode.guide import AmortizedGuide
-from np_latentode.model import LatentODE
-from np_latentode.prediction import forecast, posterior, prior_predictive
+from np_latentode.datasets import SpiralFamily
+from np_latentode.experiments.priors import fit, make_prior, on_codes, score_prior
+from np_latentode.experiments.scores import CUT, forecasts, score_draws, score_others
+from np_latentode.prediction import posterior, prior_predictive
 from np_latentode.results import check_output_dir, result_dir
-from np_latentode.training import STEPS_AT_ONCE, fit_prior, optimizer
-from np_latentode.training import run as run_svi
-from np_latentode.trajectories import Trajectories
 
-__all__ = ["CUT", "Fit", "compare", "fit", "on_codes", "run", "score"]
-
-CUT = 2.5
-"""Extrapolation starts here: what was observed later is hidden and predicted."""
-
-SEED_NOTEBOOK = {"reconstruction_mse": 0.126, "extrapolation_mse": 2.21}
-
-
-def score(
-    predicted: np.ndarray, draws: np.ndarray | None, spirals: Spirals, *, after: float | None
-) -> dict[str, float]:
-    """The error of a mean curve against the noiseless one and, where there are draws, how many of
-    the noisy observations lie within the central 90% of them.
-
-    Args:
-        predicted: shape (trajectory, dense, 2), at the dense times.
-        draws: shape (draw, trajectory, dense, 2), of noisy observations at the dense times.
-        spirals: the truth.
-        after: score later times only. Default: all.
-    """
-    times = np.asarray(spirals.dense_times)
-    late = times > (-np.inf if after is None else after)
-    scores = {"mse": float(np.mean((predicted - np.asarray(spirals.curves))[:, late] ** 2))}
-    if draws is not None:
-        low, high = np.quantile(draws, [0.05, 0.95], axis=0)
-        # Observed times lie on the dense grid.
-        slot = np.searchsorted(times, np.asarray(spirals.times) - 1e-4)
-        rows = np.arange(len(spirals))[:, None]
-        values = np.asarray(spirals.values)
-        inside = (low[rows, slot] <= values) & (values <= high[rows, slot])
-        scores["coverage_90"] = float(inside[late[slot]].mean())
-    return scores
-
-
-class Fit(NamedTuple):
-    """A trained pair, and what training took."""
-
-    model: LatentODE
-    guide: AmortizedGuide
-    params: dict[str, Any]
-    losses: np.ndarray
-    ms_per_step: float
-    first_done: float
-    """When the first steps were done, by `time.perf_counter`."""
+__all__ = ["run"]
 
 
 def run(
@@ -141,14 +89,14 @@ def run(
         prior_key,
         diagnose_key,
     ) = jax.random.split(score_key, 8)
-    whole, half = _forecasts(test_key, model, guide, params, test)
-    methods = {"model": _score_draws(whole, half, test)}
-    methods |= _score_others(noise_key, family, train, test)
+    whole, half = forecasts(test_key, model, guide, params, test)
+    methods = {"model": score_draws(whole, half, test)}
+    methods |= score_others(noise_key, family, train, test)
     metrics |= methods["model"]
     fresh = family.sample(jax.random.key(1_000), 500)
     # Half the draws: their number of trajectories makes up for it.
-    fresh_draws = _forecasts(fresh_key, model, guide, params, fresh, num_samples=100)
-    fresh_scores = _score_draws(*fresh_draws, fresh)
+    fresh_draws = forecasts(fresh_key, model, guide, params, fresh, num_samples=100)
+    fresh_scores = score_draws(*fresh_draws, fresh)
     metrics |= {f"fresh_{name}": value for name, value in fresh_scores.items()}
     metrics["others"] = {name: scores for name, scores in methods.items() if name != "model"}
     many = family.sample(jax.random.key(2_000), 20_000)
@@ -203,7 +151,7 @@ def run(
                 )
         compared, curves = {}, {}
         for name, other in fits.items():
-            compared[name] = compare(compare_key, other, family, codes=many, fresh=fresh)
+            compared[name] = score_prior(compare_key, other, family, codes=many, fresh=fresh)
             draws = prior_predictive(
                 draw_key, other.model, other.params, family.dense_times, num_samples=12
             )
@@ -230,133 +178,12 @@ def run(
     return metrics
 
 
-def fit(
-    prior: str,
-    train: Spirals,
-    *,
-    steps: int,
-    seed: int,
-    latent_dim: int,
-    batch_size: int,
-    progress: bool = True,
-) -> Fit:
-    """Trains under the prior of a name; the other arguments are those of `run`."""
-    # Apart, so that the networks start from the same weights under every prior.
-    parts = make_prior(prior, latent_dim, rngs=nnx.Rngs(seed + 1_000))
-    model, guide = latent_ode(train, latent_dim=latent_dim, rngs=nnx.Rngs(seed), **parts)
-    svi = SVI(
-        model,
-        guide,
-        optimizer(steps),
-        Trace_ELBO(),
-        batch_size=batch_size,
-        conditioning=random_context,
-    )
-    train_key, _ = jax.random.split(jax.random.key(seed))
-    (params, _, losses), first_done = run_svi(svi, train_key, steps, train, progress=progress)
-    ms_per_step = 1e3 * (time.perf_counter() - first_done) / max(1, steps - STEPS_AT_ONCE)
-    return Fit(model, guide, params, np.asarray(losses), ms_per_step, first_done)
-
-
-def on_codes(
-    rng_key: Array, name: str, fitted: Fit, train: Spirals, *, seed: int, progress: bool
-) -> Fit:
-    """The same networks under another prior, which is fitted to the codes that they make."""
-    model = fitted.model
-    part = make_prior(name, model.latent_dim, rngs=nnx.Rngs(seed))["prior"]
-    params = fit_prior(rng_key, part, fitted.guide, fitted.params, train, progress=progress)
-    model = LatentODE(
-        model.dynamics,
-        model.decoder,
-        prior=part,
-        scaling=model.scaling,
-        likelihood=model.likelihood,
-        solver=model.solver,
-    )
-    return fitted._replace(model=model, params=params)
-
-
-def compare(
-    rng_key: Array, fitted: Fit, family: SpiralFamily, *, codes: Spirals, fresh: Spirals
-) -> dict[str, float]:
-    """The scores of a prior, as of `score_prior`, and the errors of its model on fresh spirals."""
-    score_key, draw_key = jax.random.split(rng_key)
-    trained = fitted.model, fitted.guide, fitted.params
-    scores = score_prior(score_key, *trained, family=family, codes=codes, fresh=fresh)
-    draws = _forecasts(draw_key, *trained, fresh, num_samples=100)
-    errors = _score_draws(*draws, fresh)
-    return scores | {name: errors[name] for name in ("reconstruction_mse", "extrapolation_mse")}
-
-
 def _keep_compiled_programs() -> None:
     """Lets JAX keep compiled programs on disk, so that a second run starts in seconds."""
     if jax.config.jax_compilation_cache_dir is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "np_latentode" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def _forecasts(
-    rng_key: Array,
-    model: Any,
-    guide: Any,
-    params: dict,
-    spirals: Spirals,
-    *,
-    num_samples: int = 200,
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Draws at the dense times, given all observations and given the early ones."""
-    contexts: list[Trajectories] = [spirals, spirals.before(CUT)]
-    whole, half = (
-        forecast(
-            key,
-            model,
-            guide,
-            params,
-            context,
-            spirals.dense_times,
-            num_samples=num_samples,
-        )
-        for key, context in zip(jax.random.split(rng_key), contexts, strict=True)
-    )
-    return whole, half
-
-
-def _score_draws(
-    whole: dict[str, Array], half: dict[str, Array], spirals: Spirals
-) -> dict[str, float]:
-    scores = {}
-    for task, draws, after in (("reconstruction", whole, None), ("extrapolation", half, CUT)):
-        mean, noisy = np.asarray(draws["x_mean"]).mean(0), np.asarray(draws["x"])
-        scores |= {f"{task}_{k}": v for k, v in score(mean, noisy, spirals, after=after).items()}
-    scores["coverage_90"] = scores.pop("extrapolation_coverage_90")
-    return scores
-
-
-def _score_others(
-    rng_key: Array, family: SpiralFamily, train: Spirals, test: Spirals
-) -> dict[str, dict[str, float]]:
-    """The exact answer, and those that learn nothing."""
-    times = test.dense_times
-    whole, half = (
-        {"x_mean": oracle.mean(times)[None], "x": oracle.sample(rng_key, times, 200)}
-        for oracle in (family.posterior(test), family.posterior(test.before(CUT)))
-    )
-    scores = {"exact Bayes oracle": _score_draws(whole, half, test)}
-    for name, predict in (
-        ("constant", baselines.constant),
-        ("last value", baselines.last_value),
-        ("linear interpolation", baselines.linear),
-    ):
-        scores[name] = {}
-        for task, context, after in (
-            ("reconstruction", test, None),
-            ("extrapolation", test.before(CUT), CUT),
-        ):
-            predicted = predict(train, context, np.asarray(times))
-            scores[name][f"{task}_mse"] = score(predicted, None, test, after=after)["mse"]
-    scores["seed notebook, as published"] = SEED_NOTEBOOK
-    return scores
 
 
 def _summary(

@@ -1,0 +1,110 @@
+"""How good forecasts of spirals are, beside the exact answer and those that learn nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from np_latentode import baselines
+from np_latentode.datasets import SpiralFamily, Spirals
+from np_latentode.prediction import forecast
+from np_latentode.trajectories import Trajectories
+
+__all__ = ["CUT", "forecasts", "score", "score_draws", "score_others"]
+
+CUT = 2.5
+"""Extrapolation starts here: what was observed later is hidden and predicted."""
+
+SEED_NOTEBOOK = {"reconstruction_mse": 0.126, "extrapolation_mse": 2.21}
+
+
+def score(
+    predicted: np.ndarray, draws: np.ndarray | None, spirals: Spirals, *, after: float | None
+) -> dict[str, float]:
+    """The error of a mean curve against the noiseless one and, where there are draws, how many of
+    the noisy observations lie within the central 90% of them.
+
+    Args:
+        predicted: shape (trajectory, dense, 2), at the dense times.
+        draws: shape (draw, trajectory, dense, 2), of noisy observations at the dense times.
+        spirals: the truth.
+        after: score later times only. Default: all.
+    """
+    times = np.asarray(spirals.dense_times)
+    late = times > (-np.inf if after is None else after)
+    scores = {"mse": float(np.mean((predicted - np.asarray(spirals.curves))[:, late] ** 2))}
+    if draws is not None:
+        low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+        # Observed times lie on the dense grid.
+        slot = np.searchsorted(times, np.asarray(spirals.times) - 1e-4)
+        rows = np.arange(len(spirals))[:, None]
+        values = np.asarray(spirals.values)
+        inside = (low[rows, slot] <= values) & (values <= high[rows, slot])
+        scores["coverage_90"] = float(inside[late[slot]].mean())
+    return scores
+
+
+def forecasts(
+    rng_key: Array,
+    model: Any,
+    guide: Any,
+    params: dict,
+    spirals: Spirals,
+    *,
+    num_samples: int = 200,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Draws at the dense times, given all observations and given the early ones."""
+    contexts: list[Trajectories] = [spirals, spirals.before(CUT)]
+    whole, half = (
+        forecast(
+            key,
+            model,
+            guide,
+            params,
+            context,
+            spirals.dense_times,
+            num_samples=num_samples,
+        )
+        for key, context in zip(jax.random.split(rng_key), contexts, strict=True)
+    )
+    return whole, half
+
+
+def score_draws(
+    whole: dict[str, Array], half: dict[str, Array], spirals: Spirals
+) -> dict[str, float]:
+    scores = {}
+    for task, draws, after in (("reconstruction", whole, None), ("extrapolation", half, CUT)):
+        mean, noisy = np.asarray(draws["x_mean"]).mean(0), np.asarray(draws["x"])
+        scores |= {f"{task}_{k}": v for k, v in score(mean, noisy, spirals, after=after).items()}
+    scores["coverage_90"] = scores.pop("extrapolation_coverage_90")
+    return scores
+
+
+def score_others(
+    rng_key: Array, family: SpiralFamily, train: Spirals, test: Spirals
+) -> dict[str, dict[str, float]]:
+    """The exact answer, and those that learn nothing."""
+    times = test.dense_times
+    whole, half = (
+        {"x_mean": oracle.mean(times)[None], "x": oracle.sample(rng_key, times, 200)}
+        for oracle in (family.posterior(test), family.posterior(test.before(CUT)))
+    )
+    scores = {"exact Bayes oracle": score_draws(whole, half, test)}
+    for name, predict in (
+        ("constant", baselines.constant),
+        ("last value", baselines.last_value),
+        ("linear interpolation", baselines.linear),
+    ):
+        scores[name] = {}
+        for task, context, after in (
+            ("reconstruction", test, None),
+            ("extrapolation", test.before(CUT), CUT),
+        ):
+            predicted = predict(train, context, np.asarray(times))
+            scores[name][f"{task}_mse"] = score(predicted, None, test, after=after)["mse"]
+    scores["seed notebook, as published"] = SEED_NOTEBOOK
+    return scores

@@ -1,0 +1,161 @@
+"""Where latent vectors live, circles among it, and NumPyro's unconstrained numbers for that."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import ParameterFreeTransform, Transform, biject_to
+
+__all__ = ["Product", "circle", "describe_support", "split"]
+
+
+class _Circle(type(constraints.sphere)):  # pyright: ignore[reportGeneralTypeIssues]
+    """Unit vectors of the plane, which unlike other spheres have one angle to move along."""
+
+
+circle = _Circle()
+
+
+def describe_support(distribution: dist.Distribution) -> str:
+    """Where the vectors of a distribution live, in words that two supports share if they agree.
+
+    `R^4`, `S^1 x R^2`: a circle takes two numbers, and neighbouring Euclidean parts are one.
+    """
+    support, size = distribution.support, distribution.event_shape[-1]
+    product = support if isinstance(support, Product) else Product([support], [size])
+    parts: list[tuple[str, int]] = []
+    for part, size in zip(product.parts, product.sizes, strict=True):
+        is_real = getattr(part, "base_constraint", part) == constraints.real
+        is_circle = isinstance(part, type(constraints.sphere)) and size == 2
+        # By its name alone: its bounds may be traced.
+        kind = "S" if is_circle else "R" if is_real else type(part).__name__.strip("_")
+        if parts and kind == parts[-1][0] == "R":
+            size += parts.pop()[1]
+        parts.append((kind, size))
+    return " x ".join(f"{kind}^{size - (kind == 'S')}" for kind, size in parts)
+
+
+class _Angle(ParameterFreeTransform):
+    """An angle to its point on the unit circle, a -> (cos a, sin a).
+
+    Many-to-one, but the density over arc length is that over the angle: a sampler may wander along
+    the line for ever, and its points on the circle are what they should be.
+    """
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        return constraints.real_vector
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        return circle
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.concatenate([jnp.cos(x), jnp.sin(x)], axis=-1)
+
+    def _inverse(self, y: Array) -> Array:
+        return jnp.arctan2(y[..., 1:], y[..., :1])
+
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
+        return jnp.zeros_like(x[..., 0])
+
+    def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], 2)
+
+    def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], 1)
+
+
+class Product(constraints.Constraint):
+    """Vectors whose parts, of the given sizes, satisfy the given constraints.
+
+    NumPyro's `constraints.cat` takes no constraints on vectors whose check is one answer, nor
+    transforms that change a size.
+    """
+
+    event_dim = 1
+
+    def __init__(self, parts: Sequence[Any], sizes: Sequence[int]):
+        self.parts, self.sizes = tuple(parts), tuple(sizes)
+
+    def __call__(self, x: ArrayLike) -> Any:
+        pieces = split(jnp.asarray(x), self.sizes)
+        return jnp.stack([p(x) for p, x in zip(self.parts, pieces, strict=True)]).all(0)
+
+    def feasible_like(self, prototype: Array) -> Array:
+        pieces = split(prototype, self.sizes)
+        feasible = (p.feasible_like(x) for p, x in zip(self.parts, pieces, strict=True))
+        return jnp.concatenate(list(feasible), axis=-1)
+
+    def eq(self, other: Any, static: bool = False) -> bool:
+        same = isinstance(other, Product) and self.sizes == other.sizes
+        return same and self.parts == other.parts
+
+    def tree_flatten(self):
+        return (), ((), {"parts": self.parts, "sizes": self.sizes})
+
+
+class _ProductTransform(Transform):
+    """One transform for each part of a vector; the sizes are those of the outputs."""
+
+    def __init__(self, parts: Sequence[Transform], sizes: Sequence[int]):
+        self.parts, self.sizes = tuple(parts), tuple(sizes)
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        return constraints.real_vector
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        return Product([part.codomain for part in self.parts], self.sizes)
+
+    @property
+    def input_sizes(self) -> tuple[int, ...]:
+        pairs = zip(self.parts, self.sizes, strict=True)
+        return tuple(part.inverse_shape((size,))[0] for part, size in pairs)
+
+    def __call__(self, x: Array) -> Array:
+        pieces = split(x, self.input_sizes)
+        return jnp.concatenate([f(p) for f, p in zip(self.parts, pieces, strict=True)], axis=-1)
+
+    def _inverse(self, y: Array) -> Array:
+        pieces = split(y, self.sizes)
+        return jnp.concatenate([f.inv(p) for f, p in zip(self.parts, pieces, strict=True)], axis=-1)
+
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Any:
+        pieces = zip(self.parts, split(x, self.input_sizes), split(y, self.sizes), strict=True)
+        return sum((f.log_abs_det_jacobian(*p) for f, *p in pieces), jnp.zeros_like(x[..., 0]))
+
+    def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], sum(self.sizes))
+
+    def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], sum(self.input_sizes))
+
+    def tree_flatten(self):
+        return (self.parts,), (("parts",), {"sizes": self.sizes})
+
+    def eq(self, other: Any, static: bool = False) -> bool:
+        same = isinstance(other, _ProductTransform) and self.sizes == other.sizes
+        return same and self.parts == other.parts
+
+
+def split(x: Array, sizes: Sequence[int]) -> list[Array]:
+    """The parts of a vector, of the given sizes."""
+    return jnp.split(x, list(itertools.accumulate(sizes))[:-1], axis=-1)
+
+
+@biject_to.register(_Circle)
+def _biject_to_circle(constraint):
+    return _Angle()
+
+
+@biject_to.register(Product)
+def _biject_to_product(constraint):
+    return _ProductTransform([biject_to(part) for part in constraint.parts], constraint.sizes)
