@@ -439,6 +439,11 @@ def test_model_and_guide_that_name_one_parameter_twice_are_refused():
         ),
         (lambda: ProductPrior(StandardNormal(2), 3), r"factors\[1\] must be a callable"),
         (lambda: ProductPrior(), "factors must be at least one; got none"),
+        (lambda: FlowPrior(4, num_layers=0, rngs=nnx.Rngs(0)), "num_layers must be a positive"),
+        (
+            lambda: MixturePrior(4, num_components=0, rngs=nnx.Rngs(0)),
+            "num_components must be a positive integer; got 0",
+        ),
         (lambda: ProductPosterior(lambda: 3), r"factors\[0\] must be a callable flax nnx.Module"),
         (lambda: ProductPosterior(nnx.BatchNorm(2, rngs=nnx.Rngs(0))), "nnx.Param leaves only"),
     ],
@@ -460,8 +465,10 @@ SLOTS = {
 
 @pytest.mark.parametrize("slot", SLOTS)
 def test_a_function_that_returns_a_module_is_refused_as_nothing_would_train_it(slot):
-    with pytest.raises(ValueError, match=rf"{slot} must be given as the module itself"):
-        latent_ode(TRAIN, latent_dim=2, rngs=nnx.Rngs(0), **{slot: SLOTS[slot]})
+    rngs = nnx.Rngs(0)
+    for made in (SLOTS[slot], lambda: (rngs.params(), SLOTS[slot]())[1]):
+        with pytest.raises(ValueError, match=rf"^{slot} must be given as the module itself"):
+            latent_ode(TRAIN, latent_dim=2, rngs=nnx.Rngs(0), **{slot: made})
 
 
 class WithoutEvent(nnx.Module):

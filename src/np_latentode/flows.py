@@ -15,13 +15,20 @@ from numpyro.distributions import constraints
 from numpyro.distributions.flows import InverseAutoregressiveTransform
 from numpyro.nn import AutoregressiveNN
 
+from np_latentode.plate import check_counts
+
 __all__ = ["FlowjaxParameters", "inverse_autoregressive"]
 
 
 def inverse_autoregressive(
     dim: int, num_layers: int, width: int, *, context_dim: int = 0, rngs: nnx.Rngs
 ) -> nnx.List:
-    """Layers of an inverse autoregressive flow, in alternating order of the dimensions."""
+    """Layers of an inverse autoregressive flow, in alternating order of the dimensions.
+
+    Raises:
+        ValueError: if a number is not positive.
+    """
+    check_counts(latent_dim=dim, num_layers=num_layers, width=width)
     orders = [jnp.arange(dim)[:: (-1) ** k] for k in range(num_layers)]
     return nnx.List([_Autoregressive(dim, context_dim, width, o, rngs=rngs) for o in orders])
 

@@ -193,9 +193,13 @@ def vector_distribution(
 
 
 def _abstract(name: str, part: Part, finish: Callable[[Any], Any], *inputs: Array) -> Any:
+    # A function is tried outside of the trace, in which flax refuses to make networks.
+    with handlers.seed(rng_seed=0), handlers.trace():
+        bound = bind(name, part)
+
     def call(*inputs: Array) -> Any:
         with handlers.seed(rng_seed=0), handlers.trace():
-            return finish(bind(name, part)(*inputs) if inputs else bind_prior(part))
+            return finish(bound(*inputs) if inputs else bind_prior(part))
 
     try:
         return jax.eval_shape(call, *inputs)

@@ -106,7 +106,7 @@ class FlowPosterior(nnx.Module):
     passes. At first f_h is close to the identity.
 
     Args:
-        feature_dim, latent_dim: as of `DiagonalNormal`; latent_dim at least 2.
+        feature_dim, latent_dim: as of `DiagonalNormal`.
         num_layers: how many autoregressive networks, each in the reverse order of the last.
         width: units of the one hidden layer of each, and of the one before loc and scale.
     """

@@ -30,6 +30,7 @@ from flax import nnx
 from np_latentode.distributions import ProductDistribution, ProjectedCircle, Ring
 from np_latentode.flows import FlowjaxParameters, inverse_autoregressive
 from np_latentode.modules import check_factors, check_module, vector_distribution
+from np_latentode.plate import check_counts
 
 __all__ = [
     "CirclePrior",
@@ -64,9 +65,13 @@ class MixturePrior(nnx.Module):
     Args:
         latent_dim: the dimension of z0.
         num_components: how many normals.
+
+    Raises:
+        ValueError: if a number is not positive.
     """
 
     def __init__(self, latent_dim: int, *, num_components: int = 8, rngs: nnx.Rngs):
+        check_counts(latent_dim=latent_dim, num_components=num_components)
         shape = (num_components, latent_dim)
         self.logits = nnx.Param(jnp.zeros(num_components))
         self.loc = nnx.Param(0.5 * jax.random.normal(rngs.params(), shape))
@@ -88,13 +93,14 @@ class FlowPrior(nnx.Module):
     the base do so, and the flow will bend it into shape.
 
     Args:
-        latent_dim: the dimension of z0, at least 2.
+        latent_dim: the dimension of z0; with 1, there is nothing to bend.
         base: a prior over as many numbers. Default: N(0, I).
         num_layers: how many autoregressive networks, each in the reverse order of the last.
         width: units of the one hidden layer of each.
 
     Raises:
-        ValueError: if the base is not over all of the Euclidean space of latent_dim dimensions.
+        ValueError: if a number is not positive, or the base is not over all of the Euclidean space
+            of latent_dim dimensions.
     """
 
     def __init__(
