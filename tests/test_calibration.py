@@ -3,18 +3,21 @@
 z0 ~ N(0, I), x_k = z0 + noise e_k: a state that stands still, observed at some times.
 """
 
+import arviz as az
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from arviz_stats import loo_pit
 from flax import nnx
 from scipy import stats
 
 from np_latentode import AmortizedGuide, GaussianLikelihood, LatentODE, Scaling, Trajectories
 from np_latentode.calibration import calibration, simulation_ranks
-from np_latentode.importance import importance, log_score
-
+from np_latentode.diagnostics import to_datatree
+from np_latentode.importance import elpd, importance
 NOISE, NUM, NUM_TIMES = 0.5, 300, 6
 SCALING = Scaling.identity(2)
 
@@ -121,11 +124,90 @@ def test_pareto_k_finds_a_guide_that_is_too_narrow_and_none_that_is_too_wide():
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.3])
-def test_the_log_score_is_the_closed_form_whatever_the_guide(scale):
-    score = log_score(KEY, MODEL, make_guide(scale=scale), {}, CONTEXT, TARGET, num_samples=4_000)
-    exact = LOG_EVIDENCE - evidence(CONTEXT.values, CONTEXT.mask)
-    np.testing.assert_allclose(score, exact, atol=0.35)
-    np.testing.assert_allclose(score.mean(), exact.mean(), atol=0.02)
+@pytest.mark.parametrize("forecast", [False, True], ids=["evidence", "forecast"])
+def test_elpd_is_the_closed_form_whatever_the_guide(scale, forecast):
+    context, target = (CONTEXT, TARGET) if forecast else (DATA, None)
+    score = elpd(KEY, MODEL, make_guide(scale=scale), {}, context, target, num_samples=2_000)
+    exact = LOG_EVIDENCE - (evidence(CONTEXT.values, CONTEXT.mask) if forecast else 0)
+    assert score.elpd_i is not None
+    assert score.pareto_k is not None
+    np.testing.assert_allclose(score.elpd_i, exact, atol=0.35)
+    np.testing.assert_allclose(score.elpd / NUM, exact.mean(), atol=0.02)
+    np.testing.assert_allclose(score.se, np.sqrt(NUM) * exact.std(), rtol=0.02)
+    # A guide that is too wide for the context is the more so for context and target.
+    assert (score.pareto_k <= score.good_k).mean() > 0.99
+
+
+def test_the_effective_number_of_parameters_is_what_the_data_teach():
+    exact = -LOG_EVIDENCE
+    loc, sd = np.split(np.asarray(Summary()(DATA.times, DATA.values, DATA.mask), float), 2, axis=-1)
+    for i, d in np.ndindex(NUM, 2):
+        y = np.asarray(DATA.values)[i, np.asarray(DATA.mask)[i, :, d], d]
+        covariance = NOISE**2 * np.eye(len(y)) + sd[i, d] ** 2
+        exact[i] += stats.multivariate_normal(np.full(len(y), loc[i, d]), covariance).logpdf(y)
+    score = elpd(KEY, MODEL, make_guide(), {}, DATA)
+    np.testing.assert_allclose(score.p, exact.sum(), rtol=0.02)
+
+
+def test_arviz_compares_models_and_prefers_the_true_one():
+    models = {"true": MODEL, "noisy": make_model(noise=1.5), "shifted": make_model(prior_loc=1.0)}
+    scores = {name: elpd(KEY, model, make_guide(), {}, DATA) for name, model in models.items()}
+    table = az.compare(scores)
+    assert table.index[0] == "true"
+    assert (table["elpd_diff"].to_numpy(float)[1:] < -5 * table["dse"].to_numpy(float)[1:]).all()
+    az.plot_compare(table)
+    az.plot_khat(scores["noisy"])
+    plt.close("all")
+
+
+def test_a_trajectory_of_which_nothing_is_known_is_no_surprise():
+    nothing = DATA.before(-1.0)
+    assert not nothing.mask.any()
+    # Away from what is exact, the weights of a prior against another do differ.
+    score = elpd(KEY, MODEL, make_guide(scale=1.1), {}, nothing)
+    np.testing.assert_allclose(np.asarray(score.elpd_i), 0, atol=0.1)
+
+
+@pytest.fixture(scope="module")
+def leave_one_out():
+    """az.loo of draws from an exact guide, and the closed form for each observation."""
+    tree = to_datatree(KEY, MODEL, make_guide(), {}, DATA, num_samples=1_000)
+    log_density, pit = [], []
+    for x, seen in zip(np.asarray(DATA.values), np.asarray(DATA.mask), strict=True):
+        found = np.full((2, *x.shape), np.nan)
+        for d in range(2):
+            y = x[seen[:, d], d]
+            precision = np.linalg.inv(NOISE**2 * np.eye(len(y)) + 1)
+            # Of a normal, all but one observed: Rasmussen & Williams (2006), (5.10) to (5.12).
+            sd = 1 / np.sqrt(np.diag(precision))
+            gap = precision @ y * sd**2
+            found[:, seen[:, d], d] = stats.norm.logpdf(gap, 0, sd), stats.norm.cdf(gap / sd)
+        log_density.append(found[0][seen])
+        pit.append(found[1][seen])
+    return tree, np.concatenate(log_density), np.concatenate(pit)
+
+
+# Where all that is known of a trajectory is one observation, nothing is like the posterior
+# without it, and ArviZ says so.
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
+def test_leave_one_out_is_the_closed_form(leave_one_out):
+    tree, exact, _ = leave_one_out
+    loo = az.loo(tree, pointwise=True)
+    assert loo.n_data_points == len(exact) == int(DATA.mask.sum())
+    trusted = np.asarray(loo.pareto_k) <= loo.good_k
+    error = (np.asarray(loo.elpd_i) - exact)[trusted]
+    assert trusted.mean() > 0.98
+    assert np.sqrt(np.mean(error**2)) < 0.06
+    assert abs(error.mean()) < 5e-3
+
+
+def test_the_leave_one_out_pit_is_the_closed_form(leave_one_out):
+    tree, _, exact = leave_one_out
+    pit = loo_pit(tree)["x"]
+    np.testing.assert_allclose(pit, exact, atol=0.12)
+    az.plot_loo_pit(tree)
+    az.plot_ppc_dist(tree, num_samples=5)
+    plt.close("all")
 
 
 @pytest.fixture(scope="module")

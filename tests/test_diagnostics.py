@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray
 from flax import nnx
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import SVI, Trace_ELBO, log_likelihood
 from optax import adam
 
 from np_latentode import (
@@ -23,6 +24,10 @@ from np_latentode import (
 from np_latentode.diagnostics import gaussianization, to_datatree
 from np_latentode.scaling import Scaling
 from np_latentode.solve import Solver
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+KEY = jax.random.key(0)
 
 
 class Still(nnx.Module):
@@ -153,76 +158,118 @@ def fit():
     return train, model, guide, result.params
 
 
-def test_the_tree_survives_the_disk_and_arviz_reads_it(fit, tmp_path):
+@pytest.fixture(scope="module")
+def tree(fit):
     train, model, guide, params = fit
-    tree = to_datatree(
-        jax.random.key(0),
+    return to_datatree(
+        KEY,
         model,
         guide,
         params,
         train,
         times=np.array([1.0, 2.0, 3.0]),
-        num_samples=100,
+        num_samples=60,
         feature_names=["a", "b"],
         trajectory_names=[f"patient {i}" for i in range(8)],
     )
+
+
+def test_the_tree_survives_the_disk(tree, tmp_path):
+    assert set(tree.children) == {
+        "posterior",
+        "prior",
+        "posterior_predictive",
+        "prior_predictive",
+        "predictions",
+        "log_likelihood",
+        "observed_data",
+        "constant_data",
+        "predictions_constant_data",
+    }
     tree.to_netcdf(tmp_path / "posterior.nc", engine="h5netcdf")
     with xarray.open_datatree(tmp_path / "posterior.nc", engine="h5netcdf") as again:
-        for group in (
-            "posterior",
-            "prior",
-            "posterior_predictive",
-            "prior_predictive",
-            "predictions",
-            "log_likelihood",
-            "observed_data",
-            "constant_data",
-            "predictions_constant_data",
-        ):
-            xarray.testing.assert_equal(tree[group].to_dataset(), again[group].to_dataset().load())
+        for group in tree.children:
+            before, after = tree[group].to_dataset(), again[group].to_dataset()
+            xarray.testing.assert_equal(before, after.load())
+
+
+def test_dimensions_and_coordinates_have_names(tree):
     assert tree.posterior["z0"].dims == ("chain", "draw", "trajectory", "latent")
-    assert tree.posterior_predictive["x"].dims == (
-        "chain",
-        "draw",
-        "trajectory",
-        "time",
-        "feature",
-    )
-    assert list(tree.observed_data.feature.values) == ["a", "b"]
-    observed = tree.observed_data["x"].values
-    np.testing.assert_array_equal(np.isnan(observed), ~np.asarray(train.mask))
-    assert len(az.summary(tree, var_names=["z0"])) == 8 * 2
-    assert tree.predictions["x"].sizes["time"] == 3
-    assert tree.prior["z0"].shape == (1, 100, 8, 2)
-    assert tree.prior_predictive["x"].shape == tree.posterior_predictive["x"].shape
-    assert tree.log_likelihood["x"].dims == ("chain", "draw", "trajectory")
     assert tree.posterior.trajectory.values[0] == "patient 0"
+    assert tree.prior["z0"].shape == (1, 60, 8, 2)
+    for group in ("posterior_predictive", "prior_predictive", "log_likelihood"):
+        assert tree[group]["x"].dims == ("chain", "draw", "observation")
+    assert tree.predictions["x"].dims == ("chain", "draw", "trajectory", "time", "feature")
+    assert tree.predictions.time.values.tolist() == [1.0, 2.0, 3.0]
+    assert tree.constant_data["noise_scale"].dims == ("feature",)
+
+
+def test_every_observation_is_there_once_with_its_coordinates(fit, tree):
+    train, *_ = fit
+    x = tree.observed_data["x"]
+    assert x.sizes["observation"] == int(train.mask.sum())
+    for i, j in np.ndindex(8, 2):
+        mask = np.asarray(train.mask)[i, :, j]
+        of = (x.trajectory == f"patient {i}") & (x.feature == "ab"[j])
+        np.testing.assert_array_equal(x[of], np.asarray(train.values)[i, mask, j])
+        np.testing.assert_array_equal(x[of].time, np.asarray(train.times)[i, mask])
+
+
+def test_where_every_trajectory_is_predicted_at_its_own_times_these_are_kept(fit):
+    train, model, guide, params = fit
+    times = 1 + np.arange(8)[:, None] * np.ones(3)
+    tree = to_datatree(KEY, model, guide, params, train, num_samples=60, times=times)
+    np.testing.assert_array_equal(tree.predictions_constant_data["times"], times)
 
 
 # Fifty steps make no good model, and ArviZ says so.
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
-def test_arviz_works_on_the_tree_as_it_is(fit):
-    train, model, guide, params = fit
-    tree = to_datatree(jax.random.key(0), model, guide, params, train, num_samples=100)
-    elpd = az.loo(tree, var_name="x", pointwise=True)
-    assert np.isfinite(elpd.elpd)
-    assert elpd.pareto_k.shape == (8,)
-    az.plot_khat(elpd)
-    az.plot_ppc_dist(tree, var_names=["x_mean"], num_samples=5, group="prior_predictive")
+def test_arviz_works_on_the_tree_as_it_is(tree):
+    assert len(az.summary(tree, var_names=["z0"])) == 8 * 2
+    loo = az.loo(tree, pointwise=True)
+    assert np.isfinite(loo.elpd)
+    assert loo.pareto_k.dims == ("observation",)
+    az.plot_khat(loo)
+    az.plot_ppc_dist(tree, num_samples=5)
+    az.plot_ppc_dist(tree, num_samples=5, group="prior_predictive")
+    az.plot_loo_pit(tree)
     az.plot_forest(tree, var_names=["z0"])
+    az.plot_forest(tree, group="predictions", var_names=["x"])
+    assert az.compare({"a": tree, "b": tree})["elpd_diff"].max() == 0
     plt.close("all")
 
 
-def test_the_log_likelihood_is_that_of_the_trained_networks(fit):
+def test_draws_of_the_exact_posterior_take_the_place_of_the_guides(fit):
     train, model, guide, params = fit
-    tree = to_datatree(jax.random.key(0), model, guide, params, train, num_samples=3)
-    mean = tree.posterior_predictive["x_mean"].values[0]
-    noise = np.asarray(params["noise_scale"])
-    density = -0.5 * ((np.asarray(train.values) - mean) / noise) ** 2 - np.log(
-        noise * np.sqrt(2 * np.pi)
+    draws = 9 + np.random.default_rng(0).normal(size=(2, 30, 8, 2)).astype(np.float32)
+    exact = az.from_dict(
+        {"posterior": {"z0": draws}, "sample_stats": {"diverging": np.zeros((2, 30, 8), bool)}},
+        dims={"z0": ["trajectory", "latent"], "diverging": ["trajectory"]},
     )
-    exact = np.where(np.asarray(train.mask), density, 0).sum((-1, -2))
-    np.testing.assert_allclose(tree.log_likelihood["x"].values[0], exact, rtol=1e-4)
+    tree = to_datatree(KEY, model, guide, params, train, exact=exact, num_samples=60)
+    np.testing.assert_array_equal(tree.posterior["z0"], draws)
+    assert tree.posterior_predictive["x"].shape[:2] == (2, 30)
+    assert tree.log_likelihood["x"].shape[:2] == (2, 30)
+    assert tree.prior["z0"].shape[:2] == (1, 60)
+    assert tree.sample_stats["diverging"].dims == ("chain", "draw", "trajectory")
+    with pytest.raises(ValueError, match=r"exact must hold draws of z0.* 3; got .*'trajectory': 8"):
+        to_datatree(KEY, model, guide, params, train[:3], exact=exact)
+
+
+def test_the_log_likelihood_is_that_of_the_trained_networks(fit, tree):
+    train, model, _, params = fit
+    x, mean = tree.observed_data["x"], tree.posterior_predictive["x_mean"]
+    noise = tree.constant_data["noise_scale"].sel(feature=x.feature).drop_vars("feature")
+    exact = -0.5 * ((x - mean) / noise) ** 2 - np.log(noise * np.sqrt(2 * np.pi))
+    exact = exact.transpose("chain", "draw", "observation")
+    np.testing.assert_allclose(tree.log_likelihood["x"], exact, rtol=1e-4, atol=1e-4)
+    # NumPyro's own, of the same draws, has one term a trajectory.
+    fitted = numpyro.handlers.substitute(model, data=params)
+    z0 = {"z0": jnp.asarray(tree.posterior["z0"].values[0, :3])}
+    summed = tree.log_likelihood["x"][0, :3].groupby("trajectory").sum()
+    np.testing.assert_allclose(log_likelihood(fitted, z0, train)["x"], summed, rtol=1e-4, atol=1e-4)
+    untrained = log_likelihood(model, z0, train)["x"]
+    assert np.abs(np.asarray(untrained) - summed.values).min() > 1e-2
 
 
 def test_a_wrong_number_of_feature_names_is_refused(fit):

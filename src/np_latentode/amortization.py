@@ -11,7 +11,7 @@ import scoringrules
 from jaxtyping import Array
 from xarray import DataTree
 
-from np_latentode.exact import Convergence, convergence
+from np_latentode.exact import Convergence, check_exact, convergence
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
 from np_latentode.plate import check_call, check_counts
@@ -85,13 +85,8 @@ def amortization(
     if not isinstance(target, Trajectories):
         raise ValueError(f"target must be Trajectories; got {type(target).__name__}.")
     check_call(context, target, batch_size=None, kl_weight=1.0, scaling=model.scaling)
-    nuts = np.asarray(exact["posterior"]["z0"], dtype=float)
+    nuts = np.asarray(check_exact(exact, context)["posterior"]["z0"], dtype=float)
     nuts = nuts.reshape(-1, *nuts.shape[2:])
-    if nuts.shape[1] != len(context):
-        raise ValueError(
-            f"exact must hold as many trajectories as the context, {len(context)}; "
-            f"got {nuts.shape[1]}."
-        )
     if not bool(target.mask.any()):
         raise ValueError("target must hold at least one observation; got none.")
     guide_key, refined_key, pick_key, x_key = jax.random.split(rng_key, 4)

@@ -10,19 +10,28 @@ import arviz_base
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import xarray
 from jax.scipy.special import logsumexp
 from jaxtyping import Array
 from scipy.spatial.distance import cdist, pdist
 
+from np_latentode.exact import check_exact
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.plate import prediction_times
-from np_latentode.prediction import decode, forecast, observed_times, posterior, prior
+from np_latentode.plate import check_context, check_counts, prediction_times
+from np_latentode.prediction import (
+    check_params,
+    decode,
+    log_likelihood,
+    observed_times,
+    posterior,
+    prior,
+)
 from np_latentode.trajectories import Numbers, Trajectories
 
 __all__ = ["GaussianizationReport", "gaussianization", "to_datatree"]
+
+PER_OBSERVATION = ("posterior_predictive", "prior_predictive", "log_likelihood", "observed_data")
 
 
 def to_datatree(
@@ -33,74 +42,108 @@ def to_datatree(
     trajectories: Trajectories,
     *,
     times: Numbers | None = None,
+    exact: xarray.DataTree | None = None,
     num_samples: int = 200,
-    feature_names: Sequence[str] | None = None,
+    feature_names: Sequence[Any] | None = None,
     trajectory_names: Sequence[Any] | None = None,
 ) -> xarray.DataTree:
     """What ArviZ needs to know of a fit, for trajectories encoded as a whole.
 
     Groups: `posterior` (z0 from the guide) and `prior`; `posterior_predictive` and
-    `prior_predictive` (x and x_mean at the observed times), and with `times` `predictions` there;
-    `log_likelihood` (one term a trajectory); `observed_data` (NaN where unobserved);
-    `constant_data` (times, mask, and parameters with a name of their own, as `noise_scale`) and
-    `predictions_constant_data`. All but z0 is in original units.
+    `prior_predictive` (x and x_mean), `log_likelihood` and `observed_data` (x), which have a
+    dimension `observation`, one entry for each number that was observed, with the coordinates
+    `trajectory`, `time` and `feature`; with `times`, `predictions` of x and x_mean at all of them,
+    and `predictions_constant_data`; `constant_data`, parameters with a name of their own, such as
+    `noise_scale`. All but z0 is in original units.
+
+    `az.loo` of it leaves out one observation at a time, and `elpd` one trajectory.
 
     Args:
         rng_key: a key.
         model, guide, params: as fitted.
         trajectories: the data to encode and to predict.
         times: where to predict, too: (time,) for all, or (trajectory, time).
-        num_samples: draws from the guide.
+        exact: what `exact_posterior` drew for these trajectories, which then is the posterior, and
+            `sample_stats`. Default: num_samples draws from the guide.
+        num_samples: draws from the prior, and from the guide.
         feature_names: coordinates of the dimension `feature`. Default: 0, 1, ...
         trajectory_names: coordinates of the dimension `trajectory`. Default: 0, 1, ...
 
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
+    check_counts(num_samples=num_samples)
+    check_context(trajectories, model.scaling)
+    check_params(params, model, guide)
     features = _names("feature_names", feature_names, trajectories.num_features, "features")
     ids = _names("trajectory_names", trajectory_names, len(trajectories), "trajectories")
-    post_key, prior_key, x_key, future_key = jax.random.split(rng_key, 4)
+    z0_key, prior_key, x_key, before_key, future_key = jax.random.split(rng_key, 5)
+    if exact is None:
+        z0 = posterior(guide, params, trajectories).sample(z0_key, (1, num_samples))
+    else:
+        z0 = jnp.asarray(check_exact(exact, trajectories)["posterior"]["z0"].values)
+    shape = (1, num_samples, len(trajectories))
+    before = jnp.asarray(prior(model, params).sample(prior_key, shape))
+    mask = np.asarray(trajectories.mask)
     seen = observed_times(model, trajectories)
-    draws = forecast(post_key, model, guide, params, trajectories, seen, num_samples=num_samples)
-    shape = (num_samples, len(trajectories))
-    z0 = jnp.asarray(prior(model, params).sample(prior_key, shape))
-    before = decode(x_key, model, params, z0, seen)
-    # `log_likelihood` substitutes no params: without this it would score untrained networks.
-    fitted = numpyro.handlers.substitute(model, data=params)
-    log_likelihood = numpyro.infer.log_likelihood(fitted, {"z0": draws["z0"]}, trajectories)["x"]
-    values, mask = np.asarray(trajectories.values), np.asarray(trajectories.mask)
-    named = {k: np.asarray(v) for k, v in params.items() if not k.endswith("$params")}
 
-    def one_chain(draws: dict[str, Array], *names: str) -> dict[str, np.ndarray]:
-        return {name: np.asarray(draws[name])[None] for name in names}
+    def predict(rng_key: Array, z0: Array, times: Array) -> dict[str, np.ndarray]:
+        draws = decode(rng_key, model, params, jnp.concatenate(z0), times)
+        return {name: _chains(draws[name], len(z0)) for name in ("x", "x_mean")}
 
+    def observed(draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: values[:, :, mask] for name, values in draws.items()}
+
+    log_prob = log_likelihood(model, params, jnp.concatenate(z0), trajectories)
     groups: dict[str, dict[str, np.ndarray]] = {
-        "posterior": one_chain(draws, "z0"),
-        "prior": one_chain(before, "z0"),
-        "posterior_predictive": one_chain(draws, "x", "x_mean"),
-        "prior_predictive": one_chain(before, "x", "x_mean"),
-        "log_likelihood": {"x": np.asarray(log_likelihood)[None]},
-        "observed_data": {"x": np.where(mask, values, np.nan)},
-        "constant_data": {"times": np.asarray(trajectories.times), "mask": mask, **named},
+        "posterior": {"z0": np.asarray(z0)},
+        "prior": {"z0": np.asarray(before)},
+        "posterior_predictive": observed(predict(x_key, z0, seen)),
+        "prior_predictive": observed(predict(before_key, before, seen)),
+        "log_likelihood": observed({"x": _chains(log_prob, len(z0))}),
+        "observed_data": {"x": np.asarray(trajectories.values)[mask]},
+        "constant_data": {k: np.asarray(v) for k, v in params.items() if not k.endswith("$params")},
     }
-    per_time = ["trajectory", "time", "feature"]
-    dims = {
-        "z0": ["trajectory", "latent"],
-        "times": ["trajectory", "time"],
-        "mask": per_time,
-        "x": per_time,
-        "x_mean": per_time,
-        **{k: ["feature"] for k, v in named.items() if v.shape == (len(features),)},
-    }
-    coords = {"feature": features, "trajectory": ids}
+    shared, per_time = {}, ["trajectory", "time", "feature"]
     if times is not None:
         at = prediction_times(times, len(trajectories), model.scaling, name="times")
-        later = decode(future_key, model, params, draws["z0"], at)
-        groups["predictions"] = one_chain(later, "x", "x_mean")
+        groups["predictions"] = predict(future_key, z0, at)
         groups["predictions_constant_data"] = {"times": np.asarray(at)}
-    return arviz_base.from_dict(
-        groups, coords=coords, dims=dims, pred_coords=coords, pred_dims=dims
+        if np.ndim(times) == 1:
+            shared["time"] = np.asarray(at[0])
+    tree = arviz_base.from_dict(
+        groups,
+        coords={"feature": features, "trajectory": ids},
+        dims={
+            "z0": ["trajectory", "latent"],
+            "x": ["observation"],
+            "x_mean": ["observation"],
+            **{
+                k: ["feature"]
+                for k, v in groups["constant_data"].items()
+                if v.shape == (len(features),)
+            },
+        },
+        pred_coords={"feature": features, "trajectory": ids, **shared},
+        pred_dims={"x": per_time, "x_mean": per_time, "times": per_time[:2]},
     )
+    of, _, j = np.nonzero(mask)
+    where = {
+        "trajectory": np.asarray(ids)[of],
+        "time": np.broadcast_to(np.asarray(trajectories.times)[..., None], mask.shape)[mask],
+        "feature": np.asarray(features)[j],
+    }
+    for group in PER_OBSERVATION:
+        coords = {name: ("observation", values) for name, values in where.items()}
+        tree[group] = xarray.DataTree(tree[group].to_dataset().assign_coords(coords))
+    if exact is not None:
+        stats = exact["sample_stats"].to_dataset().assign_coords(trajectory=ids)
+        tree["sample_stats"] = xarray.DataTree(stats)
+    return tree
+
+
+def _chains(draws: Array, num_chains: int) -> np.ndarray:
+    return np.asarray(draws).reshape(num_chains, -1, *draws.shape[1:])
 
 
 def _names(name: str, names: Sequence[Any] | None, count: int, of: str) -> list[Any]:

@@ -30,6 +30,7 @@ from np_latentode.trajectories import Trajectories
 
 __all__ = [
     "Convergence",
+    "check_exact",
     "convergence",
     "enough_steps",
     "exact_posterior",
@@ -204,6 +205,24 @@ def convergence(exact: DataTree) -> Convergence:
         ess=np.asarray(ess(exact)["z0"]),
         divergences=np.asarray(exact["sample_stats"]["diverging"]).sum((0, 1)),
     )
+
+
+def check_exact(exact: DataTree, context: Trajectories) -> DataTree:
+    """Refuses draws that are of other trajectories.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    dims = ("chain", "draw", "trajectory", "latent")
+    held = exact.children.get("posterior", {}) if isinstance(exact, DataTree) else {}
+    z0 = held.get("z0")
+    if z0 is None or z0.dims != dims or z0.sizes["trajectory"] != len(context):
+        came = "none" if z0 is None else dict(z0.sizes)
+        raise ValueError(
+            f"exact must hold draws of z0, dimensions {dims}, of as many trajectories as the "
+            f"context, {len(context)}; got {came}."
+        )
+    return exact
 
 
 def enough_steps(model: LatentODE, context: Trajectories) -> int:

@@ -9,18 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from arviz_stats.base.array import array_stats
+from arviz_stats.utils import ELPDDataLOO
 from jaxtyping import Array
 from numpyro.infer import log_likelihood
 from scipy.special import logsumexp
+from xarray import DataArray
 
 from np_latentode.exact import enough_steps, log_joint, with_networks_fixed
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.plate import check_context, check_counts
+from np_latentode.plate import check_call, check_context, check_counts
 from np_latentode.prediction import posterior
 from np_latentode.trajectories import Trajectories
 
-__all__ = ["ImportanceReport", "importance", "log_score"]
+__all__ = ["ImportanceReport", "elpd", "importance"]
 
 TRUSTED = 0.7
 """Pareto k up to which importance weights are trusted (Vehtari et al. 2024)."""
@@ -80,48 +82,73 @@ def importance(
     _check_num_samples(num_samples)
     check_context(trajectories, model.scaling)
     log_weights, _ = _log_weights(rng_key, model, guide, params, trajectories, None, num_samples)
-    smoothed, pareto_k = _smooth(log_weights)
+    _, pareto_k, bound = _evidence(log_weights)
     return ImportanceReport(
-        num_samples=num_samples,
-        pareto_k=pareto_k,
-        elbo=log_weights.mean(0),
-        # psislw normalises; the smoothed tail, on the scale of the weights themselves.
-        bound=logsumexp(_rescaled(smoothed, log_weights), axis=0) - np.log(num_samples),
+        num_samples=num_samples, pareto_k=pareto_k, elbo=log_weights.mean(0), bound=bound
     )
 
 
-def log_score(
+def elpd(
     rng_key: Array,
     model: LatentODE,
     guide: AmortizedGuide,
     params: dict,
     context: Trajectories,
-    target: Trajectories,
+    target: Trajectories | None = None,
     *,
     num_samples: int = 1_000,
-) -> np.ndarray:
-    """log p(target | context), one a trajectory: how well a model forecasts, whatever its guide.
+) -> ELPDDataLOO:
+    """How much probability a model gives to trajectories, whatever its guide, for `az.compare`.
 
-    p(target | context) = E_{z0 ~ p(. | context)} p(target | z0),  the guide's draws weighted by
-    p(context, z0) / q(z0 | context), smoothed by Pareto's (Vehtari et al. 2024).
+    elpd_i = log p(x_i),  or with a target  log p(target_i | context_i),
+
+    by importance weights of the guide's draws, smoothed by Pareto's (Vehtari et al. 2024). Given
+    the networks trajectories are independent, so that leaving one out leaves log p(x_i) of it:
+    of trajectories that were not trained on, this is the leave-one-out score of `az.loo`, without
+    its weights 1 / p(x_i | z0_i), which hardly ever can be trusted for a whole trajectory.
 
     Args:
         rng_key: a key.
         model, guide, params: as fitted.
         context: what is known.
-        target: what is to be forecast of the same trajectories.
+        target: what is to be forecast of the same trajectories. Default: how probable the context
+            itself is.
         num_samples: draws a trajectory, at least 25.
+
+    Returns:
+        ArviZ's own result, pointwise, with Pareto k and one entry a trajectory; `p`, the effective
+        number of parameters, is how much less surprised the model is once it has seen the data.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
     _check_num_samples(num_samples)
-    check_context(context, model.scaling)
+    check_call(context, target, batch_size=None, kl_weight=1.0, scaling=model.scaling)
     log_weights, log_liks = _log_weights(
         rng_key, model, guide, params, context, target, num_samples
     )
-    smoothed, _ = _smooth(log_weights)
-    return np.asarray(logsumexp(smoothed + log_liks, axis=0))
+    before, pareto_k = np.zeros(len(context)), np.zeros(len(context))
+    if target is not None:
+        _, pareto_k, before = _evidence(log_weights)
+        log_weights = log_weights + log_liks
+    smoothed, last_k, after = _evidence(log_weights)
+    elpd_i = after - before
+    # Without a target nothing was weighted before.
+    pareto_k = last_k if target is None else np.maximum(pareto_k, last_k)
+    seen = np.asarray(logsumexp(smoothed + log_liks, axis=0))
+    good_k = min(1 - 1 / np.log10(num_samples), TRUSTED)
+    return ELPDDataLOO(
+        elpd=float(elpd_i.sum()),
+        se=float(np.sqrt(len(elpd_i) * elpd_i.var())),
+        p=float((seen - elpd_i).sum()),
+        n_samples=num_samples,
+        n_data_points=len(elpd_i),
+        scale="log",
+        warning=bool((pareto_k > good_k).any()),
+        good_k=good_k,
+        elpd_i=DataArray(elpd_i, dims=["trajectory"]),
+        pareto_k=DataArray(pareto_k, dims=["trajectory"]),
+    )
 
 
 def _log_weights(rng_key, model, guide, params, context, target, num_samples):
@@ -132,22 +159,24 @@ def _log_weights(rng_key, model, guide, params, context, target, num_samples):
 
 @partial(jax.jit, static_argnums=(1, 2, 6, 7))
 def _weigh(rng_key, model, guide, params, context, target, num_samples, max_steps):
-    fitted, _ = with_networks_fixed(model, params, context, max_steps)
+    fitted, p = with_networks_fixed(model, params, context, max_steps)
     q = posterior(guide, params, context)
     z0s = q.sample(rng_key, (num_samples,))
 
     def weigh(z0: Array) -> tuple[Array, Array]:
-        log_weight = log_joint(fitted, context, z0) - q.log_prob(z0)
+        log_joint_ = log_joint(fitted, context, z0)
         if target is None:
-            return log_weight, jnp.zeros(())
-        log_lik = log_likelihood(fitted, {"z0": z0[None]}, context, target)["x"][0]
-        return log_weight, jnp.where(jnp.isnan(log_lik), -jnp.inf, log_lik)
+            log_lik = log_joint_ - p.log_prob(z0)
+        else:
+            log_lik = log_likelihood(fitted, {"z0": z0[None]}, context, target)["x"][0]
+        return log_joint_ - q.log_prob(z0), jnp.where(jnp.isnan(log_lik), -jnp.inf, log_lik)
 
     return jax.lax.map(weigh, z0s, batch_size=min(20, num_samples))
 
 
-def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised log weights whose tail is smoothed, and Pareto k; 0 where all weights agree."""
+def _evidence(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Normalised log weights whose tail is smoothed, Pareto k (0 where all weights agree), and the
+    log of the mean of the smoothed weights."""
     smoothed, pareto_k = (
         log_weights - logsumexp(log_weights, axis=0),
         np.zeros(log_weights.shape[1]),
@@ -158,14 +187,10 @@ def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # It takes log likelihoods, of which the weights of leave-one-out are the inverse.
         tails, pareto_k[differ] = array_stats.psislw(-log_weights[:, differ].T)
         smoothed[:, differ] = tails.T
-    return smoothed, pareto_k
-
-
-def _rescaled(normalised: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
-    """Undoes the normalisation, by the weights below the tail, which smoothing does not change."""
-    lowest = log_weights.argmin(0)[None]
-    shift = np.take_along_axis(log_weights - normalised, lowest, axis=0)
-    return normalised + shift
+    # It normalises, too. The weights below the tail, which it leaves alone, tell by how much.
+    lowest = np.where(np.isfinite(log_weights), log_weights, np.inf).argmin(0)[None]
+    shift = np.take_along_axis(log_weights - smoothed, lowest, axis=0)
+    return smoothed, pareto_k, logsumexp(smoothed + shift, axis=0) - np.log(len(log_weights))
 
 
 def _check_num_samples(num_samples: int) -> None:

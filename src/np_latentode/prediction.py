@@ -20,6 +20,7 @@ __all__ = [
     "check_params",
     "decode",
     "forecast",
+    "log_likelihood",
     "observed_times",
     "posterior",
     "prior",
@@ -141,6 +142,45 @@ def _decode(rng_key, model, params, z0s, times, draws_at_once):
 
     keys = jax.random.split(rng_key, len(z0s))
     return jax.lax.map(explain, (keys, z0s), batch_size=draws_at_once)
+
+
+def log_likelihood(
+    model: LatentODE,
+    params: dict,
+    z0: Float[Array, "draw trajectory latent"],
+    trajectories: Trajectories,
+    *,
+    draws_at_once: int = 10,
+) -> Float[Array, "draw trajectory time feature"]:
+    """log p(x | z0) under the trained networks, one term an observation, and 0 where there is none.
+
+    NumPyro's function of this name knows no params, and sums over each trajectory.
+
+    Args:
+        model, params: as fitted.
+        z0: draws, however they were made.
+        trajectories: what was observed.
+        draws_at_once: how many draws to solve side by side, which bounds the memory.
+    """
+    check_params(params, model)
+    return _log_likelihood(model, params, z0, trajectories, min(draws_at_once, len(z0)))
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def _log_likelihood(model, params, z0s, trajectories, draws_at_once):
+    def score(z0):
+        known = {**params, "z0": z0}
+        with (
+            handlers.seed(rng_seed=0),
+            handlers.trace() as sites,
+            handlers.substitute(data=known),
+        ):
+            model(trajectories)
+        x = sites["x"]
+        # Before to_event summed it over times and features.
+        return x["fn"].base_dist.log_prob(x["value"])
+
+    return jax.lax.map(score, z0s, batch_size=draws_at_once)
 
 
 def check_params(params: dict, *programs: LatentODE | AmortizedGuide) -> None:

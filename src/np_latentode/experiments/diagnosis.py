@@ -14,7 +14,7 @@ from np_latentode.amortization import amortization
 from np_latentode.calibration import calibration, simulation_ranks
 from np_latentode.exact import exact_posterior
 from np_latentode.guide import AmortizedGuide
-from np_latentode.importance import importance, log_score
+from np_latentode.importance import elpd, importance
 from np_latentode.model import LatentODE
 from np_latentode.prediction import posterior
 from np_latentode.refinement import refine
@@ -55,7 +55,7 @@ def diagnose(
     fitted = model, guide, params
     context, target = trajectories.before(cut), trajectories.after(cut)
     weights = importance(next(keys), *fitted, context)
-    scores = log_score(next(keys), *fitted, context, target)
+    scores = elpd(next(keys), *fitted, context, target)
     bands = calibration(next(keys), *fitted, many.before(cut), many.after(cut))
     ranks = simulation_ranks(next(keys), *fitted, many)
     exact = exact_posterior(next(keys), model, params, context, guide=guide)
@@ -78,7 +78,7 @@ def diagnose(
     metrics = coverage | {
         "crps": float(np.nanmean(bands.crps)),
         "log_score": float(np.nanmean(bands.log_score)),
-        "log_score_exact": float(scores.mean()),
+        "log_score_exact": scores.elpd / scores.n_data_points,
         "pareto_k_median": float(np.median(weights.pareto_k)),
         "pareto_k_worst": float(weights.pareto_k.max()),
         "elbo_gap_median": float(np.median(weights.gap)),
