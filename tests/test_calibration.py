@@ -18,6 +18,7 @@ from np_latentode import AmortizedGuide, GaussianLikelihood, LatentODE, Scaling,
 from np_latentode.calibration import calibration, simulation_ranks
 from np_latentode.diagnostics import to_datatree
 from np_latentode.importance import elpd, importance
+
 NOISE, NUM, NUM_TIMES = 0.5, 300, 6
 SCALING = Scaling.identity(2)
 

@@ -555,7 +555,7 @@ def test_a_context_that_is_none_is_refused(problem, untyped):
         (lambda data: dict(target=data[:2]), "target must have as many trajectories .* 4; got 2"),
         (lambda data: dict(target=data.before(-9.0)), "target must hold at least one observation"),
         (lambda data: dict(target=data.times), "target must be Trajectories; got "),
-        (lambda data: dict(context=data[:2], target=data[:2]), "exact must hold .* 2; got 4"),
+        (lambda data: dict(context=data[:2], target=data[:2]), "exact must hold .* 2; got .*4"),
         (lambda data: dict(num_samples=0), "num_samples must be a positive integer; got 0"),
         (lambda data: dict(num_moments=0), "num_moments must be a positive integer; got 0"),
     ],

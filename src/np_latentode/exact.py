@@ -6,7 +6,7 @@ import copy
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import arviz_base
 import diffrax
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions.transforms import Transform, biject_to
 from numpyro.infer import NUTS
 from numpyro.infer.util import ParamInfo, compute_log_probs
+from tqdm import tqdm
 from xarray import DataTree
 
 from np_latentode.guide import AmortizedGuide
@@ -48,6 +49,9 @@ STATISTICS = {
 }
 """What NumPyro calls the statistics of its sampler, and what ArviZ does."""
 
+STEPS_AT_ONCE = 100
+"""Between two looks at the progress bar."""
+
 NUM_STARTS = 10
 """How often a chain may look for a place to start, as in NumPyro's own initialisation."""
 
@@ -63,6 +67,7 @@ def exact_posterior(
     num_samples: int = 1_500,
     num_chains: int = 4,
     max_tree_depth: int = 3,
+    progress: bool = True,
 ) -> DataTree:
     """Draws from p(z0 | context) under the trained networks, which a guide only approximates.
 
@@ -84,6 +89,7 @@ def exact_posterior(
         num_chains: chains of each trajectory.
         max_tree_depth: a step takes fewer gradients than 2 ** max_tree_depth. In each step all
             chains wait for the slowest, and in units of the guide few gradients go a long way.
+        progress: whether to show a progress bar.
 
     Returns:
         The groups `posterior`, z0 of dimensions (chain, draw, trajectory, latent), and
@@ -93,31 +99,61 @@ def exact_posterior(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    counts = dict(
+    check_counts(
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,
         max_tree_depth=max_tree_depth,
     )
-    check_counts(**counts)
     check_context(context, model.scaling)
-    max_steps = enough_steps(model, context)
-    z0, statistics = _nuts(rng_key, model, guide, params, context, max_steps, *counts.values())
-    statistics["lp"] = -statistics["lp"]
+    max_steps, num_steps = enough_steps(model, context), num_warmup + num_samples
+    sampler = model, params, max_steps, num_warmup, max_tree_depth
+    state, lanes = _start(rng_key, context, guide, num_chains, *sampler)
+    at_once, draws = math.gcd(num_steps, STEPS_AT_ONCE), []
+    with tqdm(total=num_steps, disable=not progress, desc="NUTS", unit="step") as bar:
+        for _ in range(num_steps // at_once):
+            state, some = _advance(state, lanes, at_once, *sampler)
+            draws.append(jax.device_get(some))
+            bar.update(at_once)
+
+    def arranged(*some: np.ndarray) -> np.ndarray:
+        """From (draw, lane, ...) to (chain, draw, trajectory, ...)."""
+        kept = np.concatenate(some)[num_warmup:]
+        return np.moveaxis(kept.reshape(-1, num_chains, len(context), *kept.shape[2:]), 0, 1)
+
+    z0, statistics = jax.tree.map(arranged, *draws)
     names = ["trajectory"]
     return arviz_base.from_dict(
-        {
-            "posterior": {"z0": np.asarray(z0)},
-            "sample_stats": {name: np.asarray(value) for name, value in statistics.items()},
-        },
+        {"posterior": {"z0": z0}, "sample_stats": statistics | {"lp": -statistics["lp"]}},
         dims={"z0": [*names, "latent"]} | dict.fromkeys(STATISTICS.values(), names),
     )
 
 
-@partial(jax.jit, static_argnums=(1, 2, 5, 6, 7, 8, 9))
-def _nuts(
-    rng_key, model, guide, params, context, max_steps, num_warmup, num_samples, num_chains, depth
-):
+class _Lane(NamedTuple):
+    """A chain of a trajectory, which is a batch of one; or many, along a first axis."""
+
+    loc: Array
+    scale_tril: Array
+    trajectory: Trajectories
+
+
+def _kernel(lane: _Lane, fitted: Any, to_support: Transform, depth: int) -> tuple[NUTS, Any, Any]:
+    """The sampler of a lane, its potential, and where in the support w is."""
+
+    def place(w):
+        return to_support(lane.loc + lane.scale_tril @ w)
+
+    def potential(w):
+        u = lane.loc + lane.scale_tril @ w
+        z0 = jnp.asarray(to_support(u))
+        log_density = log_joint(fitted, lane.trajectory, z0[None])[0]
+        return -log_density - to_support.log_abs_det_jacobian(u, z0)
+
+    return NUTS(potential_fn=potential, dense_mass=True, max_tree_depth=depth), potential, place
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4, 6, 7, 8))
+def _start(rng_key, context, guide, num_chains, model, params, max_steps, num_warmup, depth):
     start_key, moments_key, run_key = jax.random.split(rng_key, 3)
     fitted, prior = with_networks_fixed(model, params, context, max_steps)
     to_support = biject_to(prior.support)
@@ -130,45 +166,44 @@ def _nuts(
     u = to_support.inv(q.sample(start_key, (num_chains, NUM_STARTS)))
     solve = partial(jax.scipy.linalg.solve_triangular, lower=True)
     starts = jnp.vectorize(solve, signature="(i,i),(i)->(i)")(scale_tril, u - loc)
-    # A lane is a chain of a trajectory; one axis of lanes, as two would be traced twice.
-    lanes = (num_chains, len(context))
     starts = starts.swapaxes(1, 2).reshape(-1, NUM_STARTS, loc.shape[-1])
+    # One axis of lanes, as two would be traced twice.
+    one_each = jax.tree.map(lambda array: array[:, None], context)
+    lanes = jax.tree.map(
+        lambda array: jnp.broadcast_to(array, (num_chains, *array.shape)).reshape(
+            -1, *array.shape[1:]
+        ),
+        _Lane(loc, scale_tril, one_each),
+    )
 
-    def run(rng_key, starts, loc, scale_tril, trajectory):
-        # A batch of one. Under vmap all of them become one solve.
-        trajectory = jax.tree.map(lambda array: array[None], trajectory)
-
-        def potential(w):
-            u = loc + scale_tril @ w
-            z0 = to_support(u)
-            log_density = log_joint(fitted, trajectory, z0[None])[0]
-            return -log_density - to_support.log_abs_det_jacobian(u, z0)
-
-        kernel = NUTS(potential_fn=potential, dense_mass=True, max_tree_depth=depth)
-
-        # `MCMC` would compile the model twice, to warm up and to sample.
-        def step(state, _):
-            state = kernel.sample(state, (), {})
-            z0 = to_support(loc + scale_tril @ state.z)
-            return state, (z0, {name: getattr(state, f) for f, name in STATISTICS.items()})
-
+    def start(rng_key, starts, lane):
+        kernel, potential, _ = _kernel(lane, fitted, to_support, depth)
         energies, gradients = jax.lax.map(jax.value_and_grad(potential), starts)
         # The first start that can be left again. With its gradient NUTS compiles no other.
         first = jnp.argmax(jnp.isfinite(energies) & jnp.isfinite(gradients).all(-1))
         start = ParamInfo(starts[first], energies[first], gradients[first])
-        state = kernel.init(rng_key, num_warmup, start)
-        _, draws = jax.lax.scan(step, state, length=num_warmup + num_samples)
-        return jax.tree.map(lambda array: array[num_warmup:], draws)
+        return kernel.init(rng_key, num_warmup, start)
 
-    each = jax.tree.map(
-        lambda array: jnp.broadcast_to(array, (num_chains, *array.shape)).reshape(
-            -1, *array.shape[1:]
-        ),
-        (loc, scale_tril, context),
-    )
-    draws = jax.vmap(run)(jax.random.split(run_key, len(starts)), starts, *each)
-    # From (lane, draw, ...) to (chain, draw, trajectory, ...).
-    return jax.tree.map(lambda array: array.reshape(*lanes, *array.shape[1:]).swapaxes(1, 2), draws)
+    return jax.vmap(start)(jax.random.split(run_key, len(starts)), starts, lanes), lanes
+
+
+@partial(jax.jit, static_argnums=(2, 3, 5, 6, 7))
+def _advance(states, lanes, num_steps, model, params, max_steps, num_warmup, depth):
+    one = jax.tree.map(lambda array: array[0], lanes.trajectory)
+    fitted, prior = with_networks_fixed(model, params, one, max_steps)
+    to_support = biject_to(prior.support)
+
+    def step(state, lane):
+        kernel, _, place = _kernel(lane, fitted, to_support, depth)
+        # A kernel cannot sample before it has been started; that state is nobody's.
+        kernel.init(
+            state.rng_key, num_warmup, ParamInfo(state.z, state.potential_energy, state.z_grad)
+        )
+        state = kernel.sample(state, (), {})
+        return state, (place(state.z), {name: getattr(state, f) for f, name in STATISTICS.items()})
+
+    # Under vmap, the batches of one are one solve.
+    return jax.lax.scan(lambda states, _: jax.vmap(step)(states, lanes), states, length=num_steps)
 
 
 @dataclass(frozen=True)

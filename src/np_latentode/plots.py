@@ -1,54 +1,58 @@
-"""Figures, in one style."""
+"""Figures of any fit, in one style that can be read in grey."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from statistics import NormalDist
 from typing import Any
 
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from arviz_plots import plot_khat
 from arviz_stats.ecdf_utils import ecdf_pit
+from arviz_stats.utils import ELPDData
 from jaxtyping import ArrayLike
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from np_latentode.calibration import Calibration, SimulationRanks
-from np_latentode.datasets import SpiralFamily, Spirals
-from np_latentode.importance import ImportanceReport
-from np_latentode.trajectories import Trajectories
+from np_latentode.trajectories import Numbers, Trajectories
 
 __all__ = [
+    "DATA",
+    "MODEL",
+    "TRUTH",
+    "fan",
+    "panels",
     "plot_calibration",
     "plot_forecasts",
     "plot_guide",
     "plot_latent",
     "plot_pareto_k",
-    "plot_prior_draws",
     "plot_ranks",
-    "plot_sampling",
     "plot_training",
 ]
 
-TRUTH, MODEL, DATA = "0.45", "tab:blue", "tab:orange"
+TRUTH, MODEL, DATA = "0.7", "tab:blue", "black"
+
+STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": "medium",
+    "figure.dpi": 110,
+    "legend.frameon": False,
+}
 
 
 @contextmanager
-def _figure(rows: int, columns: int, *, size: tuple[float, float]) -> Iterator[tuple[Figure, Any]]:
-    style: dict[Any, Any] = {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": "medium",
-        "legend.frameon": False,
-    }
-    with plt.rc_context(style):
+def panels(rows: int, columns: int, *, size: tuple[float, float]) -> Iterator[tuple[Figure, Any]]:
+    """A figure in the style of all others, and its axes, each of so many inches."""
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             rows,
             columns,
             squeeze=False,
             layout="constrained",
-            dpi=110,
             figsize=(size[0] * columns, size[1] * rows),
         )
         yield figure, axes
@@ -56,20 +60,76 @@ def _figure(rows: int, columns: int, *, size: tuple[float, float]) -> Iterator[t
         plt.close(figure)
 
 
-def plot_sampling(spirals: Spirals, *, count: int = 6) -> Figure:
-    """Spirals in the plane with their observations, and when these were made."""
-    with _figure(1, 2, size=(5.0, 4.5)) as (figure, axes):
-        plane, when = axes[0]
-        for i in range(count):
-            color = plt.get_cmap("viridis")(i / count)
-            seen = np.asarray(spirals.observed[i])
-            values, times = np.asarray(spirals.values[i])[seen], np.asarray(spirals.times[i])[seen]
-            plane.plot(*np.asarray(spirals.curves[i]).T, color=color, lw=1, alpha=0.6)
-            plane.scatter(*values.T, s=12, color=color)
-            when.scatter(times, np.full(len(times), i), s=12, color=color)
-        plane.set(xlabel="$x_1$", ylabel="$x_2$", title="curves and noisy observations")
-        plane.set_aspect("equal")
-        when.set(xlabel="time", ylabel="trajectory", title="observed times")
+def fan(axis: Axes, times: np.ndarray, x: np.ndarray, levels: Sequence[float]) -> None:
+    """Draws x (draw, time) as nested central bands, the widest the lightest, and their median."""
+    ordered = np.argsort(times)
+    times, x = times[ordered], x[:, ordered]
+    for shade, level in enumerate(sorted(levels, reverse=True)):
+        low, high = np.quantile(x, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        alpha = 0.2 + 0.2 * shade
+        axis.fill_between(
+            times, low, high, color=MODEL, alpha=alpha, lw=0, label=f"{level:.0%} of new values"
+        )
+    axis.plot(times, np.median(x, axis=0), color=MODEL, lw=1.3, label="median")
+
+
+def plot_forecasts(
+    context: Trajectories,
+    draws: dict[str, Any],
+    times: Numbers,
+    *,
+    target: Trajectories | None = None,
+    count: int = 4,
+    levels: Sequence[float] = (0.5, 0.9),
+    feature_names: Sequence[Any] | None = None,
+    trajectory_names: Sequence[Any] | None = None,
+) -> Figure:
+    """Forecast fans: a row a feature, a column a trajectory, with what was and what came to be.
+
+    Args:
+        context: what the model had seen.
+        draws: as `forecast` returns them for it.
+        times: where it made them, (time,) or (trajectory, time).
+        target: what was observed and not shown to the model. Default: there is nothing.
+        count: how many trajectories, from the first on.
+        levels: of the central bands of new observations.
+        feature_names: of the rows. Default: x_0, x_1, ...
+        trajectory_names: of the columns. Default: trajectory 0, trajectory 1, ...
+    """
+    x = np.asarray(draws["x"])
+    _, num_trajectories, num_times, num_features = x.shape
+    if num_trajectories != len(context):
+        raise ValueError(
+            f"draws must be of as many trajectories as the context, {len(context)}; "
+            f"got {num_trajectories}."
+        )
+    when = np.broadcast_to(np.asarray(times), (num_trajectories, num_times))
+    rows = feature_names or [f"$x_{j}$" for j in range(num_features)]
+    columns = trajectory_names or [f"trajectory {i}" for i in range(num_trajectories)]
+    count = min(count, num_trajectories)
+    with panels(num_features, count, size=(3.2, 2.3)) as (figure, axes):
+        for j, i in np.ndindex(num_features, count):
+            axis = axes[j, i]
+            fan(axis, when[i], x[:, i, :, j], levels)
+            for data, face, label in ((context, DATA, "seen"), (target, "white", "not seen")):
+                if data is not None:
+                    at, seen = np.asarray(data.times[i]), np.asarray(data.mask[i, :, j])
+                    values = np.asarray(data.values[i, :, j])[seen]
+                    axis.plot(at[seen], values, "o", ms=4, mec=DATA, mew=0.8, mfc=face, label=label)
+            if bool(context.observed[i].any()):
+                end = np.asarray(context.times[i])[np.asarray(context.observed[i])].max()
+                axis.axvline(end, color=TRUTH, lw=0.8, ls=":")
+            if j == 0:
+                axis.set_title(str(columns[i]))
+            if i == 0:
+                axis.set_ylabel(str(rows[j]))
+            if j == num_features - 1:
+                axis.set_xlabel("time")
+        figure.legend(
+            *axes[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=len(levels) + 3,
+        )
         return figure
 
 
@@ -84,7 +144,7 @@ def plot_training(losses: ArrayLike, *, num_trajectories: int, best: float | Non
     losses = np.asarray(losses) / num_trajectories
     window = max(1, len(losses) // 100)
     smooth = [np.median(part) for part in np.array_split(losses, max(1, len(losses) // window))]
-    with _figure(1, 1, size=(7.0, 4.0)) as (figure, axes):
+    with panels(1, 1, size=(7.0, 4.0)) as (figure, axes):
         axis = axes[0, 0]
         axis.plot(losses, color="0.8", lw=0.5, label="each step")
         axis.plot(
@@ -101,136 +161,36 @@ def plot_training(losses: ArrayLike, *, num_trajectories: int, best: float | Non
         return figure
 
 
-def plot_forecasts(
-    spirals: Spirals,
-    context: Trajectories,
-    draws: dict[str, Any],
-    times: ArrayLike,
-    *,
-    start: float | None = None,
-    count: int = 6,
-    level: float = 0.9,
-) -> Figure:
-    """What a model makes of spirals: in the plane, and over time with bands of new observations.
+def plot_latent(z0: ArrayLike, prior: ArrayLike) -> Figure:
+    """Codes against their prior: scatters of neighbouring dimensions, and a QQ plot of each.
 
     Args:
-        spirals: the truth.
-        context: what the model had seen of them.
-        draws: as `forecast` returns them.
-        times: shape (query,), where the draws were made.
-        start: from this time on it is a forecast, drawn dashed. Default: it never is.
-        count: how many spirals, from the first on.
-        level: of the central bands.
+        z0: shape (trajectory, latent), one draw from the guide a trajectory.
+        prior: shape (draw, latent), draws from the prior, whatever it is.
     """
-    times, x_mean = np.asarray(times), np.asarray(draws["x_mean"]).mean(0)
-    low, high = np.quantile(np.asarray(draws["x"]), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    future = times > (np.inf if start is None else start)
-    parts = [(~future, "-", "model"), (future, "--", "forecast")]
-    with _figure(2, count, size=(3.2, 3.2)) as (figure, axes):
-        for i in range(count):
-            plane, over_time = axes[:, i]
-            seen = np.asarray(context.observed[i])
-            values, when = np.asarray(context.values[i])[seen], np.asarray(context.times[i])[seen]
-            plane.plot(*np.asarray(spirals.curves[i]).T, color=TRUTH, lw=1, label="truth")
-            plane.scatter(*values.T, s=10, color=DATA, zorder=3, label="observed")
-            for where, line, label in parts:
-                if where.any():
-                    plane.plot(*x_mean[i, where].T, color=MODEL, ls=line, lw=1.5, label=label)
-            plane.set_aspect("equal", adjustable="datalim")
-            plane.set(title=f"held-out spiral {i}", xlabel="$x_1$")
-            for d, color in enumerate((MODEL, "tab:green")):
-                over_time.fill_between(
-                    times,
-                    low[i, :, d],
-                    high[i, :, d],
-                    color=color,
-                    alpha=0.25,
-                    lw=0,
-                    label=f"$x_{d + 1}$, {level:.0%} band",
-                )
-                for where, line, _ in parts:
-                    over_time.plot(times[where], x_mean[i, where, d], color=color, ls=line, lw=1)
-                over_time.plot(
-                    spirals.dense_times, np.asarray(spirals.curves[i, :, d]), color=TRUTH, lw=0.7
-                )
-                over_time.scatter(when, values[:, d], s=8, color=DATA, zorder=3)
-            if start is not None:
-                over_time.axvline(start, color="0.7", lw=0.8, ls=":")
-            over_time.set(xlabel="time")
-        axes[0, 0].set(ylabel="$x_2$")
-        axes[1, 0].set(ylabel="$x_1, x_2$")
-        for axis in axes[:, 0]:
-            figure.legend(
-                *axis.get_legend_handles_labels(),
-                loc="outside lower center" if axis is axes[1, 0] else "outside upper center",
-                ncols=4,
-            )
-        return figure
-
-
-def plot_latent(z0: ArrayLike) -> Figure:
-    """Codes against N(0, I): scatters of neighbouring dimensions, and a QQ plot of each.
-
-    Args:
-        z0: shape (trajectory, latent), one draw a trajectory.
-    """
-    z0 = np.asarray(z0)
+    z0, prior = np.asarray(z0, float), np.asarray(prior, float)
     latent_dim = z0.shape[1]
-    pairs = [(j, (j + 1) % latent_dim) for j in range(latent_dim)]
-    shares = (np.arange(len(z0)) + 0.5) / len(z0)
-    normal = np.array([NormalDist().inv_cdf(share) for share in shares])
-    circle = np.linspace(0, 2 * np.pi, 200)
-    with _figure(2, latent_dim, size=(3.0, 3.0)) as (figure, axes):
-        for j, (first, second) in enumerate(pairs):
+    shares = (np.arange(200) + 0.5) / 200
+    with panels(2, latent_dim, size=(3.0, 3.0)) as (figure, axes):
+        for j in range(latent_dim):
             scatter, qq = axes[:, j]
-            scatter.scatter(z0[:, first], z0[:, second], s=3, color=MODEL, alpha=0.4, lw=0)
-            for radius in (1, 2):
-                scatter.plot(
-                    radius * np.cos(circle), radius * np.sin(circle), color="black", lw=0.7, ls=":"
-                )
-            scatter.set(xlabel=f"$z_0[{first}]$", ylabel=f"$z_0[{second}]$")
-            qq.plot([-3.5, 3.5], [-3.5, 3.5], color="black", lw=0.7, ls=":")
-            qq.scatter(normal, np.sort(z0[:, j]), s=3, color=MODEL, lw=0)
-            qq.set(xlabel="N(0, 1) quantile", ylabel=f"quantile of $z_0[{j}]$")
-            for axis in (scatter, qq):
-                axis.set(xlim=(-3.8, 3.8), ylim=(-3.8, 3.8))
-                axis.set_aspect("equal")
-        figure.suptitle("codes, one draw a spiral, against N(0, I) (dotted)")
-        return figure
-
-
-def plot_prior_draws(
-    curves: dict[str, np.ndarray], family: SpiralFamily, *, shares: dict[str, float]
-) -> Figure:
-    """What each prior believes in: curves of draws from it, beside true spirals.
-
-    Args:
-        curves: by the prior's name, shape (draw, time, 2).
-        family: the truth, from which as many spirals are drawn.
-        shares: by the prior's name, the share of draws that are spirals.
-    """
-    count = max(len(draws) for draws in curves.values())
-    truth = family.sample(jax.random.key(0), count).curves
-    panels = {"spirals": np.asarray(truth), **curves}
-    limit = 1.15 * np.abs(panels["spirals"]).max()
-    columns = min(5, len(panels))
-    rows = -(-len(panels) // columns)
-    with _figure(rows, columns, size=(2.8, 3.1)) as (figure, axes):
-        for axis in axes.flat[len(panels) :]:
-            axis.set_axis_off()
-        for axis, (name, draws) in zip(axes.flat, panels.items(), strict=False):
-            for k, draw in enumerate(draws):
-                axis.plot(*draw.T, color=plt.get_cmap("viridis")(k / len(draws)), lw=1)
-                axis.plot(*draw[0], "o", ms=2.5, color="black")
-            share = f"\n{shares[name]:.0%} are spirals" if name in shares else "\nthe truth"
-            axis.set(
-                title=f"{name}{share}",
-                xlim=(-limit, limit),
-                ylim=(-limit, limit),
-                xlabel="$x_1$",
-                ylabel="$x_2$",
-            )
-            axis.set_aspect("equal")
+            k = (j + 1) % latent_dim
+            scatter.plot(prior[:, j], prior[:, k], ".", ms=3, mew=0, color=TRUTH, label="prior")
+            scatter.plot(z0[:, j], z0[:, k], ".", ms=3, mew=0, color=MODEL, label="codes")
+            scatter.set(xlabel=f"$z_0[{j}]$", ylabel=f"$z_0[{k}]$")
+            ours, expected = (np.quantile(draws[:, j], shares) for draws in (z0, prior))
+            ends = np.array([min(ours[0], expected[0]), max(ours[-1], expected[-1])])
+            qq.plot(ends, ends, color="black", lw=0.8, ls=":")
+            qq.plot(expected, ours, ".", ms=4, mew=0, color=MODEL)
+            qq.set(xlabel=f"quantile of the prior of $z_0[{j}]$", ylabel=f"quantile of $z_0[{j}]$")
+            qq.set_aspect("equal", adjustable="datalim")
+        figure.suptitle("codes, one draw a trajectory, and their prior")
+        figure.legend(
+            *axes[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=2,
+            markerscale=3,
+        )
         return figure
 
 
@@ -238,7 +198,7 @@ def plot_calibration(calibration: Calibration) -> Figure:
     """Are the bands right? PIT values as a histogram and as an ECDF, and coverage."""
     pit = calibration.pit[np.isfinite(calibration.pit)]
     points, ecdf, lower, upper = ecdf_pit(pit, 0.95, 1_000, rng=np.random.default_rng(0))
-    with _figure(1, 3, size=(3.6, 3.3)) as (figure, axes):
+    with panels(1, 3, size=(3.6, 3.3)) as (figure, axes):
         histogram, difference, coverage = axes[0]
         _unit_histogram(histogram, pit)
         histogram.set(xlabel="PIT", ylabel="density", title="uniform if calibrated")
@@ -261,26 +221,26 @@ def _unit_histogram(axis: Any, values: np.ndarray) -> None:
     axis.axhline(1, color="black", lw=0.8, ls=":")
 
 
-def plot_ranks(simulated: SimulationRanks) -> Figure:
-    """Simulation-based calibration: a histogram of ranks for each dimension of z0."""
-    count = simulated.ranks.shape[1]
-    with _figure(1, count, size=(2.8, 2.8)) as (figure, axes):
-        for j, axis in enumerate(axes[0]):
-            _unit_histogram(axis, simulated.ranks[:, j])
-            axis.set(xlabel=f"rank of $z_0[{j}]$", title=f"p = {simulated.p_value[j]:.2g}")
-        axes[0, 0].set(ylabel="density")
+def plot_pareto_k(scores: ELPDData) -> Figure:
+    """`az.plot_khat` of what `elpd` returned: above 0.7 the guide misses part of the posterior."""
+    visuals: Any = {"hlines": True, "bin_text": True}
+    with plt.rc_context(STYLE):
+        figure = plot_khat(scores, visuals=visuals, backend="matplotlib").viz["figure"].item()
+        figure.axes[0].set(xlabel="trajectory", ylabel="Pareto k of the guide's draws")
+        plt.close(figure)
         return figure
 
 
-def plot_pareto_k(report: ImportanceReport) -> Figure:
-    """Pareto k of each trajectory, with the limits that it should keep."""
-    with _figure(1, 1, size=(6.0, 3.3)) as (figure, axes):
-        axis = axes[0, 0]
-        axis.plot(report.pareto_k, "+", color=MODEL)
-        for limit, line in ((0.5, ":"), (0.7, "--")):
-            axis.axhline(limit, color="black", lw=0.8, ls=line, label=f"k = {limit}")
-        axis.set(xlabel="trajectory", ylabel="Pareto k", title="importance weights of the guide")
-        axis.legend()
+def plot_ranks(simulated: SimulationRanks) -> Figure:
+    """Simulation-based calibration: a histogram of ranks for each dimension of z0."""
+    count = simulated.ranks.shape[1]
+    with panels(1, count, size=(2.8, 2.8)) as (figure, axes):
+        for j, axis in enumerate(axes[0]):
+            _unit_histogram(axis, simulated.ranks[:, j])
+            p = simulated.p_value[j]
+            title = f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
+            axis.set(xlabel=f"rank of $z_0[{j}]$", title=title)
+        axes[0, 0].set(ylabel="density")
         return figure
 
 
@@ -293,8 +253,8 @@ def plot_guide(draws: dict[str, np.ndarray], *, title: str = "") -> Figure:
     """
     latent_dim = next(iter(draws.values())).shape[1]
     pairs = [(j, j + 1) for j in range(latent_dim - 1)] or [(0, 0)]
-    styles = [("0.6", "o"), (MODEL, "+"), (DATA, "x")]
-    with _figure(1, len(pairs), size=(3.2, 3.2)) as (figure, axes):
+    styles = [(TRUTH, "o"), (MODEL, "+"), (DATA, "x")]
+    with panels(1, len(pairs), size=(3.2, 3.2)) as (figure, axes):
         for axis, (i, j) in zip(axes[0], pairs, strict=True):
             for (name, z0), (color, marker) in zip(draws.items(), styles, strict=False):
                 axis.plot(z0[:, i], z0[:, j], marker, ms=3, color=color, alpha=0.5, label=name)

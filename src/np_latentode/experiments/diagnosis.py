@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 from matplotlib.figure import Figure
+from xarray import DataTree
 
 from np_latentode import plots
 from np_latentode.amortization import amortization
@@ -16,7 +17,7 @@ from np_latentode.exact import exact_posterior
 from np_latentode.guide import AmortizedGuide
 from np_latentode.importance import elpd, importance
 from np_latentode.model import LatentODE
-from np_latentode.prediction import posterior
+from np_latentode.prediction import forecast, posterior
 from np_latentode.refinement import refine
 from np_latentode.trajectories import Trajectories
 
@@ -24,10 +25,11 @@ __all__ = ["Diagnosis", "diagnose"]
 
 
 class Diagnosis(NamedTuple):
-    """What was found: numbers, figures, and sentences."""
+    """What was found: numbers, figures, draws of the exact posteriors, and sentences."""
 
     metrics: dict[str, Any]
     figures: dict[str, Figure]
+    exact: DataTree
     text: str
 
 
@@ -40,6 +42,7 @@ def diagnose(
     *,
     cut: float,
     many: Trajectories,
+    progress: bool = True,
 ) -> Diagnosis:
     """Checks a fit on trajectories that it was not trained on.
 
@@ -50,25 +53,36 @@ def diagnose(
             later ones the target.
         cut: where forecasts begin.
         many: more trajectories, for calibration.
+        progress: whether to say what is being done.
     """
-    keys = iter(jax.random.split(rng_key, 8))
+    keys = iter(jax.random.split(rng_key, 10))
     fitted = model, guide, params
     context, target = trajectories.before(cut), trajectories.after(cut)
+
+    def say(what: str) -> None:
+        if progress:
+            print(f"{what} ...", flush=True)
+
+    say("importance weights, bands and ranks")
     weights = importance(next(keys), *fitted, context)
-    scores = elpd(next(keys), *fitted, context, target)
+    scores = elpd(next(keys), *fitted, context)
+    ahead = elpd(next(keys), *fitted, context, target)
     bands = calibration(next(keys), *fitted, many.before(cut), many.after(cut))
     ranks = simulation_ranks(next(keys), *fitted, many)
-    exact = exact_posterior(next(keys), model, params, context, guide=guide)
+    times = np.linspace(model.scaling.t0, float(trajectories.times.max()), 101)
+    fans = forecast(next(keys), *fitted, context, times)
+    say("exact posteriors")
+    exact = exact_posterior(next(keys), model, params, context, guide=guide, progress=progress)
+    say("refinement")
     refined = refine(next(keys), *fitted, context)
     report = amortization(next(keys), *fitted, context, target, exact=exact, refined=refined)
-    draw_key = next(keys)
     shift = {name: np.abs(values) for name, values in report.shift.items()}
     worst = int(shift["guide"].max(-1).argmax())
+    nuts = np.asarray(exact["posterior"]["z0"])[:, :, worst].reshape(-1, model.latent_dim)
+    q, draw_key = posterior(guide, params, context), next(keys)
     draws = {
-        "exact (NUTS)": np.asarray(exact["posterior"]["z0"])[:, ::10, worst].reshape(
-            -1, model.latent_dim
-        ),
-        "guide": np.asarray(posterior(guide, params, context).sample(draw_key, (400,)))[:, worst],
+        "exact (NUTS)": nuts[:: max(1, len(nuts) // 600)],
+        "guide": np.asarray(q.sample(draw_key, (400,)))[:, worst],
         "refined": np.asarray(refined.q.sample(draw_key, (400,)))[:, worst],
     }
     coverage = {
@@ -78,7 +92,8 @@ def diagnose(
     metrics = coverage | {
         "crps": float(np.nanmean(bands.crps)),
         "log_score": float(np.nanmean(bands.log_score)),
-        "log_score_exact": scores.elpd / scores.n_data_points,
+        "elpd": scores.elpd / scores.n_data_points,
+        "elpd_forecasts": ahead.elpd / ahead.n_data_points,
         "pareto_k_median": float(np.median(weights.pareto_k)),
         "pareto_k_worst": float(weights.pareto_k.max()),
         "elbo_gap_median": float(np.median(weights.gap)),
@@ -90,9 +105,11 @@ def diagnose(
         **{f"crps_{name}": float(np.nanmean(c)) for name, c in report.crps.items()},
     }
     figures = {
+        "fans": plots.plot_forecasts(context, fans, times, target=target),
         "calibration": plots.plot_calibration(bands),
         "ranks": plots.plot_ranks(ranks),
-        "pareto_k": plots.plot_pareto_k(weights),
+        "pareto_k": plots.plot_pareto_k(scores),
         "guide": plots.plot_guide(draws, title=f"trajectory {worst}, where the guide is worst"),
     }
-    return Diagnosis(metrics, figures, "\n".join(map(str, (bands, weights, ranks, report))))
+    text = "\n".join(map(str, (bands, weights, ranks, report)))
+    return Diagnosis(metrics, figures, exact, text)

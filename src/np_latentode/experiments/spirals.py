@@ -16,7 +16,7 @@ from flax import nnx
 from np_latentode.datasets import SpiralFamily
 from np_latentode.experiments.priors import fit, make_prior, on_codes, score_prior
 from np_latentode.experiments.scores import CUT, forecasts, score_draws, score_others
-from np_latentode.prediction import posterior, prior_predictive
+from np_latentode.prediction import posterior, prior, prior_predictive
 from np_latentode.results import check_output_dir, result_dir
 
 __all__ = ["run"]
@@ -77,6 +77,7 @@ def run(
     }
     # Imported after training, as a first step should not wait for ArviZ and matplotlib.
     from np_latentode import diagnostics, plots
+    from np_latentode.experiments import figures as drawn
 
     _, score_key = jax.random.split(jax.random.key(seed))
     (
@@ -119,21 +120,21 @@ def run(
     times = np.asarray(test.dense_times)
     z0 = posterior(guide, params, many[:2_000]).sample(code_key)
     figures = {
-        "data": plots.plot_sampling(train),
+        "data": drawn.plot_sampling(train),
         "training": plots.plot_training(
             losses, num_trajectories=len(train), best=metrics["exact_loss"]
         ),
-        "reconstructions": plots.plot_forecasts(test, test, whole, times),
-        "extrapolations": plots.plot_forecasts(test, test.before(CUT), half, times, start=CUT),
-        "latent": plots.plot_latent(z0),
+        "reconstructions": drawn.plot_spirals(test, test, whole, times),
+        "extrapolations": drawn.plot_spirals(test, test.before(CUT), half, times),
+        "latent": plots.plot_latent(z0, prior(model, params).sample(code_key, (2_000,))),
     }
     found = None
     if diagnose:
         from np_latentode.experiments.diagnosis import diagnose as check
 
-        if progress:
-            print("\nchecking guide and bands ...", flush=True)
-        found = check(diagnose_key, model, guide, params, test, cut=CUT, many=fresh)
+        found = check(
+            diagnose_key, model, guide, params, test, cut=CUT, many=fresh, progress=progress
+        )
         metrics |= found.metrics
         figures |= found.figures
     if priors:
@@ -157,7 +158,7 @@ def run(
             )
             curves[name] = np.asarray(draws["x_mean"])
         metrics["priors"] = compared
-        figures["priors"] = plots.plot_prior_draws(
+        figures["priors"] = drawn.plot_prior_draws(
             curves, family, shares={n: s["prior_predictive_share"] for n, s in compared.items()}
         )
     tree = diagnostics.to_datatree(
@@ -165,6 +166,8 @@ def run(
     )
     with result_dir(output_dir, overwrite=overwrite) as directory:
         tree.to_netcdf(directory / "posterior.nc", engine="h5netcdf")
+        if found is not None:
+            found.exact.to_netcdf(directory / "exact.nc", engine="h5netcdf")
         for name, figure in figures.items():
             figure.savefig(directory / f"{name}.png")
         metrics["seconds_total"] = time.perf_counter() - started

@@ -1,0 +1,129 @@
+"""Figures of spirals, in the plane where they are drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import ArrayLike
+from matplotlib.figure import Figure
+
+from np_latentode.datasets import SpiralFamily, Spirals
+from np_latentode.plots import DATA, MODEL, TRUTH, fan, panels
+from np_latentode.trajectories import Trajectories
+
+__all__ = ["plot_prior_draws", "plot_sampling", "plot_spirals"]
+
+
+def plot_sampling(spirals: Spirals, *, count: int = 6) -> Figure:
+    """Spirals in the plane with their observations, and when these were made."""
+    with panels(1, 2, size=(5.0, 4.5)) as (figure, axes):
+        plane, when = axes[0]
+        for i in range(count):
+            color = plt.get_cmap("viridis")(i / count)
+            seen = np.asarray(spirals.observed[i])
+            values, times = np.asarray(spirals.values[i])[seen], np.asarray(spirals.times[i])[seen]
+            plane.plot(*np.asarray(spirals.curves[i]).T, color=color, lw=1, alpha=0.6)
+            plane.scatter(*values.T, s=12, color=color)
+            when.scatter(times, np.full(len(times), i), s=12, color=color)
+        plane.set(xlabel="$x_1$", ylabel="$x_2$", title="curves and noisy observations")
+        plane.set_aspect("equal")
+        when.set(xlabel="time", ylabel="trajectory", title="observed times")
+        return figure
+
+
+def plot_spirals(
+    spirals: Spirals,
+    context: Trajectories,
+    draws: dict[str, Any],
+    times: ArrayLike,
+    *,
+    count: int = 6,
+    level: float = 0.9,
+) -> Figure:
+    """What a model makes of spirals: in the plane, and over time with a band of new observations.
+
+    Args:
+        spirals: the truth.
+        context: what the model had seen of them.
+        draws: as `forecast` returns them.
+        times: shape (query,), where the draws were made.
+        count: how many spirals, from the first on.
+        level: of the central bands.
+    """
+    times, x = np.asarray(times), np.asarray(draws["x"])
+    x_mean, dense = np.asarray(draws["x_mean"]).mean(0), np.asarray(spirals.dense_times)
+    with panels(3, count, size=(2.8, 2.4)) as (figure, axes):
+        for i in range(count):
+            plane = axes[0, i]
+            seen, hidden = np.asarray(context.mask[i, :, 0]), np.asarray(spirals.mask[i, :, 0])
+            values, when = np.asarray(spirals.values[i]), np.asarray(spirals.times[i])
+            hidden = hidden & ~seen
+            curve = np.asarray(spirals.curves[i])
+            plane.plot(*curve.T, color=TRUTH, lw=2, label="truth")
+            plane.plot(*x_mean[i].T, color=MODEL, lw=1.2, label="mean of the model")
+            plane.set(title=f"held-out spiral {i}", xlabel="$x_1$")
+            plane.set_aspect("equal", adjustable="datalim")
+            for d in range(2):
+                over_time = axes[1 + d, i]
+                over_time.plot(dense, curve[:, d], color=TRUTH, lw=2)
+                fan(over_time, times, x[:, i, :, d], [level])
+            for picked, face, label in ((seen, DATA, "seen"), (hidden, "white", "not seen")):
+                style = dict(ls="", marker="o", ms=3.5, mec=DATA, mew=0.7, mfc=face, label=label)
+                if picked.any():
+                    plane.plot(*values[picked].T, **style)
+                for d in range(2):
+                    axes[1 + d, i].plot(when[picked], values[picked, d], **style)
+            if hidden.any():
+                for axis in axes[1:, i]:
+                    axis.axvline(when[seen].max(initial=0.0), color=TRUTH, lw=0.8, ls=":")
+            axes[2, i].set_xlabel("time")
+        for axis, label in zip(axes[:, 0], ("$x_2$", "$x_1$", "$x_2$"), strict=True):
+            axis.set_ylabel(label)
+        both = [axis.get_legend_handles_labels() for axis in axes[:2, 0]]
+        named = {
+            name: handle
+            for handles, names in both
+            for handle, name in zip(handles, names, strict=True)
+        }
+        figure.legend(
+            list(named.values()), list(named), loc="outside lower center", ncols=len(named)
+        )
+        return figure
+
+
+def plot_prior_draws(
+    curves: dict[str, np.ndarray], family: SpiralFamily, *, shares: dict[str, float]
+) -> Figure:
+    """What each prior believes in: curves of draws from it, beside true spirals.
+
+    Args:
+        curves: by the prior's name, shape (draw, time, 2).
+        family: the truth, from which as many spirals are drawn.
+        shares: by the prior's name, the share of draws that are spirals.
+    """
+    count = max(len(draws) for draws in curves.values())
+    truth = family.sample(jax.random.key(0), count).curves
+    shown = {"spirals": np.asarray(truth), **curves}
+    limit = 1.15 * np.abs(shown["spirals"]).max()
+    columns = min(5, len(shown))
+    rows = -(-len(shown) // columns)
+    with panels(rows, columns, size=(2.8, 3.1)) as (figure, axes):
+        for axis in axes.flat[len(shown) :]:
+            axis.set_axis_off()
+        for axis, (name, draws) in zip(axes.flat, shown.items(), strict=False):
+            for k, draw in enumerate(draws):
+                axis.plot(*draw.T, color=plt.get_cmap("viridis")(k / len(draws)), lw=1)
+                axis.plot(*draw[0], "o", ms=2.5, color="black")
+            share = f"\n{shares[name]:.0%} are spirals" if name in shares else "\nthe truth"
+            axis.set(
+                title=f"{name}{share}",
+                xlim=(-limit, limit),
+                ylim=(-limit, limit),
+                xlabel="$x_1$",
+                ylabel="$x_2$",
+            )
+            axis.set_aspect("equal")
+        return figure

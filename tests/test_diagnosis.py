@@ -1,0 +1,44 @@
+"""All checks of a fit at once: quiet where the guide is exact, loud where it is not."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+from test_calibration import DATA, KEY, MODEL, make_guide
+
+from np_latentode.experiments.diagnosis import diagnose
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+@pytest.fixture(scope="module", params=["exact", "narrow"])
+def found(request):
+    guide = make_guide(scale={"exact": 1.0, "narrow": 0.5}[request.param])
+    return request.param, diagnose(
+        KEY, MODEL, guide, {}, DATA[:10], cut=2.5, many=DATA, progress=False
+    )
+
+
+def test_an_exact_guide_passes_and_a_narrow_one_fails(found):
+    name, (metrics, _, _, text) = found
+    right = name == "exact"
+    assert (metrics["pareto_k_median"] < 0.5) == right
+    assert (metrics["elbo_gap_median"] < 0.05) == right
+    assert (min(metrics["sbc_p_values"]) > 0.01) == right
+    assert (abs(metrics["coverage_90_forecasts"] - 0.9) < 0.03) == right
+    # Whatever the guide, what starts from it is exact.
+    assert metrics["rhat_worst"] < 1.01
+    assert metrics["shift_median_refined"] < 0.1
+    assert metrics["crps_refined"] == pytest.approx(metrics["crps_exact"], rel=0.02)
+    for words in ("coverage of", "Pareto k median", "ranks of 300 simulations", "worst R-hat"):
+        assert words in text
+
+
+def test_it_leaves_figures_and_the_exact_draws(found, tmp_path):
+    _, (_, figures, exact, _) = found
+    assert set(figures) == {"fans", "calibration", "ranks", "pareto_k", "guide"}
+    for name, figure in figures.items():
+        figure.savefig(tmp_path / f"{name}.png")
+        picture = matplotlib.image.imread(tmp_path / f"{name}.png")
+        assert picture.std() > 0.02
+    assert exact["posterior"]["z0"].shape[2:] == (10, 2)
+    assert np.isfinite(exact["posterior"]["z0"]).all()
