@@ -150,6 +150,18 @@ def test_the_effective_number_of_parameters_is_what_the_data_teach():
     np.testing.assert_allclose(score.p, exact.sum(), rtol=0.02)
 
 
+def test_what_is_drawn_from_another_distribution_has_its_weights():
+    features = Summary()(DATA.times, DATA.values, DATA.mask)
+    narrow, exact = make_guide(scale=0.3), Posterior()(features)
+    report = importance(KEY, MODEL, narrow, {}, DATA, q=exact, num_samples=100)
+    np.testing.assert_allclose(report.bound, LOG_EVIDENCE, rtol=1e-3, atol=1e-3)
+    assert (
+        report.pareto_k.max() < 0.7 < np.median(importance(KEY, MODEL, narrow, {}, DATA).pareto_k)
+    )
+    score = elpd(KEY, MODEL, narrow, {}, DATA, q=exact, num_samples=100)
+    np.testing.assert_allclose(np.asarray(score.elpd_i), LOG_EVIDENCE, rtol=1e-3, atol=1e-3)
+
+
 def test_arviz_compares_models_and_prefers_the_true_one():
     models = {"true": MODEL, "noisy": make_model(noise=1.5), "shifted": make_model(prior_loc=1.0)}
     scores = {name: elpd(KEY, model, make_guide(), {}, DATA) for name, model in models.items()}
@@ -292,6 +304,10 @@ BAD = {
     "few weights": (
         lambda: importance(KEY, MODEL, make_guide(), {}, DATA, num_samples=10),
         "num_samples must be at least 25; got 10",
+    ),
+    "another q": (
+        lambda: elpd(KEY, MODEL, make_guide(), {}, DATA, q=dist.Normal(0.0, 1.0)),
+        r"q must be over z0, one a trajectory, shape \(300, 2\); got \(\)",
     ),
     "no ranks": (
         lambda: simulation_ranks(KEY, MODEL, make_guide(), {}, DATA, num_samples=0),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from flax import nnx
@@ -26,14 +27,18 @@ def make_series():
     return series
 
 
+# Twenty steps make no good model, and ArviZ says so.
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
 @pytest.mark.slow
-def test_every_block_runs():
+def test_every_block_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) >= 4
     rngs = nnx.Rngs(0)
     # What the text speaks of without saying how it came about.
     names = {
         "series": make_series(),
+        "others": Trajectories.from_ragged(make_series()[:6]),
         "MyField": lambda *_: MLPDynamics(4, rngs=rngs),
         "MyEncoder": lambda *_: ODERNN(2, rngs=rngs),
         "dynamics": MLPDynamics(4, rngs=rngs),
@@ -50,3 +55,6 @@ def test_every_block_runs():
     assert names["low"].shape == names["high"].shape
     assert jnp.all(names["low"] <= names["high"])
     assert jax.tree.leaves(names["result"].params)
+    assert np.isfinite([names["whole"].elpd, names["future"].elpd]).all()
+    assert (tmp_path / "fit.nc").stat().st_size > 0
+    plt.close("all")

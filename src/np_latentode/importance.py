@@ -11,6 +11,7 @@ import numpy as np
 from arviz_stats.base.array import array_stats
 from arviz_stats.utils import ELPDDataLOO
 from jaxtyping import Array
+from numpyro.distributions import Distribution
 from numpyro.infer import log_likelihood
 from scipy.special import logsumexp
 from xarray import DataArray
@@ -64,6 +65,7 @@ def importance(
     params: dict,
     trajectories: Trajectories,
     *,
+    q: Distribution | None = None,
     num_samples: int = 1_000,
 ) -> ImportanceReport:
     """Weighs a guide's draws by what the model thinks of them (Yao et al. 2018).
@@ -74,6 +76,7 @@ def importance(
         rng_key: a key.
         model, guide, params: as fitted.
         trajectories: the contexts, scored as a whole.
+        q: what z0 is drawn from instead of the guide's posterior: `refine(...).q`, say.
         num_samples: draws a trajectory, at least 25, as a tail of them is fitted.
 
     Raises:
@@ -81,7 +84,7 @@ def importance(
     """
     _check_num_samples(num_samples)
     check_context(trajectories, model.scaling)
-    log_weights, _ = _log_weights(rng_key, model, guide, params, trajectories, None, num_samples)
+    log_weights, _ = _log_weights(rng_key, model, guide, params, trajectories, None, q, num_samples)
     _, pareto_k, bound = _evidence(log_weights)
     return ImportanceReport(
         num_samples=num_samples, pareto_k=pareto_k, elbo=log_weights.mean(0), bound=bound
@@ -96,6 +99,7 @@ def elpd(
     context: Trajectories,
     target: Trajectories | None = None,
     *,
+    q: Distribution | None = None,
     num_samples: int = 1_000,
 ) -> ELPDDataLOO:
     """How much probability a model gives to trajectories, whatever its guide, for `az.compare`.
@@ -113,6 +117,8 @@ def elpd(
         context: what is known.
         target: what is to be forecast of the same trajectories. Default: how probable the context
             itself is.
+        q: what z0 is drawn from, given the context. Default: the guide's posterior. Where Pareto k
+            is large, `refine(...).q`.
         num_samples: draws a trajectory, at least 25.
 
     Returns:
@@ -125,7 +131,7 @@ def elpd(
     _check_num_samples(num_samples)
     check_call(context, target, batch_size=None, kl_weight=1.0, scaling=model.scaling)
     log_weights, log_liks = _log_weights(
-        rng_key, model, guide, params, context, target, num_samples
+        rng_key, model, guide, params, context, target, q, num_samples
     )
     before, pareto_k = np.zeros(len(context)), np.zeros(len(context))
     if target is not None:
@@ -151,16 +157,22 @@ def elpd(
     )
 
 
-def _log_weights(rng_key, model, guide, params, context, target, num_samples):
+def _log_weights(rng_key, model, guide, params, context, target, q, num_samples):
     max_steps = max(enough_steps(model, x) for x in (context, target) if x is not None)
-    weights, liks = _weigh(rng_key, model, guide, params, context, target, num_samples, max_steps)
+    if q is None:
+        q = jax.jit(posterior, static_argnums=0)(guide, params, context)
+    if q.shape() != (len(context), model.latent_dim):
+        raise ValueError(
+            "q must be over z0, one a trajectory, shape "
+            f"({len(context)}, {model.latent_dim}); got {q.shape()}."
+        )
+    weights, liks = _weigh(rng_key, model, params, context, target, q, num_samples, max_steps)
     return np.asarray(weights, np.float64), np.asarray(liks, np.float64)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 6, 7))
-def _weigh(rng_key, model, guide, params, context, target, num_samples, max_steps):
+@partial(jax.jit, static_argnums=(1, 6, 7))
+def _weigh(rng_key, model, params, context, target, q, num_samples, max_steps):
     fitted, p = with_networks_fixed(model, params, context, max_steps)
-    q = posterior(guide, params, context)
     z0s = q.sample(rng_key, (num_samples,))
 
     def weigh(z0: Array) -> tuple[Array, Array]:

@@ -95,6 +95,9 @@ def plot_forecasts(
         levels: of the central bands of new observations.
         feature_names: of the rows. Default: x_0, x_1, ...
         trajectory_names: of the columns. Default: trajectory 0, trajectory 1, ...
+
+    Raises:
+        ValueError: if the draws are of other trajectories.
     """
     x = np.asarray(draws["x"])
     _, num_trajectories, num_times, num_features = x.shape
@@ -167,8 +170,16 @@ def plot_latent(z0: ArrayLike, prior: ArrayLike) -> Figure:
     Args:
         z0: shape (trajectory, latent), one draw from the guide a trajectory.
         prior: shape (draw, latent), draws from the prior, whatever it is.
+
+    Raises:
+        ValueError: if codes and draws are not of one dimension.
     """
     z0, prior = np.asarray(z0, float), np.asarray(prior, float)
+    if z0.ndim != 2 or prior.ndim != 2 or z0.shape[1] != prior.shape[1]:
+        raise ValueError(
+            "z0 and prior must be of shapes (trajectory, latent) and (draw, latent); "
+            f"got {z0.shape} and {prior.shape}."
+        )
     latent_dim = z0.shape[1]
     shares = (np.arange(200) + 0.5) / 200
     with panels(2, latent_dim, size=(3.0, 3.0)) as (figure, axes):
@@ -226,7 +237,9 @@ def plot_pareto_k(scores: ELPDData) -> Figure:
     visuals: Any = {"hlines": True, "bin_text": True}
     with plt.rc_context(STYLE):
         figure = plot_khat(scores, visuals=visuals, backend="matplotlib").viz["figure"].item()
-        figure.axes[0].set(xlabel="trajectory", ylabel="Pareto k of the guide's draws")
+        figure.set_layout_engine("constrained")
+        figure.axes[0].set(xlabel="trajectory", ylabel="Pareto k of the guide")
+        figure.axes[0].set_xlim(left=-1)
         plt.close(figure)
         return figure
 
@@ -260,6 +273,7 @@ def plot_guide(draws: dict[str, np.ndarray], *, title: str = "") -> Figure:
                 axis.plot(z0[:, i], z0[:, j], marker, ms=3, color=color, alpha=0.5, label=name)
             axis.set(xlabel=f"$z_0[{i}]$", ylabel=f"$z_0[{j}]$")
             axis.locator_params(nbins=4)
-        axes[0, 0].legend()
+        named = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*named, loc="outside lower center", ncols=len(draws))
         figure.suptitle(title)
         return figure
