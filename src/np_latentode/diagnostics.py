@@ -66,8 +66,8 @@ def to_datatree(
         exact: what `exact_posterior` drew for these trajectories, which then is the posterior, and
             `sample_stats`. Default: num_samples draws from the guide.
         num_samples: draws from the prior, and from the guide.
-        feature_names: coordinates of the dimension `feature`. Default: 0, 1, ...
-        trajectory_names: coordinates of the dimension `trajectory`. Default: 0, 1, ...
+        feature_names: coordinates of the dimension `feature`. Default: `trajectories.names`.
+        trajectory_names: coordinates of the dimension `trajectory`. Default: likewise.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -75,8 +75,9 @@ def to_datatree(
     check_counts(num_samples=num_samples)
     check_context(trajectories, model.scaling)
     check_params(params, model, guide)
-    features = _names("feature_names", feature_names, trajectories.num_features, "features")
-    ids = _names("trajectory_names", trajectory_names, len(trajectories), "trajectories")
+    names = trajectories.names
+    features = _names("feature_names", feature_names, names.features, "features")
+    ids = _names("trajectory_names", trajectory_names, names.ids, "trajectories")
     z0_key, prior_key, x_key, before_key, future_key = jax.random.split(rng_key, 5)
     if exact is None:
         z0 = posterior(guide, params, trajectories).sample(z0_key, (1, num_samples))
@@ -146,10 +147,10 @@ def _chains(draws: Array, num_chains: int) -> np.ndarray:
     return np.asarray(draws).reshape(num_chains, -1, *draws.shape[1:])
 
 
-def _names(name: str, names: Sequence[Any] | None, count: int, of: str) -> list[Any]:
-    names = list(range(count)) if names is None else list(names)
-    if len(names) != count or len(set(names)) != count:
-        raise ValueError(f"{name} must name {count} {of}, each its own; got {names}.")
+def _names(name: str, given: Sequence[Any] | None, default: Sequence[Any], of: str) -> list[Any]:
+    names = list(default if given is None else given)
+    if len(names) != len(default) or len(set(names)) != len(names):
+        raise ValueError(f"{name} must name {len(default)} {of}, each its own; got {names}.")
     return names
 
 

@@ -93,8 +93,8 @@ def plot_forecasts(
         target: what was observed and not shown to the model. Default: there is nothing.
         count: how many trajectories, from the first on.
         levels: of the central bands of new observations.
-        feature_names: of the rows. Default: x_0, x_1, ...
-        trajectory_names: of the columns. Default: trajectory 0, trajectory 1, ...
+        feature_names: of the rows. Default: `context.names`.
+        trajectory_names: of the columns. Default: likewise.
 
     Raises:
         ValueError: if the draws are of other trajectories.
@@ -107,8 +107,8 @@ def plot_forecasts(
             f"got {num_trajectories}."
         )
     when = np.broadcast_to(np.asarray(times), (num_trajectories, num_times))
-    rows = feature_names or [f"$x_{j}$" for j in range(num_features)]
-    columns = trajectory_names or [f"trajectory {i}" for i in range(num_trajectories)]
+    rows = feature_names or context.names.features
+    columns = trajectory_names or [f"{context.names.id} {name}" for name in context.names.ids]
     count = min(count, num_trajectories)
     with panels(num_features, count, size=(3.2, 2.3)) as (figure, axes):
         for j, i in np.ndindex(num_features, count):

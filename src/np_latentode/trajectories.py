@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from np_latentode.tables import Labels, from_rows, to_rows
+
 __all__ = ["Numbers", "Trajectories", "as_floats", "is_concrete"]
 
 Numbers = ArrayLike | Sequence[Any]
@@ -34,6 +36,9 @@ class Trajectories:
     A pytree (`jax.jit`, `jax.tree.map` and `jax.vmap` see its three arrays). `len` counts
     trajectories, and indexing selects trajectories: an integer, a slice, or an index array.
 
+    `labels` are what a table called trajectories, features and times; None without a table, and
+    behind JAX's transformations, which know arrays only.
+
     Args:
         times: shape (trajectory, time), finite and never decreasing along a trajectory.
         values: shape (trajectory, time, feature). NaN means unobserved.
@@ -47,6 +52,8 @@ class Trajectories:
     times: Float[Array, "trajectory time"]
     values: Float[Array, "trajectory time feature"]
     mask: Bool[Array, "trajectory time feature"]
+
+    labels: Labels | None = None
 
     _arrays = ("times", "values", "mask")
 
@@ -110,6 +117,59 @@ class Trajectories:
                 all_values[i, : len(times)] = values
         return cls(all_times, all_values)
 
+    @classmethod
+    def from_dataframe[T: Trajectories](
+        cls: type[T],
+        df: Any,
+        *,
+        id: str,
+        time: str,
+        values: Sequence[str],
+        origin: Any = None,
+        unit: str = "D",
+    ) -> T:
+        """Trajectories from a long table: a row says who was observed, when, and what was measured.
+
+        Rows may come in any order. Those of one id and time are observations of their own, in the
+        order of the table; a row without any measurement is none, but an id that has no other is a
+        trajectory all the same. Trajectories come in the order of their first rows.
+
+        Args:
+            df: a data frame of pandas, polars, pyarrow, or whatever else narwhals knows.
+            id: the column of who it is.
+            time: the column of when: numbers, dates, or datetimes (those with a zone in UTC).
+            values: the columns of what was measured, numbers or true and false; empty where not.
+            origin: the date that times are counted from. Default: the first one. A table to
+                forecast from must be given that of the table trained on, `train.labels.origin`.
+            unit: what dates are counted in: W, D, h, m or s.
+
+        Raises:
+            ValueError: naming the column, the row (from 0) and what came, where the table has no
+                such column, no rows, holds text, or a row has no id, no time or an infinite value.
+        """
+        pairs, labels = from_rows(df, id=id, time=time, values=values, origin=origin, unit=unit)
+        self = cls.from_ragged(pairs, num_features=len(labels.features))
+        self.labels = labels
+        return self
+
+    def to_dataframe(self, *, backend: Any = "pandas") -> Any:
+        """A long table of what was observed: a row a time, empty where a feature was not observed.
+
+        Args:
+            backend: of the data frame, as narwhals names them: "pandas", "polars", "pyarrow".
+        """
+        return to_rows(
+            *(np.asarray(a) for a in (self.times, self.values, self.mask)),
+            labels=self.names,
+            backend=backend,
+        )
+
+    @property
+    def names(self) -> Labels:
+        """The labels, or 0, 1, ... and x_0, x_1, ... where there are none."""
+        features = tuple(f"x_{j}" for j in range(self.num_features))
+        return self.labels or Labels(tuple(range(len(self))), features)
+
     def before[T: Trajectories](self: T, time: Numbers) -> T:
         """The same trajectories with only what was observed up to and including `time`.
 
@@ -163,9 +223,9 @@ class Trajectories:
         mask = self.mask & (keep if keep.ndim == 3 else keep[..., None])
         return self._replace(values=jnp.where(mask, self.values, 0.0), mask=mask)
 
-    def _replace[T: Trajectories](self: T, **arrays: Array) -> T:
+    def _replace[T: Trajectories](self: T, **changes: Any) -> T:
         changed = copy.copy(self)
-        changed.__dict__.update(arrays)
+        changed.__dict__.update(changes)
         return changed
 
     def __len__(self) -> int:
@@ -185,7 +245,8 @@ class Trajectories:
         selected = {name: getattr(self, name)[index] for name in self._arrays}
         if selected["times"].ndim != 2 or not len(selected["times"]):
             raise ValueError(f"index must select at least one trajectory; got {index}.")
-        return self._replace(**selected)
+        labels = self.labels and self.labels.select(index) if is_concrete(index) else None
+        return self._replace(**selected, labels=labels)
 
     def __repr__(self) -> str:
         trajectories, slots, features = self.values.shape
@@ -194,7 +255,9 @@ class Trajectories:
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], dict[str, Any]]:
         arrays = [(jax.tree_util.GetAttrKey(n), getattr(self, n)) for n in self._arrays]
-        return arrays, {k: v for k, v in self.__dict__.items() if k not in self._arrays}
+        # Labels are left out: they would make a program anew for every set of ids.
+        kept = {*self.__dict__} - {*self._arrays, "labels"}
+        return arrays, {name: self.__dict__[name] for name in kept}
 
     @classmethod
     def tree_unflatten[T: Trajectories](

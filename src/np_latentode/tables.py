@@ -1,0 +1,238 @@
+"""Tables: long data frames, one row a visit, to trajectories and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+
+__all__ = ["Labels", "from_rows", "tidy_forecast", "to_rows"]
+
+UNITS = {
+    "W": np.timedelta64(1, "W"),
+    "D": np.timedelta64(1, "D"),
+    "h": np.timedelta64(1, "h"),
+    "m": np.timedelta64(1, "m"),
+    "s": np.timedelta64(1, "s"),
+}
+"""What dates can be counted in, by NumPy's codes."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a table calls its trajectories, features and times.
+
+    `ids` are the values of the column `id`, one a trajectory. Where the column `time` held dates,
+    times are counted in `unit` from `origin` on.
+    """
+
+    ids: tuple[Any, ...]
+    features: tuple[str, ...]
+    id: str = "id"
+    time: str = "time"
+    origin: np.datetime64 | None = None
+    unit: str | None = None
+
+    def select(self, index: Any) -> Labels:
+        """Those of the trajectories that an index array or a slice picks."""
+        picked = np.arange(len(self.ids))[index]
+        return replace(self, ids=tuple(self.ids[i] for i in picked))
+
+    def calendar(self, times: np.ndarray) -> np.ndarray:
+        """Times as the table had them: numbers, or dates to the microsecond."""
+        if self.origin is None or self.unit is None:
+            return times
+        step = UNITS[self.unit] / np.timedelta64(1, "us")
+        return self.origin + np.round(times * step).astype("timedelta64[us]")
+
+
+def from_rows(
+    df: Any,
+    *,
+    id: str,
+    time: str,
+    values: Sequence[str],
+    origin: Any = None,
+    unit: str = "D",
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], Labels]:
+    """A pair (times, values) for each id, in the order of their first rows, and the labels.
+
+    Arguments and errors are those of `Trajectories.from_dataframe`.
+    """
+    frame = _frame(df)
+    values = [values] if isinstance(values, str) else list(values)
+    columns = [id, time, *values]
+    if not values or len(set(columns)) != len(columns):
+        raise ValueError(
+            f"id, time and values must name different columns, one value at least; got {columns}."
+        )
+    if missing := [name for name in columns if name not in frame.columns]:
+        raise ValueError(
+            f"id, time and values must name columns of the table; got {missing}, and it has "
+            f"{frame.columns}."
+        )
+    if not len(frame):
+        raise ValueError("df must hold at least one row; got none.")
+    who = frame[id].to_list()
+    for row, name in enumerate(who):
+        if name is None or name != name:
+            raise ValueError(
+                f"column {id!r} must name whose each row is; got nothing in row {row}."
+            )
+    when, origin, counted = _times(frame[time], time, origin, unit)
+    what = np.stack([_numbers(frame[name], name) for name in values], axis=1)
+    infinite = np.isinf(what)
+    if infinite.any():
+        row, j = np.argwhere(infinite)[0]
+        raise ValueError(
+            f"column {values[j]!r} must be finite, or empty where nothing was measured; got "
+            f"{what[row, j]} in row {row}."
+        )
+    rows: dict[Any, list[int]] = {}
+    for row, name in enumerate(who):
+        rows.setdefault(name, []).append(row)
+    pairs = []
+    measured = ~np.isnan(what).all(1)
+    for mine in rows.values():
+        kept = np.array(mine)[measured[mine]]
+        kept = kept[np.argsort(when[kept], kind="stable")]
+        pairs.append((when[kept], what[kept]))
+    labels = Labels(tuple(rows), tuple(values), id, time, origin, counted)
+    return pairs, labels
+
+
+def to_rows(
+    times: np.ndarray, values: np.ndarray, mask: np.ndarray, labels: Labels, *, backend: Any
+) -> Any:
+    """A row for each time at which something was observed, empty where a feature was not."""
+    i, k = np.nonzero(mask.any(-1))
+    seen = np.where(mask, values, np.nan)[i, k]
+    columns = {
+        labels.id: [labels.ids[n] for n in i],
+        labels.time: labels.calendar(times[i, k]),
+        **{name: seen[:, j] for j, name in enumerate(labels.features)},
+    }
+    return nw.from_dict(columns, backend=backend).to_native()
+
+
+def tidy_forecast(
+    draws: dict[str, Any],
+    times: Any,
+    labels: Labels,
+    *,
+    quantiles: Sequence[float] = (0.05, 0.5, 0.95),
+    backend: Any = "pandas",
+) -> Any:
+    """Forecasts as a tidy table: a row for each id, time and feature.
+
+    Columns: those of id and time as the table had them, `feature`, and `mean`, `sd` and one column
+    a quantile, named after it, of new observations.
+
+    Args:
+        draws: as `forecast` returns them.
+        times: where it made them, (time,) or (trajectory, time).
+        labels: `Trajectories.labels` of the context.
+        quantiles: between 0 and 1.
+        backend: of the data frame, as narwhals names them: "pandas", "polars", "pyarrow".
+
+    Raises:
+        ValueError: if the draws are of other trajectories or features, or a quantile is none.
+    """
+    quantiles = [float(q) for q in quantiles]
+    if not all(0 < q < 1 for q in quantiles):
+        raise ValueError(f"quantiles must lie between 0 and 1; got {quantiles}.")
+    x = np.asarray(draws["x"], dtype=float)
+    shape = (len(labels.ids), len(labels.features))
+    if (x.shape[1], x.shape[3]) != shape:
+        raise ValueError(
+            f"draws must be of {shape[0]} trajectories and {shape[1]} features, as the labels; got "
+            f"{x.shape[1]} and {x.shape[3]}."
+        )
+    when = np.broadcast_to(np.asarray(times, dtype=float), x.shape[1:3])
+    i, k, j = (index.ravel() for index in np.indices(x.shape[1:]))
+    columns = {
+        labels.id: [labels.ids[n] for n in i],
+        labels.time: labels.calendar(when[i, k]),
+        "feature": [labels.features[d] for d in j],
+        "mean": x.mean(0)[i, k, j],
+        "sd": x.std(0)[i, k, j],
+    }
+    for q, at in zip(quantiles, np.quantile(x, quantiles, axis=0), strict=True):
+        columns[f"q{q:g}"] = at[i, k, j]
+    return nw.from_dict(columns, backend=backend).to_native()
+
+
+def _frame(df: Any) -> nw.DataFrame:
+    try:
+        return nw.from_native(df, eager_only=True)
+    except TypeError as error:
+        raise ValueError(
+            f"df must be a data frame, of pandas or polars, say; got {type(df).__name__}."
+        ) from error
+
+
+def _numbers(column: nw.Series, name: str) -> np.ndarray:
+    """Floats, NaN where the table is empty."""
+    dtype = column.dtype
+    if dtype.is_numeric() or dtype == nw.Boolean:
+        return np.asarray(column.cast(nw.Float64).to_numpy(), dtype=float)
+    if dtype == nw.Object and not any(isinstance(entry, str) for entry in column.to_list()):
+        try:
+            # Decimals in pandas, numbers beside None.
+            return np.array([np.nan if x is None else x for x in column.to_list()], dtype=float)
+        except (TypeError, ValueError):
+            pass
+    raise ValueError(
+        f"column {name!r} must hold numbers, or true and false; got {dtype}, such as "
+        f"{next((x for x in column.to_list() if x is not None), None)!r}. Give each category a "
+        "column of 0 and 1, or leave it out."
+    )
+
+
+def _times(
+    column: nw.Series, name: str, origin: Any, unit: str
+) -> tuple[np.ndarray, np.datetime64 | None, str | None]:
+    """Times as floats, and what they are counted from and in, where the column holds dates."""
+    if unit not in UNITS:
+        raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}.")
+    dates = _dates(column)
+    if dates is None:
+        if origin is not None:
+            raise ValueError(
+                f"origin must be left out where column {name!r} holds numbers; got {origin!r}."
+            )
+        when = _numbers(column, name)
+        absent = ~np.isfinite(when)
+    else:
+        absent = np.isnat(dates)
+        try:
+            start = dates[~absent].min() if origin is None else np.datetime64(origin, "us")
+        except ValueError as error:
+            raise ValueError(f"origin must be a date; got {origin!r}.") from error
+        origin = start
+        when = (dates - start) / UNITS[unit]
+    if absent.any():
+        row = int(np.flatnonzero(absent)[0])
+        raise ValueError(
+            f"column {name!r} must say when each row was observed; got {column.to_list()[row]!r} "
+            f"in row {row}."
+        )
+    return when, origin, None if dates is None else unit
+
+
+def _dates(column: nw.Series) -> np.ndarray | None:
+    """Dates and times in UTC, to the microsecond; None where the column holds none."""
+    if column.dtype == nw.Object:
+        entries = column.to_list()
+        # Dates in pandas are objects.
+        if not any(hasattr(entry, "isoformat") for entry in entries):
+            return None
+        return np.array(entries, dtype="datetime64[us]")
+    if column.dtype not in (nw.Date, nw.Datetime):
+        return None
+    if getattr(column.dtype, "time_zone", None):
+        column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return column.cast(nw.Datetime("us")).to_numpy().astype("datetime64[us]")

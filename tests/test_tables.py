@@ -1,0 +1,220 @@
+"""Nothing of a table is lost, and what cannot be read is refused by column and row."""
+
+import datetime as dt
+from decimal import Decimal
+
+import jax
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from np_latentode import Trajectories
+from np_latentode.tables import tidy_forecast
+
+ROWS = {
+    "patient": ["b", "a", "b", "a", "c", "b"],
+    "day": [3.0, 1.0, 0.5, 0.0, 2.0, 3.0],
+    "bili": [1.0, None, 2.0, 3.0, None, 4.0],
+    "chol": [None, 5.0, 6.0, None, None, 7.0],
+}
+COLUMNS = dict(id="patient", time="day", values=["bili", "chol"])
+
+
+@pytest.fixture(params=["pandas", "polars"])
+def make(request):
+    return {"pandas": pd.DataFrame, "polars": pl.DataFrame}[request.param]
+
+
+def same(ours, theirs):
+    for name in ("times", "values", "mask"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_rows_become_trajectories_sorted_by_time_in_the_order_of_first_rows(make):
+    ours = Trajectories.from_dataframe(make(ROWS), **COLUMNS)
+    nan = np.nan
+    same(
+        ours,
+        Trajectories.from_ragged(
+            [
+                ([0.5, 3.0, 3.0], [[2.0, 6.0], [1.0, nan], [4.0, 7.0]]),
+                ([0.0, 1.0], [[3.0, nan], [nan, 5.0]]),
+                ([], np.empty((0, 2))),
+            ]
+        ),
+    )
+    assert ours.labels is not None
+    assert ours.labels.ids == ("b", "a", "c")
+    assert ours.labels.features == ("bili", "chol")
+
+
+def test_the_order_of_rows_does_not_matter_but_within_one_id_and_time(make):
+    df = pd.DataFrame(ROWS)
+    shuffled = df.iloc[[5, 3, 0, 4, 2, 1]]
+    ours = Trajectories.from_dataframe(make(shuffled.to_dict("list")), **COLUMNS)
+    theirs = Trajectories.from_dataframe(make(ROWS), **COLUMNS)
+    assert sorted(ours.names.ids) == sorted(theirs.names.ids)
+    np.testing.assert_array_equal(ours.values.sum((1, 2)), theirs.values.sum((1, 2)))
+    np.testing.assert_array_equal(ours.times, theirs.times)
+
+
+@pytest.mark.parametrize("backend", ["pandas", "polars"])
+def test_a_table_that_went_out_comes_back_the_same(make, backend):
+    ours = Trajectories.from_dataframe(make(ROWS), **COLUMNS)[:2]
+    table = ours.to_dataframe(backend=backend)
+    assert list(table.columns) == ["patient", "day", "bili", "chol"]
+    assert len(table) == 5
+    again = Trajectories.from_dataframe(table, **COLUMNS)
+    same(again, ours)
+    assert again.labels == ours.labels
+
+
+def test_without_a_table_names_are_numbers():
+    table = Trajectories([[0.0, 1.0]], [[[1.0], [np.nan]]]).to_dataframe()
+    assert table.to_dict("list") == {"id": [0], "time": [0.0], "x_0": [1.0]}
+
+
+def test_labels_follow_what_is_selected_and_stay_outside_of_jax(make):
+    ours = Trajectories.from_dataframe(make(ROWS), **COLUMNS)
+    assert ours[1].names.ids == ("a",)
+    assert ours[-1].names.ids == ("c",)
+    assert ours[np.array([2, 0])].names.ids == ("c", "b")
+    assert ours[np.array([True, False, True])].names.ids == ("b", "c")
+    assert ours.before(1.0).names == ours.names
+    traced = []
+    jitted = jax.jit(lambda x: traced.append(0) or x.values.sum())
+    jitted(ours[:1])
+    jitted(ours[1:2])
+    assert len(traced) == 1
+    assert jax.tree.map(lambda x: x, ours).labels is None
+
+
+DATES = [dt.datetime(2020, 1, 1), dt.datetime(2020, 1, 2, 12), dt.datetime(2020, 1, 8)]
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"), [("D", [0, 1.5, 7]), ("h", [0, 36, 168]), ("W", [0, 1.5 / 7, 1])]
+)
+def test_dates_are_counted_in_the_unit_from_the_first_one(make, unit, expected):
+    df = make({"id": [1, 1, 1], "t": DATES, "x": [1.0, 2.0, 3.0]})
+    ours = Trajectories.from_dataframe(df, id="id", time="t", values="x", unit=unit)
+    np.testing.assert_allclose(ours.times[0], expected, rtol=1e-6)
+    later = Trajectories.from_dataframe(
+        df, id="id", time="t", values="x", unit=unit, origin=dt.datetime(2019, 12, 31)
+    )
+    step = {"D": 1, "h": 24, "W": 1 / 7}[unit]
+    np.testing.assert_allclose(later.times[0], np.array(expected) + step, rtol=1e-6)
+    back = pd.to_datetime(np.asarray(ours.to_dataframe()["t"]))
+    assert abs(back - pd.to_datetime(DATES)).max() < pd.Timedelta("1s")
+
+
+def test_days_and_datetimes_with_a_zone_are_dates_too():
+    days = [date.date() for date in DATES]
+    for df in (pd.DataFrame({"t": days}), pl.DataFrame({"t": days})):
+        table = (
+            df.assign(id=1, x=1.0) if isinstance(df, pd.DataFrame) else df.with_columns(id=1, x=1.0)
+        )
+        ours = Trajectories.from_dataframe(table, id="id", time="t", values=["x"])
+        np.testing.assert_array_equal(ours.times[0], [0, 1, 7])
+    zoned = pd.to_datetime(["2020-01-01 01:00+01:00", "2020-01-02 00:00+00:00"], utc=True)
+    df = pd.DataFrame({"t": zoned.tz_convert("Asia/Tokyo"), "id": 1, "x": 1.0})
+    ours = Trajectories.from_dataframe(df, id="id", time="t", values=["x"])
+    np.testing.assert_array_equal(ours.times[0], [0, 1])
+    assert ours.labels is not None
+    assert ours.labels.origin == np.datetime64("2020-01-01")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        np.array([1, 2], np.int16),
+        np.array([1.0, 2.0], np.float32),
+        pd.array([1, 2], dtype="Int64"),
+        [Decimal(1), Decimal(2)],
+        np.array([1.0, 2.0], object),
+    ],
+    ids=["int16", "float32", "nullable", "decimal", "object"],
+)
+def test_numbers_of_any_kind_are_numbers(column):
+    df = pd.DataFrame({"id": [0, 0], "t": [0, 1], "x": column})
+    ours = Trajectories.from_dataframe(df, id="id", time="t", values=["x"])
+    np.testing.assert_array_equal(ours.values[0, :, 0], [1, 2])
+
+
+def test_true_and_false_are_1_and_0_and_what_is_null_is_not_observed(make):
+    df = make({"id": [0, 0, 0], "t": [0, 1, 2], "x": [True, None, False], "y": [1.0, 1.0, 1.0]})
+    ours = Trajectories.from_dataframe(df, id="id", time="t", values=["x", "y"])
+    assert ours.values[0, :, 0].tolist() == [1, 0, 0]
+    assert ours.mask[0, :, 0].tolist() == [True, False, True]
+
+
+GOOD = {"id": [0, 0], "t": [0.0, 1.0], "x": [1.0, 2.0], "word": ["a", "b"]}
+BAD = {
+    "no table": (lambda make: [1, 2], {}, "df must be a data frame, .* got list"),
+    "no rows": (lambda make: make({k: [] for k in GOOD}), {}, "df must hold at least one row"),
+    "no column": (lambda make: make(GOOD), dict(time="when"), r"got \['when'\], and it has"),
+    "no values": (lambda make: make(GOOD), dict(values=[]), "one value at least"),
+    "one twice": (lambda make: make(GOOD), dict(values=["x", "t"]), "different columns"),
+    "text": (lambda make: make(GOOD), dict(values=["word"]), "column 'word' must hold .*'a'"),
+    "text for time": (lambda make: make(GOOD), dict(time="word"), "column 'word' must hold"),
+    "no id": (lambda make: make(GOOD | {"id": [0, None]}), {}, "'id' .* nothing in row 1"),
+    "no time": (lambda make: make(GOOD | {"t": [None, 1.0]}), {}, "'t' must say when .* in row 0"),
+    "infinite": (lambda make: make(GOOD | {"x": [1.0, np.inf]}), {}, "'x' .* got inf in row 1"),
+    "no unit": (
+        lambda make: make(GOOD),
+        dict(unit="Y"),
+        "unit must be one of W, D, h, m, s; got 'Y'",
+    ),
+    "an origin": (lambda make: make(GOOD), dict(origin="2020-01-01"), "origin must be left out"),
+    "no origin": (
+        lambda make: make(GOOD | {"t": DATES[:2]}),
+        dict(origin="soon"),
+        "origin must be a date; got 'soon'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("table", "changed", "message"), BAD.values(), ids=BAD.keys())
+def test_what_cannot_be_read_is_refused_by_column_and_row(make, table, changed, message):
+    with pytest.raises(ValueError, match=message):
+        Trajectories.from_dataframe(
+            table(make), **(dict(id="id", time="t", values=["x"]) | changed)
+        )
+
+
+def test_categories_are_refused():
+    df = pd.DataFrame({"id": [0, 0], "t": [0, 1], "x": pd.Categorical(["hi", "lo"])})
+    with pytest.raises(ValueError, match=r"column 'x' must hold numbers.*Categorical.*'hi'"):
+        Trajectories.from_dataframe(df, id="id", time="t", values=["x"])
+
+
+@pytest.mark.parametrize("backend", ["pandas", "polars"])
+def test_a_forecast_is_a_row_for_each_id_time_and_feature(make, backend):
+    context = Trajectories.from_dataframe(make(ROWS), **COLUMNS)
+    x = np.random.default_rng(0).normal(size=(100, 3, 4, 2))
+    table = tidy_forecast({"x": x}, np.arange(4.0), context.names, backend=backend)
+    assert list(table.columns) == [
+        "patient",
+        "day",
+        "feature",
+        "mean",
+        "sd",
+        "q0.05",
+        "q0.5",
+        "q0.95",
+    ]
+    table = pd.DataFrame({name: table[name].to_list() for name in table.columns})
+    assert len(table) == 3 * 4 * 2
+    one = table[(table.patient == "a") & (table.day == 2) & (table.feature == "chol")]
+    draws = x[:, 1, 2, 1]
+    expected = [draws.mean(), draws.std(), *np.quantile(draws, [0.05, 0.5, 0.95])]
+    np.testing.assert_allclose(one.iloc[0, 3:].to_numpy(float), expected)
+
+
+def test_a_forecast_of_others_is_refused():
+    names = Trajectories.from_dataframe(pd.DataFrame(ROWS), **COLUMNS).names
+    with pytest.raises(ValueError, match="draws must be of 3 trajectories and 2 features"):
+        tidy_forecast({"x": np.zeros((5, 2, 4, 2))}, np.arange(4.0), names)
+    with pytest.raises(ValueError, match="quantiles must lie between 0 and 1"):
+        tidy_forecast({"x": np.zeros((5, 3, 4, 2))}, np.arange(4.0), names, quantiles=[5.0, 95.0])
