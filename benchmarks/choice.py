@@ -77,7 +77,8 @@ def main() -> None:
             result, _ = run(svi, jax.random.key(seed), arguments.steps, train, progress=False)
             fitted = model, guide, result.params
             for scores, context, target in ((whole, fresh, None), (ahead, early, late)):
-                q = refine(key, *fitted, context).q
+                refine_key, key = jax.random.split(key)
+                q = refine(refine_key, *fitted, context).q
                 scores[name] = elpd(key, *fitted, context, target, q=q)
             print(seed, name, whole[name].elpd, ahead[name].elpd, flush=True)
         for title, scores in (("whole spirals", whole), ("forecasts", ahead)):

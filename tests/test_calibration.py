@@ -14,10 +14,20 @@ from arviz_stats import loo_pit
 from flax import nnx
 from scipy import stats
 
-from np_latentode import AmortizedGuide, GaussianLikelihood, LatentODE, Scaling, Trajectories
+from np_latentode import (
+    AmortizedGuide,
+    BernoulliLikelihood,
+    GaussianLikelihood,
+    LatentODE,
+    PoissonLikelihood,
+    Scaling,
+    StandardNormal,
+    Trajectories,
+)
 from np_latentode.calibration import calibration, simulation_ranks
 from np_latentode.diagnostics import to_datatree
-from np_latentode.importance import elpd, importance
+from np_latentode.importance import _smooth, elpd, importance
+from np_latentode.plots import plot_calibration
 
 NOISE, NUM, NUM_TIMES = 0.5, 300, 6
 SCALING = Scaling.identity(2)
@@ -111,7 +121,8 @@ def test_the_gap_is_the_kl_to_the_posterior(scale):
     kl = 2 * (0.5 * (scale**2 - 1) - np.log(scale))
     loss = LOG_EVIDENCE - report.elbo
     np.testing.assert_allclose(loss.mean(), kl, rtol=0.03)
-    assert np.all(report.bound <= LOG_EVIDENCE + 0.4)
+    # A bound on average: of 2,000 weights the mean is off by the deviation of one / sqrt(2,000).
+    assert np.mean(report.bound - LOG_EVIDENCE) < 0.01
     # The bound closes most of it.
     assert np.abs(report.bound - LOG_EVIDENCE).mean() < 0.3 * kl
 
@@ -181,6 +192,18 @@ def test_a_trajectory_of_which_nothing_is_known_is_no_surprise():
     np.testing.assert_allclose(np.asarray(score.elpd_i), 0, atol=0.1)
 
 
+def test_weights_of_which_some_are_nothing_are_told_from_perfect_ones():
+    rng = np.random.default_rng(0)
+    few, some = np.full((2, 1_000), -np.inf)
+    few[:50], some[:990] = rng.normal(size=50), 0.5
+    columns = np.stack([np.full(1_000, -np.inf), few, some, np.zeros(1_000)], axis=1)
+    smoothed, pareto_k, log_mean = _smooth(columns)
+    np.testing.assert_array_equal(pareto_k, [np.inf, np.inf, 0, 0])
+    exact = [-np.inf, np.log(np.exp(few).mean()), 0.5 + np.log(0.99), 0]
+    np.testing.assert_allclose(log_mean, exact, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(np.exp(smoothed[:, 1:]).sum(0), 1)
+
+
 @pytest.fixture(scope="module")
 def leave_one_out():
     """az.loo of draws from an exact guide, and the closed form for each observation."""
@@ -244,7 +267,9 @@ def test_scores_are_those_of_the_exact_forecast(calibrated):
     crps = scale * (u * (2 * stats.norm.cdf(u) - 1) + 2 * stats.norm.pdf(u) - 1 / np.sqrt(np.pi))
     np.testing.assert_allclose(np.nanmean(calibrated.crps), crps[mask].mean(), rtol=0.01)
     log_scores = -stats.norm.logpdf(x, loc[:, None], scale)[mask]
-    np.testing.assert_allclose(np.nanmean(calibrated.log_score), log_scores.mean(), rtol=0.05)
+    # Of 500 draws the mean density is off by some percent, and its log never too large.
+    np.testing.assert_allclose(np.nanmean(calibrated.log_score), log_scores.mean(), rtol=0.01)
+    np.testing.assert_allclose(calibrated.log_score[mask], log_scores, atol=0.5)
     assert (np.isnan(calibrated.pit) == ~mask).all()
     np.testing.assert_allclose(calibrated.pit[mask], stats.norm.cdf(u)[mask], atol=0.12)
 
@@ -278,10 +303,64 @@ def test_a_guide_that_is_off_does_not_rank_uniformly(off):
     assert simulation_ranks(KEY, MODEL, make_guide(**off), {}, DATA).p_value.max() < 1e-3
 
 
-def test_a_misplaced_prior_does_not_rank_uniformly():
-    # The guide is exact for a prior around 0.
+def test_a_guide_for_another_prior_does_not_rank_uniformly():
+    # It is exact for a prior around 0.
     ranks = simulation_ranks(KEY, make_model(prior_loc=3.0), make_guide(), {}, DATA)
     assert ranks.p_value.max() < 1e-3
+
+
+def flags(likelihood, decoded):
+    """A model whose forecasts are the same whatever z0 is, and its guide."""
+
+    def constant():
+        return lambda z: jnp.full((*z.shape[:-1], 1), decoded)
+
+    def encoder():
+        return lambda times, values, mask: jnp.zeros((len(times), 2))
+
+    def posterior():
+        return lambda features: dist.Normal(0 * features, 1.0).to_event(1)
+
+    scaling = Scaling.identity(1)
+    model = LatentODE(
+        Still(), constant, prior=StandardNormal(2), scaling=scaling, likelihood=likelihood
+    )
+    return model, AmortizedGuide(encoder, posterior, scaling=scaling)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "decoded", "exact"),
+    [
+        (BernoulliLikelihood(), -0.5, stats.bernoulli(1 / (1 + np.exp(0.5)))),
+        (PoissonLikelihood(), -1.2, stats.poisson(np.exp(-1.2))),
+    ],
+    ids=["bits", "counts"],
+)
+def test_bits_and_counts_have_scores_and_bands_too(likelihood, decoded, exact):
+    model, guide = flags(likelihood, decoded)
+    x = exact.rvs((200, 4, 1), random_state=0).astype(float)
+    data = Trajectories(np.tile(np.arange(4.0), (200, 1)), x)
+    found = calibration(KEY, model, guide, {}, data, data)
+    np.testing.assert_allclose(found.log_score, -exact.logpmf(x), rtol=1e-4)
+    for level, share in zip(found.levels, found.coverage, strict=True):
+        assert abs(share - level) < 5 * np.sqrt(level * (1 - level) / x.size)
+    report = importance(KEY, model, guide, {}, data, num_samples=30)
+    np.testing.assert_allclose(report.bound, exact.logpmf(x).sum((1, 2)), rtol=1e-3)
+    with pytest.raises(ValueError, match=r"context must be .* got 2.5"):
+        importance(KEY, model, guide, {}, Trajectories(data.times, x + 2.5))
+
+
+@pytest.mark.parametrize(("scale", "inside"), [(1.0, True), (0.3, False)])
+def test_the_ecdf_stays_within_its_bands_if_and_only_if_forecasts_are_right(scale, inside):
+    model = make_model(noise=NOISE * scale)
+    figure = plot_calibration(calibration(KEY, model, make_guide(scale=scale), {}, CONTEXT, TARGET))
+    axis = figure.axes[1]
+    ecdf = np.asarray(axis.get_lines()[0].get_xydata())
+    corners = axis.collections[0].get_paths()[0].vertices
+    above, below = (edge(corners[:, 1]) for edge in (np.max, np.min))
+    assert (np.abs(ecdf[:, 1]).max() < min(above, -below)) == inside
+    shares = [float(height) for height in axis.figure.axes[2].get_lines()[1].get_ydata()]
+    assert (abs(shares[2] - 0.9) < 0.05) == inside
 
 
 BAD = {
@@ -299,7 +378,15 @@ BAD = {
     ),
     "another target": (
         lambda: calibration(KEY, MODEL, make_guide(), {}, DATA, DATA[:3]),
-        "target must be Trajectories, as many as",
+        "target must have as many trajectories as the context, 300; got 3",
+    ),
+    "nothing to forecast": (
+        lambda: calibration(KEY, MODEL, make_guide(), {}, DATA, DATA.before(-1.0)),
+        "target must hold at least one observation; got none",
+    ),
+    "a list": (
+        lambda: simulation_ranks(KEY, MODEL, make_guide(), {}, [1.0]),
+        "like must be Trajectories; got list",
     ),
     "few weights": (
         lambda: importance(KEY, MODEL, make_guide(), {}, DATA, num_samples=10),

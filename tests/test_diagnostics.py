@@ -113,7 +113,7 @@ def test_the_energy_distance_is_the_closed_form():
 
 def test_a_unit_that_carries_nothing_is_not_active():
     x = np.random.default_rng(0).normal(size=(500, 2)) * np.array([1.0, 0.0])
-    report = gaussianization(jax.random.key(0), *still_model(0.2), {}, at(x))
+    report = gaussianization(jax.random.key(0), *still_model(1.0), {}, at(x))
     assert (report.activity > 0.01).tolist() == [True, False]
     assert "1 of 2 units active" in str(report)
 
@@ -252,6 +252,9 @@ def test_draws_of_the_exact_posterior_take_the_place_of_the_guides(fit):
     assert tree.log_likelihood["x"].shape[:2] == (2, 30)
     assert tree.prior["z0"].shape[:2] == (1, 60)
     assert tree.sample_stats["diverging"].dims == ("chain", "draw", "trajectory")
+    bare = az.from_dict({"posterior": {"z0": draws}}, dims={"z0": ["trajectory", "latent"]})
+    without = to_datatree(KEY, model, guide, params, train, exact=bare, num_samples=60)
+    assert "sample_stats" not in without.children
     with pytest.raises(ValueError, match=r"exact must hold draws of z0.* 3; got .*'trajectory': 8"):
         to_datatree(KEY, model, guide, params, train[:3], exact=exact)
 

@@ -29,9 +29,11 @@ from np_latentode import (
     Solver,
     StandardNormal,
     Trajectories,
+    exact,
+    posterior,
 )
 from np_latentode.amortization import amortization
-from np_latentode.exact import convergence, exact_posterior
+from np_latentode.exact import convergence, enough_steps, exact_posterior
 from np_latentode.refinement import refine
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -76,14 +78,9 @@ class Problem:
         return params_of(self.truth) | {"posterior$params": {"shift": shift, "scale": scale}}
 
     def nuts(self, data, *, params=None, seed=0):
-        return exact_posterior(
-            jax.random.key(seed),
-            self.model,
-            self.params if params is None else params,
-            data,
-            guide=self.guide,
-            **DRAWS,
-        )
+        params = self.params if params is None else params
+        q = posterior(self.guide, params, data)
+        return exact_posterior(jax.random.key(seed), self.model, params, data, q=q, **DRAWS)
 
     def refine(self, data, name="exact"):
         return refine(jax.random.key(1), self.model, self.guide, self.with_guide(name), data)
@@ -186,6 +183,19 @@ def test_the_networks_are_those_of_params(problem, tree):
     flipped = problem.nuts(problem.data, params=other)
     mean, sd = exact_moments(problem, problem.data)
     assert_moments(flipped, -mean, sd)
+
+
+def test_chains_that_have_not_converged_go_on_and_those_that_have_stay(problem, monkeypatch):
+    monkeypatch.setattr(exact, "NUM_REPEATS", 0)
+    once = problem.nuts(problem.data)
+    first = convergence(once).rhat.max(-1)
+    limit = float(np.sort(first)[-2:].mean())
+    monkeypatch.setattr(exact, "NUM_REPEATS", 1)
+    monkeypatch.setattr(exact, "CONVERGED", limit)
+    longer = problem.nuts(problem.data)
+    same = (longer["posterior"]["z0"] == once["posterior"]["z0"]).all(("chain", "draw", "latent"))
+    np.testing.assert_array_equal(same, first <= limit)
+    assert_moments(longer, *exact_moments(problem, problem.data))
 
 
 def test_convergence_prints_the_worst(tree):
@@ -330,7 +340,7 @@ class Explosion:
             self.model,
             params_at(loc, scale),
             self.data,
-            guide=self.guide,
+            q=posterior(self.guide, params_at(loc, scale), self.data),
             **DRAWS,
         )
 
@@ -474,7 +484,9 @@ def test_a_support_of_fewer_dimensions_is_sampled_across_the_cut_of_its_angle():
     angles = np.array([np.pi, 0.5, -3.0])
     points = np.stack([np.cos(angles), np.sin(angles)], axis=-1)[:, None]
     data = Trajectories(np.zeros((3, 1)), points)
-    tree = exact_posterior(jax.random.key(0), model, {}, data, guide=guide, **DRAWS)
+    tree = exact_posterior(
+        jax.random.key(0), model, {}, data, q=posterior(guide, {}, data), **DRAWS
+    )
     local = refine(jax.random.key(1), model, guide, {}, data)
     draws = {
         "nuts": np.asarray(tree["posterior"]["z0"], float).reshape(-1, 3, 2),
@@ -517,6 +529,12 @@ def test_counts_of_the_sampler_must_be_positive(problem, untyped, name, count):
         )
 
 
+def test_a_distribution_that_is_not_over_z0_is_refused(problem, untyped):
+    for q, came in ((dist.Normal(0.0, 1.0), r"\(\)"), (problem.guide, "AmortizedGuide")):
+        with pytest.raises(ValueError, match=rf"^q must be over z0, .* \({NUM}, 2\); got {came}"):
+            exact_posterior(jax.random.key(0), problem.model, problem.params, problem.data, q=q)
+
+
 @pytest.mark.parametrize("name", ["num_steps", "num_particles"])
 def test_counts_of_the_refinement_must_be_positive(problem, name):
     with pytest.raises(ValueError, match=rf"^{name} must be a positive integer; got 0\.$"):
@@ -547,6 +565,12 @@ def test_a_context_that_is_none_is_refused(problem, untyped):
     ):
         with pytest.raises(ValueError, match=r"^context must be Trajectories; got list"):
             run()
+
+
+def test_where_nothing_was_observed_before_t0_no_steps_are_needed(problem):
+    nothing = Trajectories.from_ragged([((), ())], num_features=problem.data.num_features)
+    assert problem.truth.scaling.t0 > 0
+    assert enough_steps(problem.model, nothing) == 1
 
 
 @pytest.mark.parametrize(

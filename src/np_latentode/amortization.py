@@ -14,7 +14,7 @@ from xarray import DataTree
 from np_latentode.exact import Convergence, check_exact, convergence
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.plate import check_call, check_counts
+from np_latentode.plate import check_counts, check_data
 from np_latentode.prediction import decode, observed_times, posterior
 from np_latentode.refinement import Refined
 from np_latentode.trajectories import Trajectories
@@ -82,13 +82,9 @@ def amortization(
         ValueError: naming the argument, the rule and what came.
     """
     check_counts(num_moments=num_moments, num_samples=num_samples)
-    if not isinstance(target, Trajectories):
-        raise ValueError(f"target must be Trajectories; got {type(target).__name__}.")
-    check_call(context, target, batch_size=None, kl_weight=1.0, scaling=model.scaling)
+    check_data(model, context, target, targets=True)
     nuts = np.asarray(check_exact(exact, context)["posterior"]["z0"], dtype=float)
     nuts = nuts.reshape(-1, *nuts.shape[2:])
-    if not bool(target.mask.any()):
-        raise ValueError("target must hold at least one observation; got none.")
     guide_key, refined_key, pick_key, x_key = jax.random.split(rng_key, 4)
     z0 = {"guide": posterior(guide, params, context).sample(guide_key, (num_moments,))}
     if refined is not None:

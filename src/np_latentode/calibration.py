@@ -11,11 +11,19 @@ import numpy as np
 import scoringrules
 from arviz_stats.base.array import array_stats
 from jaxtyping import Array
+from scipy.special import logsumexp
 
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.plate import check_counts
-from np_latentode.prediction import decode, forecast, observed_times, posterior, prior
+from np_latentode.plate import check_context, check_counts, check_data
+from np_latentode.prediction import (
+    decode,
+    forecast,
+    log_likelihood,
+    observed_times,
+    posterior,
+    prior,
+)
 from np_latentode.trajectories import Trajectories
 
 __all__ = ["Calibration", "SimulationRanks", "calibration", "simulation_ranks"]
@@ -31,7 +39,8 @@ class Calibration:
     where it was not observed. `pit` is the share of draws below the observation, uniform where
     forecasts are right; the continuous ranked probability score is in the feature's unit, and the
     logarithmic score is -log of the forecast's density: less is better in both. `coverage` is the
-    share of observations within the central bands of `levels`.
+    share of observations within the central bands of `levels`, whose ends, where the feature
+    counts, hold only so much of their probability as makes up the level.
     """
 
     levels: tuple[float, ...]
@@ -85,22 +94,18 @@ def calibration(
         raise ValueError(f"levels must be numbers between 0 and 1; got {levels}.")
     if not (isinstance(num_samples, int) and num_samples >= 2):
         raise ValueError(f"num_samples must be an integer of at least 2; got {num_samples!r}.")
-    if not isinstance(target, Trajectories) or len(target) != len(context):
-        raise ValueError(
-            f"target must be Trajectories, as many as the context's {len(context)}; got {target!r}."
-        )
+    check_data(model, context, target, targets=True)
     forecast_key, tie_key = jax.random.split(rng_key)
-    draws = np.asarray(
-        forecast(
-            forecast_key,
-            model,
-            guide,
-            params,
-            context,
-            observed_times(model, target),
-            num_samples=num_samples,
-        )["x"]
+    forecasts = forecast(
+        forecast_key,
+        model,
+        guide,
+        params,
+        context,
+        observed_times(model, target),
+        num_samples=num_samples,
     )
+    draws = np.asarray(forecasts["x"])
     mask, x = np.asarray(target.mask), np.asarray(target.values)
 
     def where_observed(scores: np.ndarray) -> np.ndarray:
@@ -111,15 +116,15 @@ def calibration(
     share = np.asarray(jax.random.uniform(tie_key, x.shape))
     pit = where_observed((below + share * (ties + 1)) / (num_samples + 1))
     inside = np.abs(pit[mask] - 0.5) <= np.array(levels)[:, None] / 2
-    spread = draws.std(0) > 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_score = scoringrules.logs_ensemble(x, draws, m_axis=0)
+    # The density of a forecast is known, a mixture over z0, and need not be guessed from draws.
+    log_liks = np.asarray(log_likelihood(model, params, forecasts["z0"], target), float)
+    log_density = logsumexp(log_liks, axis=0) - np.log(num_samples)
     return Calibration(
         levels=levels,
         coverage=inside.mean(-1),
         pit=pit,
         crps=where_observed(scoringrules.crps_ensemble(x, draws, m_axis=0)),
-        log_score=np.where(mask & spread, log_score, np.nan),
+        log_score=where_observed(-log_density),
     )
 
 
@@ -167,6 +172,7 @@ def simulation_ranks(
         ValueError: naming the argument, the rule and what came.
     """
     check_counts(num_samples=num_samples)
+    check_context(like, model.scaling, name="like")
     z0_key, x_key, draw_key, tie_key = jax.random.split(rng_key, 4)
     z0 = jnp.asarray(prior(model, params).sample(z0_key, (len(like),)))
     x = decode(x_key, model, params, z0[None], observed_times(model, like))["x"][0]

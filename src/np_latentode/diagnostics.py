@@ -18,7 +18,7 @@ from scipy.spatial.distance import cdist, pdist
 from np_latentode.exact import check_exact
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.plate import check_context, check_counts, prediction_times
+from np_latentode.plate import check_counts, check_data, prediction_times
 from np_latentode.prediction import (
     check_params,
     decode,
@@ -56,7 +56,9 @@ def to_datatree(
     and `predictions_constant_data`; `constant_data`, parameters with a name of their own, such as
     `noise_scale`. All but z0 is in original units.
 
-    `az.loo` of it leaves out one observation at a time, and `elpd` one trajectory.
+    `az.loo` of it leaves out one observation at a time, and `elpd` one trajectory. What `az.loo`
+    and `az.plot_loo_pit` say holds for draws from the posterior itself: where the guide is narrow,
+    and Pareto k of `importance` large, hand over `exact`.
 
     Args:
         rng_key: a key.
@@ -73,11 +75,14 @@ def to_datatree(
         ValueError: naming the argument, the rule and what came.
     """
     check_counts(num_samples=num_samples)
-    check_context(trajectories, model.scaling)
+    check_data(model, trajectories)
     check_params(params, model, guide)
     names = trajectories.names
     features = _names("feature_names", feature_names, names.features, "features")
     ids = _names("trajectory_names", trajectory_names, names.ids, "trajectories")
+    at = None
+    if times is not None:
+        at = prediction_times(times, len(trajectories), model.scaling, name="times")
     z0_key, prior_key, x_key, before_key, future_key = jax.random.split(rng_key, 5)
     if exact is None:
         z0 = posterior(guide, params, trajectories).sample(z0_key, (1, num_samples))
@@ -106,11 +111,10 @@ def to_datatree(
         "constant_data": {k: np.asarray(v) for k, v in params.items() if not k.endswith("$params")},
     }
     shared, per_time = {}, ["trajectory", "time", "feature"]
-    if times is not None:
-        at = prediction_times(times, len(trajectories), model.scaling, name="times")
+    if at is not None:
         groups["predictions"] = predict(future_key, z0, at)
         groups["predictions_constant_data"] = {"times": np.asarray(at)}
-        if np.ndim(times) == 1:
+        if np.ndim(np.asarray(times)) == 1:
             shared["time"] = np.asarray(at[0])
     tree = arviz_base.from_dict(
         groups,
@@ -137,7 +141,7 @@ def to_datatree(
     for group in PER_OBSERVATION:
         coords = {name: ("observation", values) for name, values in where.items()}
         tree[group] = xarray.DataTree(tree[group].to_dataset().assign_coords(coords))
-    if exact is not None:
+    if exact is not None and "sample_stats" in exact.children:
         stats = exact["sample_stats"].to_dataset().assign_coords(trajectory=ids)
         tree["sample_stats"] = xarray.DataTree(stats)
     return tree
@@ -227,10 +231,11 @@ def gaussianization(
         num_points: how many of the draws, one a trajectory, the KL terms are averaged over.
 
     Raises:
-        ValueError: if num_points is not positive.
+        ValueError: if num_points is not positive, or there is one trajectory only.
     """
-    if num_points < 1:
-        raise ValueError(f"num_points must be positive; got {num_points}.")
+    check_counts(num_points=num_points)
+    if len(trajectories) < 2:
+        raise ValueError(f"trajectories must be at least 2; got {len(trajectories)}.")
     draw_key, pick_key, mean_key, prior_key = jax.random.split(rng_key, 4)
     q = posterior(guide, params, trajectories)
     z = q.sample(draw_key)
@@ -248,7 +253,9 @@ def gaussianization(
     gap = np.asarray(log_q - log_p)
     draws = np.asarray(z, dtype=np.float64)
     standard = (draws - draws.mean(0)) / draws.std(0)
-    means = np.asarray(q.sample(mean_key, (30,)), np.float64).mean(0)
+    several = np.asarray(q.sample(mean_key, (30,)), np.float64)
+    # Of the variance of means over trajectories, what is left of the draws within each.
+    noise = several.var(0, ddof=1).mean(0) / len(several)
     others = np.asarray(p.sample(prior_key, (min(n, num_points),)), np.float64)
     distance, distance_error = _energy_distance(draws[np.asarray(picked)], others)
     return GaussianizationReport(
@@ -260,7 +267,7 @@ def gaussianization(
         standard_error=float(gap.std() / np.sqrt(len(gap))),
         energy_distance=distance,
         energy_distance_error=distance_error,
-        activity=means.var(0),
+        activity=several.mean(0).var(0, ddof=1) - noise,
         mean=draws.mean(0),
         sd=draws.std(0),
         skew=(standard**3).mean(0),

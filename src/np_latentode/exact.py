@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import numpyro.handlers as handlers
+from arviz_stats.base.array import array_stats
 from arviz_stats.sampling_diagnostics import ess, rhat
 from jaxtyping import Array, Float
 from numpyro.distributions.transforms import Transform, biject_to
@@ -23,15 +24,15 @@ from numpyro.infer.util import ParamInfo, compute_log_probs
 from tqdm import tqdm
 from xarray import DataTree
 
-from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.plate import check_context, check_counts
-from np_latentode.prediction import check_params, posterior
+from np_latentode.plate import check_counts, check_data
+from np_latentode.prediction import check_params, observed_times
 from np_latentode.trajectories import Trajectories
 
 __all__ = [
     "Convergence",
     "check_exact",
+    "check_q",
     "convergence",
     "enough_steps",
     "exact_posterior",
@@ -52,6 +53,12 @@ STATISTICS = {
 STEPS_AT_ONCE = 100
 """Between two looks at the progress bar."""
 
+TARGET_ACCEPT = 0.9
+"""Of spirals' narrow posteriors: a fifth of the divergences of 0.8."""
+
+CONVERGED, NUM_REPEATS = 1.01, 2
+"""R-hat that chains should not exceed (Vehtari et al. 2021), and how often those that do go on."""
+
 NUM_STARTS = 10
 """How often a chain may look for a place to start, as in NumPyro's own initialisation."""
 
@@ -62,9 +69,9 @@ def exact_posterior(
     params: dict,
     context: Trajectories,
     *,
-    guide: AmortizedGuide | None = None,
+    q: dist.Distribution | None = None,
     num_warmup: int = 500,
-    num_samples: int = 1_500,
+    num_samples: int = 1_000,
     num_chains: int = 4,
     max_tree_depth: int = 3,
     progress: bool = True,
@@ -75,15 +82,18 @@ def exact_posterior(
 
     with T the map from NumPyro's unconstrained space to the prior's support. The No-U-Turn sampler
     (Hoffman & Gelman 2014) moves w. Given the networks trajectories are independent: every chain of
-    every trajectory adapts on its own, and all run side by side. The log density is the model's,
+    every trajectory adapts on its own, and all run side by side. Chains of trajectories whose R-hat
+    exceeds 1.01 go on, at most twice, warmed up anew, each time twice as long and with deeper
+    trees; of their draws every second is kept, then every fourth. The log density is the model's,
     and minus infinity where the ODE cannot be solved.
 
     Args:
         rng_key: a key.
         model, params: as fitted.
         context: what is known of each trajectory.
-        guide: fitted with `params`. Its moments give loc and scale_tril, and chains start at its
-            draws. Default: they start at draws from the prior, and w is unconstrained z0 itself.
+        q: over z0, one a trajectory: `posterior(guide, params, context)`, or `refine(...).q`. Its
+            moments give loc and scale_tril, and chains start at its draws. Default: they start at
+            draws from the prior, and w is unconstrained z0 itself.
         num_warmup: steps that adapt and are thrown away, a chain.
         num_samples: steps that are kept, a chain.
         num_chains: chains of each trajectory.
@@ -105,28 +115,64 @@ def exact_posterior(
         num_chains=num_chains,
         max_tree_depth=max_tree_depth,
     )
-    check_context(context, model.scaling)
-    max_steps, num_steps = enough_steps(model, context), num_warmup + num_samples
-    sampler = model, params, max_steps, num_warmup, max_tree_depth
-    state, lanes = _start(rng_key, context, guide, num_chains, *sampler)
-    at_once, draws = math.gcd(num_steps, STEPS_AT_ONCE), []
-    with tqdm(total=num_steps, disable=not progress, desc="NUTS", unit="step") as bar:
-        for _ in range(num_steps // at_once):
-            state, some = _advance(state, lanes, at_once, *sampler)
-            draws.append(jax.device_get(some))
-            bar.update(at_once)
-
-    def arranged(*some: np.ndarray) -> np.ndarray:
-        """From (draw, lane, ...) to (chain, draw, trajectory, ...)."""
-        kept = np.concatenate(some)[num_warmup:]
-        return np.moveaxis(kept.reshape(-1, num_chains, len(context), *kept.shape[2:]), 0, 1)
-
-    z0, statistics = jax.tree.map(arranged, *draws)
+    check_data(model, context)
+    fixed = model, params, enough_steps(model, context)
+    tuned = num_warmup, max_tree_depth
+    start_key, *again_keys = jax.random.split(rng_key, 1 + NUM_REPEATS)
+    state, lanes = _start(
+        start_key, context, check_q(q, model, context), num_chains, *fixed, *tuned
+    )
+    state, draws = _run(state, lanes, num_samples, *fixed, *tuned, progress=progress)
+    for repeat, again_key in enumerate(again_keys, start=1):
+        z0 = draws["z0"].reshape(num_samples, num_chains, len(context), -1)
+        rhats: Any = array_stats.rhat(z0, chain_axis=1, draw_axis=0)
+        # All chains of a trajectory, or none.
+        unsure = np.flatnonzero(np.tile(rhats.max(-1) > CONVERGED, num_chains))
+        if not len(unsure):
+            break
+        longer, some = 2**repeat, _at(unsure, lanes)
+        tuned = longer * num_warmup, max_tree_depth + repeat
+        begun = _again(again_key, _at(unsure, state), some, *fixed, *tuned)
+        ended, more = _run(begun, some, longer * num_samples, *fixed, *tuned, progress=progress)
+        state = _replaced(unsure, state, ended)
+        for name, values in more.items():
+            draws[name][:, unsure] = values[::longer]
+    groups = {
+        name: np.moveaxis(
+            values.reshape(num_samples, num_chains, len(context), *values.shape[2:]), 0, 1
+        )
+        for name, values in draws.items()
+    }
+    groups["lp"] *= -1
     names = ["trajectory"]
     return arviz_base.from_dict(
-        {"posterior": {"z0": z0}, "sample_stats": statistics | {"lp": -statistics["lp"]}},
+        {"posterior": {"z0": groups.pop("z0")}, "sample_stats": groups},
         dims={"z0": [*names, "latent"]} | dict.fromkeys(STATISTICS.values(), names),
     )
+
+
+def _at(lanes: np.ndarray, tree: Any) -> Any:
+    return jax.tree.map(lambda array: array[lanes], tree)
+
+
+def _replaced(lanes: np.ndarray, tree: Any, new: Any) -> Any:
+    return jax.tree.map(lambda array, some: array.at[lanes].set(some), tree, new)
+
+
+def _run(
+    state: Any, lanes: _Lane, num_samples: int, *sampler: Any, progress: bool
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Warms lanes up and draws from them: the last state, and draws of shape (draw, lane, ...)."""
+    *_, num_warmup, _ = sampler
+    num_steps = num_warmup + num_samples
+    at_once, parts = math.gcd(num_steps, STEPS_AT_ONCE), []
+    name = f"NUTS, {len(lanes.loc)} chains"
+    with tqdm(total=num_steps, disable=not progress, desc=name, unit="step") as bar:
+        for _ in range(num_steps // at_once):
+            state, some = _advance(state, lanes, at_once, *sampler)
+            parts.append(jax.device_get(some))
+            bar.update(at_once)
+    return state, {n: np.concatenate([p[n] for p in parts])[num_warmup:] for n in parts[0]}
 
 
 class _Lane(NamedTuple):
@@ -149,19 +195,24 @@ def _kernel(lane: _Lane, fitted: Any, to_support: Transform, depth: int) -> tupl
         log_density = log_joint(fitted, lane.trajectory, z0[None])[0]
         return -log_density - to_support.log_abs_det_jacobian(u, z0)
 
-    return NUTS(potential_fn=potential, dense_mass=True, max_tree_depth=depth), potential, place
+    kernel = NUTS(
+        potential_fn=potential,
+        dense_mass=True,
+        max_tree_depth=depth,
+        target_accept_prob=TARGET_ACCEPT,
+    )
+    return kernel, potential, place
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 6, 7, 8))
-def _start(rng_key, context, guide, num_chains, model, params, max_steps, num_warmup, depth):
+@partial(jax.jit, static_argnums=(3, 4, 6, 7, 8))
+def _start(rng_key, context, q, num_chains, model, params, max_steps, num_warmup, depth):
     start_key, moments_key, run_key = jax.random.split(rng_key, 3)
     fitted, prior = with_networks_fixed(model, params, context, max_steps)
     to_support = biject_to(prior.support)
-    if guide is None:
+    if q is None:
         q, loc = prior, jnp.zeros(to_support.inverse_shape(prior.shape()))
         scale_tril = jnp.broadcast_to(jnp.eye(loc.shape[-1]), (*loc.shape, loc.shape[-1]))
     else:
-        q = posterior(guide, params, context)
         loc, scale_tril = whitening(moments_key, q, to_support)
     u = to_support.inv(q.sample(start_key, (num_chains, NUM_STARTS)))
     solve = partial(jax.scipy.linalg.solve_triangular, lower=True)
@@ -187,6 +238,20 @@ def _start(rng_key, context, guide, num_chains, model, params, max_steps, num_wa
     return jax.vmap(start)(jax.random.split(run_key, len(starts)), starts, lanes), lanes
 
 
+@partial(jax.jit, static_argnums=(3, 5, 6, 7))
+def _again(rng_key, states, lanes, model, params, max_steps, num_warmup, depth):
+    """The same lanes where they are, to be warmed up anew."""
+    one = jax.tree.map(lambda array: array[0], lanes.trajectory)
+    fitted, prior = with_networks_fixed(model, params, one, max_steps)
+
+    def start(rng_key, state, lane):
+        kernel, _, _ = _kernel(lane, fitted, biject_to(prior.support), depth)
+        place = ParamInfo(state.z, state.potential_energy, state.z_grad)
+        return kernel.init(rng_key, num_warmup, place)
+
+    return jax.vmap(start)(jax.random.split(rng_key, len(lanes.loc)), states, lanes)
+
+
 @partial(jax.jit, static_argnums=(2, 3, 5, 6, 7))
 def _advance(states, lanes, num_steps, model, params, max_steps, num_warmup, depth):
     one = jax.tree.map(lambda array: array[0], lanes.trajectory)
@@ -200,7 +265,8 @@ def _advance(states, lanes, num_steps, model, params, max_steps, num_warmup, dep
             state.rng_key, num_warmup, ParamInfo(state.z, state.potential_energy, state.z_grad)
         )
         state = kernel.sample(state, (), {})
-        return state, (place(state.z), {name: getattr(state, f) for f, name in STATISTICS.items()})
+        read = {name: getattr(state, field) for field, name in STATISTICS.items()}
+        return state, read | {"z0": place(state.z)}
 
     # Under vmap, the batches of one are one solve.
     return jax.lax.scan(lambda states, _: jax.vmap(step)(states, lanes), states, length=num_steps)
@@ -260,12 +326,25 @@ def check_exact(exact: DataTree, context: Trajectories) -> DataTree:
     return exact
 
 
+def check_q[Q: dist.Distribution | None](q: Q, model: LatentODE, context: Trajectories) -> Q:
+    """Refuses a distribution that is not over z0, one a trajectory.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    shape = (len(context), model.latent_dim)
+    if q is not None and (not isinstance(q, dist.Distribution) or q.shape() != shape):
+        came = q.shape() if isinstance(q, dist.Distribution) else type(q).__name__
+        raise ValueError(f"q must be over z0, one a trajectory, shape {shape}; got {came}.")
+    return q
+
+
 def enough_steps(model: LatentODE, context: Trajectories) -> int:
     """How large `max_steps` has to be: a solver's buffer costs more than the steps it takes."""
     solver = model.solver
     if solver.dt0 is None or not isinstance(solver.controller, diffrax.ConstantStepSize):
         return solver.max_steps
-    end = float(model.scaling.scale_times(context.times).max())
+    end = float(model.scaling.scale_times(observed_times(model, context)).max())
     needed = math.ceil(end / solver.dt0) + 1
     # A power of two, as another number is another program to compile.
     return min(solver.max_steps, 2 ** math.ceil(math.log2(needed)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,11 +17,11 @@ from numpyro.infer import log_likelihood
 from scipy.special import logsumexp
 from xarray import DataArray
 
-from np_latentode.exact import enough_steps, log_joint, with_networks_fixed
+from np_latentode.exact import check_q, enough_steps, log_joint, with_networks_fixed
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.plate import check_call, check_context, check_counts
-from np_latentode.prediction import posterior
+from np_latentode.plate import check_counts, check_data
+from np_latentode.prediction import draw_and_score, posterior
 from np_latentode.trajectories import Trajectories
 
 __all__ = ["ImportanceReport", "elpd", "importance"]
@@ -34,9 +35,10 @@ class ImportanceReport:
     """What importance weights p(x, z0) / q(z0 | x) say of a guide; one entry a trajectory.
 
     `pareto_k` up to 0.5 is good (0 where all weights agree), and above 0.7 the guide misses part of
-    the posterior. `elbo` is E_q[log weight] and `bound` the log of the mean weight, both lower
-    bounds of log p(x), the second one tight where the guide is any good (Burda et al. 2016); `gap`
-    is what the guide loses.
+    the posterior; it is infinite where too few weights are positive to tell. `elbo` is E_q[log
+    weight] and `bound` the log of the mean weight, both lower bounds of log p(x) in expectation,
+    the second one tight where the guide is any good (Burda et al. 2016); `gap` is what the guide
+    loses.
     """
 
     num_samples: int
@@ -83,9 +85,11 @@ def importance(
         ValueError: naming the argument, the rule and what came.
     """
     _check_num_samples(num_samples)
-    check_context(trajectories, model.scaling)
+    check_data(model, trajectories)
     log_weights, _ = _log_weights(rng_key, model, guide, params, trajectories, None, q, num_samples)
-    _, pareto_k, bound = _evidence(log_weights)
+    _, pareto_k, _ = _smooth(log_weights)
+    # Not smoothed, which would lift it above the bound.
+    bound = np.asarray(logsumexp(log_weights, axis=0)) - np.log(num_samples)
     return ImportanceReport(
         num_samples=num_samples, pareto_k=pareto_k, elbo=log_weights.mean(0), bound=bound
     )
@@ -129,15 +133,15 @@ def elpd(
         ValueError: naming the argument, the rule and what came.
     """
     _check_num_samples(num_samples)
-    check_call(context, target, batch_size=None, kl_weight=1.0, scaling=model.scaling)
+    check_data(model, context, target)
     log_weights, log_liks = _log_weights(
         rng_key, model, guide, params, context, target, q, num_samples
     )
     before, pareto_k = np.zeros(len(context)), np.zeros(len(context))
     if target is not None:
-        _, pareto_k, before = _evidence(log_weights)
+        _, pareto_k, before = _smooth(log_weights)
         log_weights = log_weights + log_liks
-    smoothed, last_k, after = _evidence(log_weights)
+    smoothed, last_k, after = _smooth(log_weights)
     elpd_i = after - before
     # Without a target nothing was weighted before.
     pareto_k = last_k if target is None else np.maximum(pareto_k, last_k)
@@ -159,13 +163,8 @@ def elpd(
 
 def _log_weights(rng_key, model, guide, params, context, target, q, num_samples):
     max_steps = max(enough_steps(model, x) for x in (context, target) if x is not None)
-    if q is None:
+    if check_q(q, model, context) is None:
         q = jax.jit(posterior, static_argnums=0)(guide, params, context)
-    if q.shape() != (len(context), model.latent_dim):
-        raise ValueError(
-            "q must be over z0, one a trajectory, shape "
-            f"({len(context)}, {model.latent_dim}); got {q.shape()}."
-        )
     weights, liks = _weigh(rng_key, model, params, context, target, q, num_samples, max_steps)
     return np.asarray(weights, np.float64), np.asarray(liks, np.float64)
 
@@ -173,36 +172,49 @@ def _log_weights(rng_key, model, guide, params, context, target, q, num_samples)
 @partial(jax.jit, static_argnums=(1, 6, 7))
 def _weigh(rng_key, model, params, context, target, q, num_samples, max_steps):
     fitted, p = with_networks_fixed(model, params, context, max_steps)
-    z0s = q.sample(rng_key, (num_samples,))
+    z0s, log_q = draw_and_score(rng_key, q, num_samples)
 
-    def weigh(z0: Array) -> tuple[Array, Array]:
-        log_joint_ = log_joint(fitted, context, z0)
+    def explain(z0: Array) -> tuple[Array, Array]:
+        log_p = log_joint(fitted, context, z0)
         if target is None:
-            log_lik = log_joint_ - p.log_prob(z0)
-        else:
-            log_lik = log_likelihood(fitted, {"z0": z0[None]}, context, target)["x"][0]
-        return log_joint_ - q.log_prob(z0), jnp.where(jnp.isnan(log_lik), -jnp.inf, log_lik)
+            return log_p, log_p - p.log_prob(z0)
+        return log_p, log_likelihood(fitted, {"z0": z0[None]}, context, target)["x"][0]
 
-    return jax.lax.map(weigh, z0s, batch_size=min(20, num_samples))
+    log_p, log_lik = jax.lax.map(explain, z0s, batch_size=min(20, num_samples))
+    return tuple(jnp.where(jnp.isnan(x), -jnp.inf, x) for x in (log_p - log_q, log_lik))
 
 
-def _evidence(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Normalised log weights whose tail is smoothed, Pareto k (0 where all weights agree), and the
-    log of the mean of the smoothed weights."""
-    smoothed, pareto_k = (
-        log_weights - logsumexp(log_weights, axis=0),
-        np.zeros(log_weights.shape[1]),
-    )
-    # To the precision of the weights; ArviZ refuses a tail of equal values.
-    differ = np.ptp(log_weights, axis=0) > 1e-3
-    if differ.any():
+def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Normalised log weights whose tail is smoothed, Pareto k, and the log of their mean weight.
+
+    Of a trajectory with too few weights to smooth, they are left as they are.
+    """
+    total = np.asarray(logsumexp(log_weights, axis=0))
+    with np.errstate(invalid="ignore"):
+        smoothed = np.where(np.isfinite(total), log_weights - total, -np.inf)
+    log_mean = total - np.log(len(log_weights))
+    pareto_k = np.zeros(log_weights.shape[1])
+    for i, column in enumerate(log_weights.T):
+        finite = np.sort(column[np.isfinite(column)])
+        # The tail, as long as ArviZ makes it, and the weight below it, which is left alone.
+        tail = finite[-_tail_length(len(column)) - 1 :]
+        if len(tail) <= _tail_length(len(column)):
+            pareto_k[i] = np.inf
+            continue
+        # To the precision of the weights; ArviZ refuses a tail of equal values.
+        if np.ptp(tail) <= 1e-3:
+            continue
         # It takes log likelihoods, of which the weights of leave-one-out are the inverse.
-        tails, pareto_k[differ] = array_stats.psislw(-log_weights[:, differ].T)
-        smoothed[:, differ] = tails.T
-    # It normalises, too. The weights below the tail, which it leaves alone, tell by how much.
-    lowest = np.where(np.isfinite(log_weights), log_weights, np.inf).argmin(0)[None]
-    shift = np.take_along_axis(log_weights - smoothed, lowest, axis=0)
-    return smoothed, pareto_k, logsumexp(smoothed + shift, axis=0) - np.log(len(log_weights))
+        new, k = array_stats.psislw(-column)
+        lowest = np.flatnonzero(column == tail[0])[0]
+        smoothed[:, i], pareto_k[i] = new, k if np.isfinite(k) else np.inf
+        # It normalises, too: by how much, tells the weight below the tail.
+        log_mean[i] = logsumexp(new + column[lowest] - new[lowest]) - np.log(len(column))
+    return smoothed, pareto_k, log_mean
+
+
+def _tail_length(num_samples: int) -> int:
+    return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
 
 
 def _check_num_samples(num_samples: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 from jaxtyping import Array, ArrayLike, Float
 
+from np_latentode.likelihoods import check_observed
 from np_latentode.scaling import Scaling
 from np_latentode.trajectories import Numbers, Trajectories, as_floats, is_concrete
 
@@ -16,6 +17,7 @@ __all__ = [
     "check_call",
     "check_context",
     "check_counts",
+    "check_data",
     "prediction_times",
     "subsample",
     "trajectory_plate",
@@ -59,15 +61,38 @@ def check_call(
     return context, target
 
 
-def check_context(context: Any, scaling: Scaling) -> None:
+def check_context(context: Any, scaling: Scaling, *, name: str = "context") -> None:
     """Refuses what no guide can encode.
 
     Raises:
         ValueError: naming the rule and what came.
     """
     if not isinstance(context, Trajectories):
-        raise ValueError(f"context must be Trajectories; got {type(context).__name__}.")
-    scaling.check(context, name="context")
+        raise ValueError(f"{name} must be Trajectories; got {type(context).__name__}.")
+    scaling.check(context, name=name)
+
+
+def check_data(model: Any, context: Any, target: Any = None, *, targets: bool = False) -> None:
+    """Refuses trajectories that a model cannot explain, before anything is compiled.
+
+    Args:
+        model: a `LatentODE`.
+        context: what z0 is inferred from.
+        target: what is to be explained of the same trajectories. Default: the context.
+        targets: whether there must be a target, and something observed in it.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    if target is not None or targets:
+        if not isinstance(target, Trajectories):
+            raise ValueError(f"target must be Trajectories; got {type(target).__name__}.")
+        if targets and not bool(target.mask.any()):
+            raise ValueError("target must hold at least one observation; got none.")
+    check_call(context, target, batch_size=None, kl_weight=1.0, scaling=model.scaling)
+    check_observed(model.likelihood, context, name="context")
+    if target is not None:
+        check_observed(model.likelihood, target, name="target")
 
 
 def check_counts(**counts: Any) -> None:

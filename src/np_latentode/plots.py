@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -66,7 +67,7 @@ def fan(axis: Axes, times: np.ndarray, x: np.ndarray, levels: Sequence[float]) -
     times, x = times[ordered], x[:, ordered]
     for shade, level in enumerate(sorted(levels, reverse=True)):
         low, high = np.quantile(x, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        alpha = 0.2 + 0.2 * shade
+        alpha = 0.2 + 0.4 * shade / len(levels)
         axis.fill_between(
             times, low, high, color=MODEL, alpha=alpha, lw=0, label=f"{level:.0%} of new values"
         )
@@ -97,7 +98,7 @@ def plot_forecasts(
         trajectory_names: of the columns. Default: likewise.
 
     Raises:
-        ValueError: if the draws are of other trajectories.
+        ValueError: if the draws are of other trajectories, or names are too few or too many.
     """
     x = np.asarray(draws["x"])
     _, num_trajectories, num_times, num_features = x.shape
@@ -107,8 +108,16 @@ def plot_forecasts(
             f"got {num_trajectories}."
         )
     when = np.broadcast_to(np.asarray(times), (num_trajectories, num_times))
-    rows = feature_names or context.names.features
-    columns = trajectory_names or [f"{context.names.id} {name}" for name in context.names.ids]
+    names = context.names
+    rows = names.features if feature_names is None else feature_names
+    columns = (
+        [f"{names.id} {i}" for i in names.ids] if trajectory_names is None else trajectory_names
+    )
+    if len(rows) != num_features or len(columns) != num_trajectories:
+        raise ValueError(
+            f"feature_names and trajectory_names must name {num_features} features and "
+            f"{num_trajectories} trajectories; got {len(rows)} and {len(columns)}."
+        )
     count = min(count, num_trajectories)
     with panels(num_features, count, size=(3.2, 2.3)) as (figure, axes):
         for j, i in np.ndindex(num_features, count):
@@ -207,8 +216,13 @@ def plot_latent(z0: ArrayLike, prior: ArrayLike) -> Figure:
 
 def plot_calibration(calibration: Calibration) -> Figure:
     """Are the bands right? PIT values as a histogram and as an ECDF, and coverage."""
-    pit = calibration.pit[np.isfinite(calibration.pit)]
-    points, ecdf, lower, upper = ecdf_pit(pit, 0.95, 1_000, rng=np.random.default_rng(0))
+    seen = np.isfinite(calibration.pit)
+    pit, rng = calibration.pit[seen], np.random.default_rng(0)
+    # Observations of a trajectory are not independent, as the bands take them to be: one of each.
+    alone = np.array(
+        [rng.choice(p[s]) for p, s in zip(calibration.pit, seen, strict=True) if s.any()]
+    )
+    points, ecdf, lower, upper = ecdf_pit(alone, 0.95, 1_000, rng=rng)
     with panels(1, 3, size=(3.6, 3.3)) as (figure, axes):
         histogram, difference, coverage = axes[0]
         _unit_histogram(histogram, pit)
@@ -218,7 +232,9 @@ def plot_calibration(calibration: Calibration) -> Figure:
         )
         difference.plot(points, ecdf - points, color=MODEL, label="observed")
         difference.axhline(0, color="black", lw=0.8, ls=":")
-        difference.set(xlabel="PIT", ylabel="ECDF - uniform", title="inside if calibrated")
+        difference.set(
+            xlabel="PIT, one a trajectory", ylabel="ECDF - uniform", title="inside if calibrated"
+        )
         difference.legend()
         coverage.plot([0, 1], [0, 1], color="black", lw=0.8, ls=":")
         coverage.plot(calibration.levels, calibration.coverage, "o-", color=MODEL)
@@ -269,7 +285,7 @@ def plot_guide(draws: dict[str, np.ndarray], *, title: str = "") -> Figure:
     styles = [(TRUTH, "o"), (MODEL, "+"), (DATA, "x")]
     with panels(1, len(pairs), size=(3.2, 3.2)) as (figure, axes):
         for axis, (i, j) in zip(axes[0], pairs, strict=True):
-            for (name, z0), (color, marker) in zip(draws.items(), styles, strict=False):
+            for (name, z0), (color, marker) in zip(draws.items(), cycle(styles), strict=False):
                 axis.plot(z0[:, i], z0[:, j], marker, ms=3, color=color, alpha=0.5, label=name)
             axis.set(xlabel=f"$z_0[{i}]$", ylabel=f"$z_0[{j}]$")
             axis.locator_params(nbins=4)

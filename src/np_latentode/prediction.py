@@ -19,6 +19,7 @@ from np_latentode.trajectories import Numbers, Trajectories
 __all__ = [
     "check_params",
     "decode",
+    "draw_and_score",
     "forecast",
     "log_likelihood",
     "observed_times",
@@ -108,6 +109,18 @@ def decode(
     """
     check_params(params, model)
     return _decode(rng_key, model, params, z0, times, min(draws_at_once, len(z0)))
+
+
+def draw_and_score(
+    rng_key: Array, q: dist.Distribution, num_draws: int
+) -> tuple[Array, Float[Array, "draw trajectory"]]:
+    """Draws of z0 and their log densities, for which what was transformed need not be inverted.
+
+    An angle could not be: which turn it is on is lost.
+    """
+    z0, intermediates = q.sample_with_intermediates(rng_key, (num_draws,))
+    log_q = q.log_prob(z0, intermediates) if intermediates else q.log_prob(z0)
+    return jnp.asarray(z0), jnp.asarray(log_q)
 
 
 def observed_times(model: LatentODE, trajectories: Trajectories) -> Float[Array, "trajectory time"]:

@@ -24,8 +24,8 @@ from np_latentode.exact import (
 )
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
-from np_latentode.plate import check_context, check_counts, trajectory_plate
-from np_latentode.prediction import posterior
+from np_latentode.plate import check_counts, check_data, trajectory_plate
+from np_latentode.prediction import draw_and_score, posterior
 from np_latentode.trajectories import Trajectories
 
 __all__ = ["Refined", "refine"]
@@ -76,7 +76,7 @@ def refine(
         ValueError: naming the argument, the rule and what came.
     """
     check_counts(num_steps=num_steps, num_particles=num_particles)
-    check_context(context, model.scaling)
+    check_data(model, context)
     max_steps = enough_steps(model, context)
     return _refine(rng_key, model, guide, params, context, max_steps, num_steps, num_particles)
 
@@ -119,12 +119,9 @@ def _refine(rng_key, model, guide, params, context, max_steps, num_steps, num_pa
 def _elbos(
     rng_key: Array, fitted: Any, context: Trajectories, *qs: Any, num_draws: int = 256
 ) -> Float[Array, "q trajectory"]:
-    draws, log_q = [], []
-    for key, q in zip(jax.random.split(rng_key, len(qs)), qs, strict=True):
-        z0, intermediates = q.sample_with_intermediates(key, (num_draws,))
-        draws.append(z0)
-        # A distribution that was transformed need not be inverted.
-        log_q.append(q.log_prob(z0, intermediates) if intermediates else q.log_prob(z0))
+    keys = jax.random.split(rng_key, len(qs))
+    scored = [draw_and_score(key, q, num_draws) for key, q in zip(keys, qs, strict=True)]
+    draws, log_q = zip(*scored, strict=True)
     log_p = jax.lax.map(partial(log_joint, fitted, context), jnp.concatenate(draws), batch_size=8)
     log_q = jnp.stack(log_q)
     return jnp.mean(log_p.reshape(log_q.shape) - log_q, axis=1)

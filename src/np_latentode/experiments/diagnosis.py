@@ -15,7 +15,7 @@ from np_latentode.amortization import amortization
 from np_latentode.calibration import calibration, simulation_ranks
 from np_latentode.exact import exact_posterior
 from np_latentode.guide import AmortizedGuide
-from np_latentode.importance import elpd, importance
+from np_latentode.importance import TRUSTED, elpd, importance
 from np_latentode.model import LatentODE
 from np_latentode.prediction import forecast, posterior
 from np_latentode.refinement import refine
@@ -58,6 +58,7 @@ def diagnose(
     keys = iter(jax.random.split(rng_key, 10))
     fitted = model, guide, params
     context, target = trajectories.before(cut), trajectories.after(cut)
+    q = posterior(guide, params, context)
 
     def say(what: str) -> None:
         if progress:
@@ -72,14 +73,14 @@ def diagnose(
     times = np.linspace(model.scaling.t0, float(trajectories.times.max()), 101)
     fans = forecast(next(keys), *fitted, context, times)
     say("exact posteriors")
-    exact = exact_posterior(next(keys), model, params, context, guide=guide, progress=progress)
+    exact = exact_posterior(next(keys), model, params, context, q=q, progress=progress)
     say("refinement")
     refined = refine(next(keys), *fitted, context)
     report = amortization(next(keys), *fitted, context, target, exact=exact, refined=refined)
     shift = {name: np.abs(values) for name, values in report.shift.items()}
     worst = int(shift["guide"].max(-1).argmax())
     nuts = np.asarray(exact["posterior"]["z0"])[:, :, worst].reshape(-1, model.latent_dim)
-    q, draw_key = posterior(guide, params, context), next(keys)
+    draw_key = next(keys)
     draws = {
         "exact (NUTS)": nuts[:: max(1, len(nuts) // 600)],
         "guide": np.asarray(q.sample(draw_key, (400,)))[:, worst],
@@ -96,10 +97,13 @@ def diagnose(
         "elpd_forecasts": ahead.elpd / ahead.n_data_points,
         "pareto_k_median": float(np.median(weights.pareto_k)),
         "pareto_k_worst": float(weights.pareto_k.max()),
+        "pareto_k_trusted": float(np.mean(weights.pareto_k <= TRUSTED)),
         "elbo_gap_median": float(np.median(weights.gap)),
         "sbc_p_values": ranks.p_value.tolist(),
         "rhat_worst": float(report.convergence.rhat.max()),
         "ess_least": float(report.convergence.ess.min()),
+        "divergences": int(report.convergence.divergences.sum()),
+        **{f"sd_ratio_median_{name}": float(np.median(r)) for name, r in report.sd_ratio.items()},
         **{f"shift_median_{name}": float(np.median(s)) for name, s in shift.items()},
         **{f"shift_worst_{name}": float(s.max()) for name, s in shift.items()},
         **{f"crps_{name}": float(np.nanmean(c)) for name, c in report.crps.items()},

@@ -162,12 +162,19 @@ def run(
             curves, family, shares={n: s["prior_predictive_share"] for n, s in compared.items()}
         )
     tree = diagnostics.to_datatree(
-        tree_key, model, guide, params, test, feature_names=["x_1", "x_2"]
+        tree_key,
+        model,
+        guide,
+        params,
+        test,
+        times=test.dense_times if diagnose else None,
+        feature_names=["x_1", "x_2"],
     )
     with result_dir(output_dir, overwrite=overwrite) as directory:
         tree.to_netcdf(directory / "posterior.nc", engine="h5netcdf")
         if found is not None:
             found.exact.to_netcdf(directory / "exact.nc", engine="h5netcdf")
+            (directory / "diagnosis.txt").write_text(found.text + "\n")
         for name, figure in figures.items():
             figure.savefig(directory / f"{name}.png")
         metrics["seconds_total"] = time.perf_counter() - started
