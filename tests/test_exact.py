@@ -41,6 +41,14 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 DRAWS = dict(num_warmup=200, num_samples=400)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_round():
+    """Chains do not go on, each time compiled anew, but where a test says so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "NUM_REPEATS", 0)
+        yield
+
+
 class Off(nnx.Module):
     """The exact posterior, displaced by so many of its deviations, and rescaled.
 
@@ -186,7 +194,6 @@ def test_the_networks_are_those_of_params(problem, tree):
 
 
 def test_chains_that_have_not_converged_go_on_and_those_that_have_stay(problem, monkeypatch):
-    monkeypatch.setattr(exact, "NUM_REPEATS", 0)
     once = problem.nuts(problem.data)
     first = convergence(once).rhat.max(-1)
     limit = float(np.sort(first)[-2:].mean())

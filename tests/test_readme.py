@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from flax import nnx
 
@@ -15,16 +16,17 @@ from np_latentode import ODERNN, DiagonalNormal, MLPDecoder, MLPDynamics, Scalin
 README = Path(__file__).parents[1] / "README.md"
 
 
-def make_series():
+def make_table():
     """Labs of some patients, at days of their own, not always measured."""
     rng = np.random.default_rng(0)
-    series = []
-    for _ in range(12):
+    patients = []
+    for patient in range(12):
         days = np.sort(rng.uniform(0, 365, rng.integers(3, 9)))
         labs = np.stack([np.sin(days / 50), np.cos(days / 80)], axis=-1)
         labs[rng.uniform(size=labs.shape) < 0.2] = np.nan
-        series.append((days, labs))
-    return series
+        columns = {"patient": patient, "day": days, "bili": labs[:, 0], "albumin": labs[:, 1]}
+        patients.append(pd.DataFrame(columns))
+    return pd.concat(patients)
 
 
 # Twenty steps make no good model, and ArviZ says so.
@@ -37,8 +39,13 @@ def test_every_block_runs(tmp_path, monkeypatch):
     rngs = nnx.Rngs(0)
     # What the text speaks of without saying how it came about.
     names = {
-        "series": make_series(),
-        "others": Trajectories.from_ragged(make_series()[:6]),
+        "df": make_table(),
+        "others": Trajectories.from_dataframe(
+            make_table().query("patient < 6"),
+            id="patient",
+            time="day",
+            values=["bili", "albumin"],
+        ),
         "MyField": lambda *_: MLPDynamics(4, rngs=rngs),
         "MyEncoder": lambda *_: ODERNN(2, rngs=rngs),
         "dynamics": MLPDynamics(4, rngs=rngs),
