@@ -9,25 +9,30 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
+import optax
 import pytest
 from arviz_stats import loo_pit
 from flax import nnx
+from numpyro.infer import SVI, Trace_ELBO
 from scipy import stats
 
 from np_latentode import (
     AmortizedGuide,
     BernoulliLikelihood,
+    CirclePrior,
     GaussianLikelihood,
     LatentODE,
     PoissonLikelihood,
     Scaling,
     StandardNormal,
     Trajectories,
+    latent_ode,
 )
 from np_latentode.calibration import calibration, simulation_ranks
 from np_latentode.diagnostics import to_datatree
 from np_latentode.importance import _smooth, elpd, importance
 from np_latentode.plots import plot_calibration
+from np_latentode.refinement import refine
 
 NOISE, NUM, NUM_TIMES = 0.5, 300, 6
 SCALING = Scaling.identity(2)
@@ -171,6 +176,31 @@ def test_what_is_drawn_from_another_distribution_has_its_weights():
     )
     score = elpd(KEY, MODEL, narrow, {}, DATA, q=exact, num_samples=100)
     np.testing.assert_allclose(np.asarray(score.elpd_i), LOG_EVIDENCE, rtol=1e-3, atol=1e-3)
+
+
+def test_on_a_circle_the_cut_of_its_angle_is_nowhere():
+    angles = np.array([np.pi - 0.02, -np.pi + 0.02, 0.5])
+    x = 1.1 * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    data = Trajectories(np.zeros((3, 1)), x[:, None])
+    model, guide = latent_ode(
+        data,
+        latent_dim=2,
+        dynamics=Still(),
+        decoder=Same(),
+        prior=CirclePrior(),
+        scaling=SCALING,
+        likelihood=GaussianLikelihood(0.3),
+        rngs=nnx.Rngs(0),
+    )
+    svi = SVI(model, guide, optax.adam(1e-3), Trace_ELBO())
+    params = svi.get_params(jax.jit(svi.init)(KEY, data))
+    turn = np.linspace(-np.pi, np.pi, 4_000, endpoint=False)
+    circle = np.stack([np.cos(turn), np.sin(turn)], axis=-1)
+    exact = np.log(stats.norm.pdf(x[:, None], circle, 0.3).prod(-1).mean(1))
+    refined = refine(KEY, model, guide, params, data)
+    report = importance(KEY, model, guide, params, data, q=refined.q)
+    np.testing.assert_allclose(report.bound, exact, atol=0.02)
+    np.testing.assert_allclose(report.elbo, refined.elbo_after, atol=0.05)
 
 
 def test_arviz_compares_models_and_prefers_the_true_one():
