@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from np_latentode import Trajectories
 from np_latentode.tables import tidy_forecast
@@ -218,3 +220,54 @@ def test_a_forecast_of_others_is_refused():
         tidy_forecast({"x": np.zeros((5, 2, 4, 2))}, np.arange(4.0), names)
     with pytest.raises(ValueError, match="quantiles must lie between 0 and 1"):
         tidy_forecast({"x": np.zeros((5, 3, 4, 2))}, np.arange(4.0), names, quantiles=[5.0, 95.0])
+
+
+NUMBERS = st.one_of(
+    st.none(),
+    st.floats(-1e9, 1e9, allow_subnormal=False, width=32),
+    st.sampled_from([0.0, 1e-9, -1e-9, 1e9]),
+)
+TABLE = st.lists(
+    st.tuples(st.sampled_from(["a", "b", "c", "d"]), st.floats(0, 1e9, width=32), NUMBERS, NUMBERS),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(TABLE, st.sampled_from(["pandas", "polars"]))
+@settings(max_examples=60, deadline=None)
+def test_no_row_is_lost_on_the_way_in_and_out(rows, backend):
+    columns = dict(zip(("who", "t", "x", "y"), zip(*rows, strict=True), strict=True))
+    if backend == "polars":
+        floats = {"t": pl.Float64, "x": pl.Float64, "y": pl.Float64}
+        df = pl.DataFrame(columns, schema_overrides=floats)
+    else:
+        df = pd.DataFrame(columns)
+    ours = Trajectories.from_dataframe(df, id="who", time="t", values=["x", "y"])
+    assert list(ours.names.ids) == list(dict.fromkeys(columns["who"]))
+    assert np.isfinite(ours.times).all()
+    assert np.isfinite(ours.values).all()
+    back = ours.to_dataframe(backend=backend)
+    found = zip(*(back[name].to_list() for name in ("who", "t", "x", "y")), strict=True)
+
+    def key(row):
+        who, t, *values = row
+        single = (float(np.float32(v)) if v is not None and v == v else None for v in values)
+        return repr((who, float(np.float32(t)), *single))
+
+    seen = [row for row in rows if row[2] is not None or row[3] is not None]
+    assert sorted(map(key, found)) == sorted(map(key, seen))
+
+
+@given(st.lists(st.sampled_from([0.0, 1.5, -2, "", "x", None, True, [1], np.inf]), min_size=1))
+@settings(max_examples=60, deadline=None)
+def test_whatever_a_column_holds_it_is_read_or_refused_with_a_sentence(column):
+    df = pd.DataFrame({"who": 0, "t": np.arange(len(column)), "x": pd.Series(column, dtype=object)})
+    if all(
+        entry is None or (np.isscalar(entry) and entry not in ("", "x", np.inf)) for entry in column
+    ):
+        ours = Trajectories.from_dataframe(df, id="who", time="t", values=["x"])
+        assert int(ours.mask.sum()) == sum(entry is not None for entry in column)
+    else:
+        with pytest.raises(ValueError, match=r"^column 'x' must"):
+            Trajectories.from_dataframe(df, id="who", time="t", values=["x"])

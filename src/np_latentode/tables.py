@@ -177,14 +177,19 @@ def _frame(df: Any) -> nw.DataFrame:
 def _numbers(column: nw.Series, name: str) -> np.ndarray:
     """Floats, NaN where the table is empty."""
     dtype = column.dtype
+    if column.is_null().all():
+        # Of whatever type an empty column is taken for.
+        return np.full(len(column), np.nan)
     if dtype.is_numeric() or dtype == nw.Boolean:
         return np.asarray(column.cast(nw.Float64).to_numpy(), dtype=float)
     if dtype == nw.Object and not any(isinstance(entry, str) for entry in column.to_list()):
         try:
             # Decimals in pandas, numbers beside None.
-            return np.array([np.nan if x is None else x for x in column.to_list()], dtype=float)
+            numbers = np.array([np.nan if x is None else x for x in column.to_list()], dtype=float)
         except (TypeError, ValueError):
-            pass
+            numbers = np.empty((0, 0))
+        if numbers.ndim == 1:
+            return numbers
     raise ValueError(
         f"column {name!r} must hold numbers, or true and false; got {dtype}, such as "
         f"{next((x for x in column.to_list() if x is not None), None)!r}. Give each category a "
