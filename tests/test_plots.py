@@ -79,6 +79,10 @@ def test_colors_differ_in_grey():
     ("call", "message"),
     [
         (lambda: plot_forecasts(ALL[:2], DRAWS, TIMES), "draws must be of as many .* 2; got 3"),
+        (
+            lambda: plot_forecasts(ALL, DRAWS, TIMES, target=ALL[:2]),
+            "target must have as many trajectories as the context, 3; got 2",
+        ),
         (lambda: plot_latent(np.zeros((5, 2)), np.zeros((5, 3))), r"z0 and prior must be .*\(5, 3"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from np_latentode import Trajectories
+from np_latentode import Scaling, Trajectories
 from np_latentode.tables import tidy_forecast
 
 ROWS = {
@@ -111,6 +111,50 @@ def test_dates_are_counted_in_the_unit_from_the_first_one(make, unit, expected):
     assert abs(back - pd.to_datetime(DATES)).max() < pd.Timedelta("1s")
 
 
+def dated(days=DATES, **options):
+    df = pd.DataFrame({"id": [1, 1, 1], "t": days, "x": [1.0, 2.0, 3.0]})
+    return Trajectories.from_dataframe(df, id="id", time="t", values="x", **options)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_dates_are_turned_into_times_and_refused_as_such():
+    ours = dated()
+    assert ours.names.counted(DATES).tolist() == [0, 1.5, 7]
+    assert ours.names.calendar(np.array([0, 1.5, 7])).tolist() == DATES
+    for dates in (DATES[1], np.datetime64("2020-01-02"), pd.date_range("2020-01-01", periods=3)):
+        with pytest.raises(ValueError, match=r"^time must be .* got dates, which `names.counted`"):
+            ours.before(dates)
+    with pytest.raises(ValueError, match="dates must be dates; got 'soon'"):
+        ours.names.counted("soon")
+    with pytest.raises(ValueError, match="dates must be numbers, as 'time' are; got"):
+        Trajectories([[0.0]], [[[1.0]]]).names.counted(DATES)
+
+
+def test_a_table_that_means_something_else_than_the_one_trained_on_is_refused():
+    scaling = Scaling.fit(dated())
+    scaling.check(dated(), name="context")
+    scaling.check(dated(DATES[::-1], origin=DATES[0]), name="context")
+    # What is known by numbers only is not refused.
+    scaling.check(Trajectories([[0.0]], [[[1.0]]]), name="context")
+    later = [date + dt.timedelta(days=90) for date in DATES]
+    for other in (dated(later), dated(unit="W")):
+        with pytest.raises(ValueError, match=r"^context must be read as the table trained on was"):
+            scaling.check(other, name="context")
+    columns = dict(ROWS, patient=[0] * 6, bili=ROWS["chol"], chol=ROWS["bili"])
+    one, two = (
+        Trajectories.from_dataframe(pd.DataFrame(columns), id="patient", time="day", values=values)
+        for values in (["bili", "chol"], ["chol", "bili"])
+    )
+    with pytest.raises(ValueError, match=r"values bili, chol; got values chol, bili\.$"):
+        Scaling.fit(one).check(two, name="context")
+
+
+def test_what_was_not_observed_is_null_in_polars(make):
+    table = Trajectories.from_dataframe(make(ROWS), **COLUMNS).to_dataframe(backend="polars")
+    assert table["bili"].null_count() == 1
+    assert table["chol"].null_count() == 2
+
+
 def test_days_and_datetimes_with_a_zone_are_dates_too():
     days = [date.date() for date in DATES]
     for df in (pd.DataFrame({"t": days}), pl.DataFrame({"t": days})):
@@ -159,7 +203,7 @@ BAD = {
     "no values": (lambda make: make(GOOD), dict(values=[]), "one value at least"),
     "one twice": (lambda make: make(GOOD), dict(values=["x", "t"]), "different columns"),
     "text": (lambda make: make(GOOD), dict(values=["word"]), "column 'word' must hold .*'a'"),
-    "text for time": (lambda make: make(GOOD), dict(time="word"), "column 'word' must hold"),
+    "text for time": (lambda make: make(GOOD), dict(time="word"), "'word' must hold .*dates"),
     "no id": (lambda make: make(GOOD | {"id": [0, None]}), {}, "'id' .* nothing in row 1"),
     "no time": (lambda make: make(GOOD | {"t": [None, 1.0]}), {}, "'t' must say when .* in row 0"),
     "infinite": (lambda make: make(GOOD | {"x": [1.0, np.inf]}), {}, "'x' .* got inf in row 1"),
@@ -220,6 +264,8 @@ def test_a_forecast_of_others_is_refused():
         tidy_forecast({"x": np.zeros((5, 2, 4, 2))}, np.arange(4.0), names)
     with pytest.raises(ValueError, match="quantiles must lie between 0 and 1"):
         tidy_forecast({"x": np.zeros((5, 3, 4, 2))}, np.arange(4.0), names, quantiles=[5.0, 95.0])
+    with pytest.raises(ValueError, match=r"times must be those of the draws.*\(4,\)"):
+        tidy_forecast({"x": np.zeros((5, 3, 4, 2))}, np.arange(3.0), names)
 
 
 NUMBERS = st.one_of(

@@ -148,6 +148,7 @@ def exact_posterior(
     return arviz_base.from_dict(
         {"posterior": {"z0": groups.pop("z0")}, "sample_stats": groups},
         dims={"z0": [*names, "latent"]} | dict.fromkeys(STATISTICS.values(), names),
+        coords={"trajectory": list(context.names.ids)},
     )
 
 

@@ -107,6 +107,11 @@ def plot_forecasts(
             f"draws must be of as many trajectories as the context, {len(context)}; "
             f"got {num_trajectories}."
         )
+    if target is not None and len(target) != len(context):
+        raise ValueError(
+            f"target must have as many trajectories as the context, {len(context)}; "
+            f"got {len(target)}."
+        )
     when = np.broadcast_to(np.asarray(times), (num_trajectories, num_times))
     names = context.names
     rows = names.features if feature_names is None else feature_names

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from np_latentode.tables import Labels
 from np_latentode.trajectories import Trajectories, is_concrete
 
 __all__ = ["Scaling", "check_scaling"]
@@ -28,12 +29,14 @@ class Scaling:
         loc, scale: shape (feature,), the origin and the unit of each feature; scale > 0.
         t0: the time of z0, in original units. No observation may be earlier.
         time_unit: the length of one scaled unit of time, in original units; > 0.
+        labels: of the table trained on; others of other values or another calendar are refused.
     """
 
     loc: np.ndarray
     scale: np.ndarray
     t0: float = 0.0
     time_unit: float = 1.0
+    labels: Labels | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("loc", "scale"):
@@ -86,7 +89,7 @@ class Scaling:
         # Rounding leaves a constant feature a deviation of a few units in the last place.
         constant = sd <= np.abs(loc) * 8 * np.finfo(train.values.dtype).eps
         span = max(float(times.max()) - t0, 0.0)
-        scaling = cls(loc, np.where(constant, size, sd), t0, (span or 1.0) / SPAN)
+        scaling = cls(loc, np.where(constant, size, sd), t0, (span or 1.0) / SPAN, train.labels)
         scaling.check(train, name="train")
         return scaling
 
@@ -101,6 +104,11 @@ class Scaling:
             raise ValueError(
                 f"{name} must have {len(self.loc)} features, as the scaling has; "
                 f"got {trajectories.num_features}."
+            )
+        ours, theirs = self.labels, trajectories.labels
+        if ours and theirs and not ours.like(theirs):
+            raise ValueError(
+                f"{name} must be read as the table trained on was, {ours}; got {theirs}."
             )
         if is_concrete(trajectories.times, trajectories.mask):
             # In NumPy, as JAX would trace operations on known values inside of `jax.jit`.

@@ -41,6 +41,30 @@ class Labels:
         picked = np.arange(len(self.ids))[index]
         return replace(self, ids=tuple(self.ids[i] for i in picked))
 
+    def like(self, other: Labels) -> bool:
+        """Whether values and times mean the same in both tables."""
+        ours, theirs = ((x.features, x.origin, x.unit) for x in (self, other))
+        return ours == theirs
+
+    def counted(self, dates: Any) -> np.ndarray:
+        """Dates as times, in the unit from the origin on; the inverse of `calendar`.
+
+        Raises:
+            ValueError: if the table held numbers for times, or these are no dates.
+        """
+        if self.origin is None or self.unit is None:
+            raise ValueError(
+                f"dates must be numbers, as those of {self.time!r} are; got {dates!r}."
+            )
+        try:
+            return (np.asarray(dates, "datetime64[us]") - self.origin) / UNITS[self.unit]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"dates must be dates; got {dates!r}.") from error
+
+    def __str__(self) -> str:
+        times = "" if self.origin is None else f", times in {self.unit} from {self.origin}"
+        return f"values {', '.join(self.features)}{times}"
+
     def calendar(self, times: np.ndarray) -> np.ndarray:
         """Times as the table had them: numbers, or dates to the microsecond."""
         if self.origin is None or self.unit is None:
@@ -115,7 +139,7 @@ def to_rows(
         labels.time: labels.calendar(times[i, k]),
         **{name: seen[:, j] for j, name in enumerate(labels.features)},
     }
-    return nw.from_dict(columns, backend=backend).to_native()
+    return _written(columns, labels.features, backend)
 
 
 def tidy_forecast(
@@ -144,6 +168,10 @@ def tidy_forecast(
     quantiles = [float(q) for q in quantiles]
     if not all(0 < q < 1 for q in quantiles):
         raise ValueError(f"quantiles must lie between 0 and 1; got {quantiles}.")
+    if not isinstance(labels, Labels):
+        raise ValueError(
+            f"labels must be `names` of the context, a Labels; got {type(labels).__name__}."
+        )
     x = np.asarray(draws["x"], dtype=float)
     shape = (len(labels.ids), len(labels.features))
     if (x.shape[1], x.shape[3]) != shape:
@@ -151,7 +179,13 @@ def tidy_forecast(
             f"draws must be of {shape[0]} trajectories and {shape[1]} features, as the labels; got "
             f"{x.shape[1]} and {x.shape[3]}."
         )
-    when = np.broadcast_to(np.asarray(times, dtype=float), x.shape[1:3])
+    when = np.asarray(times, dtype=float)
+    if when.shape not in (x.shape[2:3], x.shape[1:3]):
+        raise ValueError(
+            f"times must be those of the draws, shape {x.shape[2:3]} or {x.shape[1:3]}; "
+            f"got shape {when.shape}."
+        )
+    when = np.broadcast_to(when, x.shape[1:3])
     i, k, j = (index.ravel() for index in np.indices(x.shape[1:]))
     columns = {
         labels.id: [labels.ids[n] for n in i],
@@ -162,7 +196,12 @@ def tidy_forecast(
     }
     for q, at in zip(quantiles, np.quantile(x, quantiles, axis=0), strict=True):
         columns[f"q{q:g}"] = at[i, k, j]
-    return nw.from_dict(columns, backend=backend).to_native()
+    return _written(columns, (), backend)
+
+
+def _written(columns: dict[str, Any], holey: Sequence[str], backend: Any) -> Any:
+    frame = nw.from_dict(columns, backend=backend)
+    return frame.with_columns(nw.col(*holey).fill_nan(None) if holey else []).to_native()
 
 
 def _frame(df: Any) -> nw.DataFrame:
@@ -170,7 +209,8 @@ def _frame(df: Any) -> nw.DataFrame:
         return nw.from_native(df, eager_only=True)
     except TypeError as error:
         raise ValueError(
-            f"df must be a data frame, of pandas or polars, say; got {type(df).__name__}."
+            "df must be a data frame, of pandas or polars, say, and collected if it is lazy; "
+            f"got {type(df).__name__}."
         ) from error
 
 
@@ -209,7 +249,14 @@ def _times(
             raise ValueError(
                 f"origin must be left out where column {name!r} holds numbers; got {origin!r}."
             )
-        when = _numbers(column, name)
+        try:
+            when = _numbers(column, name)
+        except ValueError as error:
+            entry = next((x for x in column.to_list() if x is not None), None)
+            raise ValueError(
+                f"column {name!r} must hold numbers, dates or datetimes; got {column.dtype}, such "
+                f"as {entry!r}. Text is read by pandas.to_datetime or polars' str.to_datetime."
+            ) from error
         absent = ~np.isfinite(when)
     else:
         absent = np.isnat(dates)

@@ -211,7 +211,7 @@ class Trajectories:
         return self.mask.any(-1)
 
     def _per_trajectory(self, time: Numbers) -> Array:
-        time = jnp.asarray(time)
+        time = as_floats("time", time)
         if time.shape not in ((), (len(self),)):
             raise ValueError(
                 f"time must be one number, or one a trajectory, shape ({len(self)},); "
@@ -273,7 +273,10 @@ def as_floats(name: str, array: Numbers) -> Array:
     """The numbers in JAX's float type of the day, or a ValueError that names the argument."""
     if not isinstance(array, jax.Array):
         try:
-            array = np.asarray(array, dtype=float)
+            array = np.asarray(array)
+            if array.dtype.kind in "mM" or any(hasattr(x, "isoformat") for x in array.flat[:1]):
+                raise TypeError("got dates, which `names.counted` turns into numbers")
+            array = array.astype(float)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} must be a rectangular array of numbers: {error}.") from error
     return jnp.asarray(array, dtype=jnp.result_type(float))
