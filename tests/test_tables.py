@@ -126,7 +126,7 @@ def test_dates_are_turned_into_times_and_refused_as_such():
             ours.before(dates)
     with pytest.raises(ValueError, match="dates must be dates; got 'soon'"):
         ours.names.counted("soon")
-    with pytest.raises(ValueError, match="dates must be numbers, as 'time' are; got"):
+    with pytest.raises(ValueError, match="dates must be numbers, as those of 'time' are; got"):
         Trajectories([[0.0]], [[[1.0]]]).names.counted(DATES)
 
 
