@@ -33,7 +33,8 @@ from np_latentode import (
     posterior,
 )
 from np_latentode.amortization import amortization
-from np_latentode.exact import convergence, enough_steps, exact_posterior
+from np_latentode.density import enough_steps
+from np_latentode.exact import convergence, exact_posterior
 from np_latentode.refinement import refine
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")

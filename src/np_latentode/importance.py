@@ -17,7 +17,7 @@ from numpyro.infer import log_likelihood
 from scipy.special import logsumexp
 from xarray import DataArray
 
-from np_latentode.exact import check_q, enough_steps, log_joint, with_networks_fixed
+from np_latentode.density import check_q, enough_steps, log_joint, with_networks_fixed
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
 from np_latentode.plate import check_counts, check_data

@@ -240,7 +240,8 @@ def plot_calibration(calibration: Calibration) -> Figure:
         difference.set(
             xlabel="PIT, one a trajectory", ylabel="ECDF - uniform", title="inside if calibrated"
         )
-        difference.legend()
+        named = difference.get_legend_handles_labels()
+        figure.legend(*named, loc="outside lower center", ncols=len(named[1]))
         coverage.plot([0, 1], [0, 1], color="black", lw=0.8, ls=":")
         coverage.plot(calibration.levels, calibration.coverage, "o-", color=MODEL)
         coverage.set(xlabel="level of the band", ylabel="share inside", title="coverage")

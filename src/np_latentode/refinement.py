@@ -16,7 +16,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import SVI, Trace_ELBO
 
-from np_latentode.exact import (
+from np_latentode.density import (
     enough_steps,
     log_joint,
     whitening,

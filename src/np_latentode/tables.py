@@ -158,7 +158,7 @@ def tidy_forecast(
     Args:
         draws: as `forecast` returns them.
         times: where it made them, (time,) or (trajectory, time).
-        labels: `Trajectories.labels` of the context.
+        labels: `Trajectories.names` of the context.
         quantiles: between 0 and 1.
         backend: of the data frame, as narwhals names them: "pandas", "polars", "pyarrow".
 
