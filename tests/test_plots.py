@@ -1,6 +1,9 @@
 """Figures show what they are given."""
 
+import datetime as dt
+
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
@@ -18,10 +21,14 @@ ALL = Trajectories(WHEN, VALUES)
 DRAWS = {"x": RNG.normal(size=(200, 3, 9, 2)), "x_mean": np.zeros((200, 3, 9, 2))}
 
 
-def points(axis, label):
+def curve(axis, label):
     (line,) = (line for line in axis.get_lines() if line.get_label() == label)
     assert isinstance(line, Line2D)
-    return np.column_stack([np.asarray(line.get_xdata()), np.asarray(line.get_ydata())])
+    return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+
+
+def points(axis, label):
+    return np.column_stack(curve(axis, label))
 
 
 def test_a_fan_has_the_quantiles_of_the_draws():
@@ -60,6 +67,52 @@ def test_names_are_those_that_were_given():
     assert [figure.axes[k].get_ylabel() for k in (0, 3)] == ["pulse", "pressure"]
 
 
+def visits(**options):
+    df = pd.DataFrame(
+        {
+            "who": ["a", "a", "b"],
+            "day": pd.to_datetime(["2020-01-01", "2020-03-01", "2020-02-01"]),
+            "bili": [1.0, 100.0, 10.0],
+            "chol": [-1.0, 1.0, 0.0],
+        }
+    )
+    names = dict(id="who", time="day", values=["bili", "chol"])
+    return Trajectories.from_dataframe(df, **names, **options)
+
+
+def test_logarithms_and_dates_are_shown_as_the_table_had_them():
+    context, times = visits(log=["bili"]), np.arange(90.0)
+    x = RNG.normal(size=(200, 2, 90, 2))
+    figure = plot_forecasts(context.before(31), {"x": x}, times, target=context.after(31))
+    assert [axis.get_yscale() for axis in figure.axes[:4]] == ["log", "log", "linear", "linear"]
+    first = figure.axes[0]
+    days, median = curve(first, "median")
+    assert (days - np.datetime64("2020-01-01")).tolist() == [dt.timedelta(t) for t in range(90)]
+    np.testing.assert_allclose(median, np.median(np.exp(x[:, 0, :, 0]), axis=0))
+    for label, when, value in (("seen", "2020-01-01", 1.0), ("not seen", "2020-03-01", 100.0)):
+        days, values = curve(first, label)
+        assert days.tolist() == [pd.Timestamp(when)]
+        np.testing.assert_allclose(values, [value], rtol=1e-6)
+    ends = [line.get_xdata() for line in first.get_lines() if line.get_linestyle() == ":"]
+    assert np.asarray(ends, "datetime64[us]").tolist() == [[pd.Timestamp("2020-01-01")] * 2]
+    figure.canvas.draw()
+    assert {"Feb", "Mar"} < {text.get_text() for text in first.get_xticklabels()}
+    assert len(first.get_xticklabels()) < 9
+
+
+@pytest.mark.parametrize("width", [1e-3, 0.1, 1.0, 10.0, 100.0])
+def test_a_log_scale_has_a_few_plain_numbers_however_wide_it_is(width):
+    x = RNG.normal(0.3, width, size=(200, 2, 5, 2))
+    figure = plot_forecasts(visits(log="bili")[:1].after(1e9), {"x": x[:, :1]}, np.arange(5.0))
+    axis = figure.axes[0]
+    figure.canvas.draw()
+    low, high = axis.get_ylim()
+    # Figures have a minus sign that is no hyphen.
+    labels = [text.get_text().replace("\N{MINUS SIGN}", "-") for text in axis.get_yticklabels()]
+    shown = [float(label) for label in labels if label]
+    assert 2 <= sum(low <= value <= high for value in shown) <= 9
+
+
 def test_codes_are_compared_with_the_quantiles_of_any_prior():
     z0 = RNG.gamma(2.0, size=(4_000, 2))
     figure = plot_latent(z0, RNG.gamma(2.0, size=(4_000, 2)))
@@ -82,6 +135,12 @@ def test_colors_differ_in_grey():
         (
             lambda: plot_forecasts(ALL, DRAWS, TIMES, target=ALL[:2]),
             "target must have as many trajectories as the context, 3; got 2",
+        ),
+        (
+            lambda: plot_forecasts(
+                visits(), {"x": DRAWS["x"][:, :2]}, TIMES, target=visits(unit="W")
+            ),
+            "target must be read as the context was, .* times in D .* got .* times in W",
         ),
         (lambda: plot_latent(np.zeros((5, 2)), np.zeros((5, 3))), r"z0 and prior must be .*\(5, 3"),
     ],

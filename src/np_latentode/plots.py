@@ -14,7 +14,9 @@ from arviz_stats.ecdf_utils import ecdf_pit
 from arviz_stats.utils import ELPDData
 from jaxtyping import ArrayLike
 from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from np_latentode.calibration import Calibration, SimulationRanks
 from np_latentode.trajectories import Numbers, Trajectories
@@ -87,6 +89,9 @@ def plot_forecasts(
 ) -> Figure:
     """Forecast fans: a row a feature, a column a trajectory, with what was and what came to be.
 
+    All is in the units of the table that the context came from, if any: dates where it had dates,
+    and the exponential of logarithms, on an axis in log scale.
+
     Args:
         context: what the model had seen.
         draws: as `forecast` returns them for it.
@@ -98,7 +103,8 @@ def plot_forecasts(
         trajectory_names: of the columns. Default: likewise.
 
     Raises:
-        ValueError: if the draws are of other trajectories, or names are too few or too many.
+        ValueError: if the draws are of other trajectories, the target is in other units, or names
+            are too few or too many.
     """
     x = np.asarray(draws["x"])
     _, num_trajectories, num_times, num_features = x.shape
@@ -112,8 +118,10 @@ def plot_forecasts(
             f"target must have as many trajectories as the context, {len(context)}; "
             f"got {len(target)}."
         )
-    when = np.broadcast_to(np.asarray(times), (num_trajectories, num_times))
     names = context.names
+    if target is not None and target.labels and not names.like(target.labels):
+        raise ValueError(f"target must be read as the context was, {names}; got {target.labels}.")
+    when = np.broadcast_to(np.asarray(times), (num_trajectories, num_times))
     rows = names.features if feature_names is None else feature_names
     columns = (
         [f"{names.id} {i}" for i in names.ids] if trajectory_names is None else trajectory_names
@@ -124,18 +132,25 @@ def plot_forecasts(
             f"{num_trajectories} trajectories; got {len(rows)} and {len(columns)}."
         )
     count = min(count, num_trajectories)
+    when, x = names.calendar(when), names.own_units(x)
     with panels(num_features, count, size=(3.2, 2.3)) as (figure, axes):
         for j, i in np.ndindex(num_features, count):
             axis = axes[j, i]
             fan(axis, when[i], x[:, i, :, j], levels)
             for data, face, label in ((context, DATA, "seen"), (target, "white", "not seen")):
                 if data is not None:
-                    at, seen = np.asarray(data.times[i]), np.asarray(data.mask[i, :, j])
-                    values = np.asarray(data.values[i, :, j])[seen]
-                    axis.plot(at[seen], values, "o", ms=4, mec=DATA, mew=0.8, mfc=face, label=label)
+                    seen = np.asarray(data.mask[i, :, j])
+                    at = names.calendar(np.asarray(data.times[i]))[seen]
+                    values = names.own_units(data.values[i])[seen, j]
+                    axis.plot(at, values, "o", ms=4, mec=DATA, mew=0.8, mfc=face, label=label)
             if bool(context.observed[i].any()):
-                end = np.asarray(context.times[i])[np.asarray(context.observed[i])].max()
+                at = names.calendar(np.asarray(context.times[i]))
+                end = at[np.asarray(context.observed[i])].max()
                 axis.axvline(end, color=TRUTH, lw=0.8, ls=":")
+            if names.origin is not None:
+                _with_dates(axis)
+            if names.features[j] in names.log:
+                _in_log_scale(axis)
             if j == 0:
                 axis.set_title(str(columns[i]))
             if i == 0:
@@ -148,6 +163,25 @@ def plot_forecasts(
             ncols=len(levels) + 3,
         )
         return figure
+
+
+def _with_dates(axis: Axes) -> None:
+    locator = AutoDateLocator(maxticks=5)
+    axis.xaxis.set_major_locator(locator)
+    axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def _in_log_scale(axis: Axes) -> None:
+    """Values in log scale, with plain numbers at a few ticks, however narrow their range is."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    if high < 5 * low:
+        locator = MaxNLocator(4, steps=[1, 2, 5, 10])
+    else:
+        locator = LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,))
+    axis.yaxis.set_major_locator(locator)
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter("{x:g}")
 
 
 def plot_training(losses: ArrayLike, *, num_trajectories: int, best: float | None = None) -> Figure:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax.numpy as jnp
 import narwhals as nw
 import numpy as np
 
-__all__ = ["Labels", "from_rows", "tidy_forecast", "to_rows"]
+__all__ = ["Labels", "MalformedRows", "Problems", "from_rows", "tidy_forecast", "to_rows"]
 
 UNITS = {
     "W": np.timedelta64(1, "W"),
@@ -20,13 +21,17 @@ UNITS = {
 }
 """What dates can be counted in, by NumPy's codes."""
 
+SHOWN = 5
+"""How many problems an error shows; it holds all of them."""
+
 
 @dataclass(frozen=True)
 class Labels:
     """What a table calls its trajectories, features and times.
 
     `ids` are the values of the column `id`, one a trajectory. Where the column `time` held dates,
-    times are counted in `unit` from `origin` on.
+    times are counted in `unit` from `origin` on. Of the features in `log`, values are logarithms of
+    what the table held.
     """
 
     ids: tuple[Any, ...]
@@ -35,6 +40,7 @@ class Labels:
     time: str = "time"
     origin: np.datetime64 | None = None
     unit: str | None = None
+    log: tuple[str, ...] = ()
 
     def select(self, index: Any) -> Labels:
         """Those of the trajectories that an index array or a slice picks."""
@@ -43,8 +49,31 @@ class Labels:
 
     def like(self, other: Labels) -> bool:
         """Whether values and times mean the same in both tables."""
-        ours, theirs = ((x.features, x.origin, x.unit) for x in (self, other))
+        ours, theirs = ((x.features, x.origin, x.unit, x.log) for x in (self, other))
         return ours == theirs
+
+    def own_units(self, values: Any) -> np.ndarray:
+        """Values, or draws of them, in the units of the table: exp of those in `log`.
+
+        Args:
+            values: shape (..., feature).
+
+        Raises:
+            ValueError: if there are more features, or fewer, than labels.
+        """
+        values = np.asarray(values)
+        if values.shape[-1:] != (len(self.features),):
+            raise ValueError(
+                f"values must have {len(self.features)} features on their last axis, as the "
+                f"labels; got shape {values.shape}."
+            )
+        logged = np.array([name in self.log for name in self.features])
+        if not logged.any():
+            return values
+        # In double precision, which holds the exponential of every logarithm of a double.
+        own = values.astype(float)
+        own[..., logged] = np.exp(own[..., logged])
+        return own
 
     def counted(self, dates: Any) -> np.ndarray:
         """Dates as times, in the unit from the origin on; the inverse of `calendar`.
@@ -63,7 +92,8 @@ class Labels:
 
     def __str__(self) -> str:
         times = "" if self.origin is None else f", times in {self.unit} from {self.origin}"
-        return f"values {', '.join(self.features)}{times}"
+        names = (f"log({name})" if name in self.log else name for name in self.features)
+        return f"values {', '.join(names)}{times}"
 
     def calendar(self, times: np.ndarray) -> np.ndarray:
         """Times as the table had them: numbers, or dates to the microsecond."""
@@ -73,21 +103,86 @@ class Labels:
         return self.origin + np.round(times * step).astype("timedelta64[us]")
 
 
+class MalformedRows(ValueError):  # noqa: N818 - it is raised with rows, not with an error
+    """Rows of a table that cannot be read, all of them at once.
+
+    Args:
+        problems: pairs (row, sentence); rows are numbered from 0, the lines of a file from 1.
+        name: of the table, which goes before what is said of it.
+    """
+
+    problems: tuple[tuple[int, str], ...]
+    """What is wrong, sorted by row."""
+
+    def __init__(self, problems: Iterable[tuple[int, str]], name: str = ""):
+        self.problems = tuple(sorted(problems, key=lambda problem: problem[0]))
+        self.name = name
+        said = "; ".join(sentence for _, sentence in self.problems[:SHOWN])
+        more = len(self.problems) - SHOWN
+        rows = len({row for row, _ in self.problems})
+        count = f"{rows} row{'s' if rows > 1 else ''} cannot be read: "
+        super().__init__(
+            (f"{name}: " if name else "")
+            + (count if len(self.problems) > 1 else "")
+            + said
+            + (f"; and {more} more." if more > 0 else ".")
+        )
+
+    def __reduce__(self):
+        return type(self), (self.problems, self.name)
+
+
+class Problems:
+    """What is wrong with the rows of a table, collected to be raised at once.
+
+    Args:
+        name: of the table, which goes before what is said of it.
+        noun: what rows are called.
+        numbers: of the rows. Default: 0, 1, and so on.
+    """
+
+    def __init__(self, name: str = "", noun: str = "row", numbers: Sequence[int] | None = None):
+        self.name, self.noun, self.numbers = name, noun, numbers
+        self.found: dict[tuple[int, str], str] = {}
+
+    def add(self, number: int, column: str, what: str) -> None:
+        """Notes what is wrong with a column of a row, unless something is already."""
+        self.found.setdefault((number, column), what)
+
+    def check(self, column: str, rule: str, bad: Any, got: Callable[[int], Any]) -> None:
+        """Notes the rows where `bad` is True, and what each of them has in the column."""
+        for row in np.flatnonzero(bad).tolist():
+            number = row if self.numbers is None else int(self.numbers[row])
+            self.add(number, column, f"column {column!r} {rule}; got {got(row)}")
+
+    def raise_if_any(self) -> None:
+        """Raises MalformedRows with all that was found."""
+        if self.found:
+            raise MalformedRows(
+                ((n, f"{what} in {self.noun} {n}") for (n, _), what in self.found.items()),
+                self.name,
+            )
+
+
 def from_rows(
     df: Any,
     *,
     id: str,
     time: str,
     values: Sequence[str],
+    log: Sequence[str] = (),
     origin: Any = None,
     unit: str = "D",
+    problems: Problems | None = None,
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], Labels]:
     """A pair (times, values) for each id, in the order of their first rows, and the labels.
 
-    Arguments and errors are those of `Trajectories.from_dataframe`.
+    Arguments and errors are those of `Trajectories.from_dataframe`; `problems` are those found
+    before, while the rows were read from a file.
     """
+    problems = problems or Problems()
     frame = _frame(df)
-    values = [values] if isinstance(values, str) else list(values)
+    values, log = _listed(values), _listed(log)
     columns = [id, time, *values]
     if not values or len(set(columns)) != len(columns):
         raise ValueError(
@@ -98,23 +193,15 @@ def from_rows(
             f"id, time and values must name columns of the table; got {missing}, and it has "
             f"{frame.columns}."
         )
+    if strange := [name for name in log if name not in values]:
+        raise ValueError(f"log must name columns among values, {values}; got {strange}.")
     if not len(frame):
+        problems.raise_if_any()
         raise ValueError("df must hold at least one row; got none.")
-    who = frame[id].to_list()
-    for row, name in enumerate(who):
-        if name is None or name != name:
-            raise ValueError(
-                f"column {id!r} must name whose each row is; got nothing in row {row}."
-            )
-    when, origin, counted = _times(frame[time], time, origin, unit)
-    what = np.stack([_numbers(frame[name], name) for name in values], axis=1)
-    infinite = np.isinf(what)
-    if infinite.any():
-        row, j = np.argwhere(infinite)[0]
-        raise ValueError(
-            f"column {values[j]!r} must be finite, or empty where nothing was measured; got "
-            f"{what[row, j]} in row {row}."
-        )
+    who = _ids(frame[id], id, problems)
+    when, origin, counted = _times(frame[time], time, origin, unit, problems)
+    what = np.stack([_values(frame[name], name, name in log, problems) for name in values], axis=1)
+    problems.raise_if_any()
     rows: dict[Any, list[int]] = {}
     for row, name in enumerate(who):
         rows.setdefault(name, []).append(row)
@@ -124,7 +211,8 @@ def from_rows(
         kept = np.array(mine)[measured[mine]]
         kept = kept[np.argsort(when[kept], kind="stable")]
         pairs.append((when[kept], what[kept]))
-    labels = Labels(tuple(rows), tuple(values), id, time, origin, counted)
+    logged = tuple(name for name in values if name in log)
+    labels = Labels(tuple(rows), tuple(values), id, time, origin, counted, logged)
     return pairs, labels
 
 
@@ -133,7 +221,7 @@ def to_rows(
 ) -> Any:
     """A row for each time at which something was observed, empty where a feature was not."""
     i, k = np.nonzero(mask.any(-1))
-    seen = np.where(mask, values, np.nan)[i, k]
+    seen = np.where(mask, labels.own_units(values), np.nan)[i, k]
     columns = {
         labels.id: [labels.ids[n] for n in i],
         labels.time: labels.calendar(times[i, k]),
@@ -153,7 +241,7 @@ def tidy_forecast(
     """Forecasts as a tidy table: a row for each id, time and feature.
 
     Columns: those of id and time as the table had them, `feature`, and `mean`, `sd` and one column
-    a quantile, named after it, of new observations.
+    a quantile, named after it, of new observations in the units of the table.
 
     Args:
         draws: as `forecast` returns them.
@@ -186,6 +274,7 @@ def tidy_forecast(
             f"got shape {when.shape}."
         )
     when = np.broadcast_to(when, x.shape[1:3])
+    x = labels.own_units(x)
     i, k, j = (index.ravel() for index in np.indices(x.shape[1:]))
     columns = {
         labels.id: [labels.ids[n] for n in i],
@@ -237,13 +326,46 @@ def _numbers(column: nw.Series, name: str) -> np.ndarray:
     )
 
 
+def _listed(names: Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _ids(column: nw.Series, name: str, problems: Problems) -> list[Any]:
+    who = column.to_list()
+    # A comparison with pandas.NA has no truth, and NaN in polars is not null.
+    nothing = [empty or x != x for empty, x in zip(column.is_null().to_list(), who, strict=True)]
+    problems.check(name, "must name whose each row is", nothing, lambda row: "nothing")
+    return who
+
+
+def _values(column: nw.Series, name: str, log: bool, problems: Problems) -> np.ndarray:
+    """Floats, or their logarithms, NaN where the table is empty."""
+    numbers = _numbers(column, name)
+    rule = "must be finite, or empty where nothing was measured"
+    problems.check(name, rule, np.isinf(numbers), lambda row: numbers[row])
+    if log:
+        rule = "must be positive, as its logarithm is taken"
+        problems.check(name, rule, numbers <= 0, lambda row: numbers[row])
+        return np.log(numbers, where=numbers > 0, out=np.full(numbers.shape, np.nan))
+    _check_size(numbers, name, problems)
+    return numbers
+
+
+def _check_size(numbers: np.ndarray, name: str, problems: Problems) -> None:
+    """Notes numbers that would be infinite in JAX's float type of the day."""
+    largest = float(jnp.finfo(jnp.result_type(float)).max)
+    rule = f"must be at most {largest:.1e} in size, as floats of JAX are"
+    problems.check(name, rule, np.abs(numbers) > largest, lambda row: numbers[row])
+
+
 def _times(
-    column: nw.Series, name: str, origin: Any, unit: str
+    column: nw.Series, name: str, origin: Any, unit: str, problems: Problems
 ) -> tuple[np.ndarray, np.datetime64 | None, str | None]:
     """Times as floats, and what they are counted from and in, where the column holds dates."""
     if unit not in UNITS:
         raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}.")
     dates = _dates(column)
+    entries = column.to_list()
     if dates is None:
         if origin is not None:
             raise ValueError(
@@ -252,7 +374,7 @@ def _times(
         try:
             when = _numbers(column, name)
         except ValueError as error:
-            entry = next((x for x in column.to_list() if x is not None), None)
+            entry = next((x for x in entries if x is not None), None)
             raise ValueError(
                 f"column {name!r} must hold numbers, dates or datetimes; got {column.dtype}, such "
                 f"as {entry!r}. Text is read by pandas.to_datetime or polars' str.to_datetime."
@@ -261,28 +383,30 @@ def _times(
     else:
         absent = np.isnat(dates)
         try:
-            start = dates[~absent].min() if origin is None else np.datetime64(origin, "us")
+            # NaT where there is no date at all.
+            start = np.sort(dates)[0] if origin is None else np.datetime64(origin, "us")
         except ValueError as error:
             raise ValueError(f"origin must be a date; got {origin!r}.") from error
         origin = start
         when = (dates - start) / UNITS[unit]
-    if absent.any():
-        row = int(np.flatnonzero(absent)[0])
-        raise ValueError(
-            f"column {name!r} must say when each row was observed; got {column.to_list()[row]!r} "
-            f"in row {row}."
-        )
+    rule = "must say when each row was observed"
+    problems.check(name, rule, absent, lambda row: repr(entries[row]))
+    _check_size(when, name, problems)
     return when, origin, None if dates is None else unit
 
 
 def _dates(column: nw.Series) -> np.ndarray | None:
     """Dates and times in UTC, to the microsecond; None where the column holds none."""
     if column.dtype == nw.Object:
-        entries = column.to_list()
-        # Dates in pandas are objects.
-        if not any(hasattr(entry, "isoformat") for entry in entries):
+        # Dates in pandas are objects. NumPy would take a number beside them for microseconds.
+        known = column.drop_nulls().to_list()
+        if not known or not all(hasattr(entry, "isoformat") for entry in known):
             return None
-        return np.array(entries, dtype="datetime64[us]")
+        nulls = zip(column.is_null().to_list(), column.to_list(), strict=True)
+        try:
+            return np.array([None if null else x for null, x in nulls], dtype="datetime64[us]")
+        except (TypeError, ValueError):
+            return None
     if column.dtype not in (nw.Date, nw.Datetime):
         return None
     if getattr(column.dtype, "time_zone", None):

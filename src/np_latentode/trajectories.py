@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -125,6 +126,7 @@ class Trajectories:
         id: str,
         time: str,
         values: Sequence[str],
+        log: Sequence[str] = (),
         origin: Any = None,
         unit: str = "D",
     ) -> T:
@@ -139,21 +141,70 @@ class Trajectories:
             id: the column of who it is.
             time: the column of when: numbers, dates, or datetimes (those with a zone in UTC).
             values: the columns of what was measured, numbers or true and false; empty where not.
+            log: those of them that are modelled by their logarithm, which `values` then hold;
+                tables and figures that are made of them are in the column's own units.
             origin: the date that times are counted from. Default: the first one. A table to
                 forecast from must be given that of the table trained on, `train.labels.origin`.
             unit: what dates are counted in: W, D, h, m or s.
 
         Raises:
-            ValueError: naming the column, the row (from 0) and what came, where the table has no
-                such column, no rows, holds text, or a row has no id, no time or an infinite value.
+            MalformedRows: a ValueError that holds the column, the row (from 0) and what came, of
+                all rows without id or time, with an infinite value, or one in `log` that is not
+                positive.
+            ValueError: if the table has no such column or no rows, or holds text.
         """
-        pairs, labels = from_rows(df, id=id, time=time, values=values, origin=origin, unit=unit)
+        return cls._labelled(
+            from_rows(df, id=id, time=time, values=values, log=log, origin=origin, unit=unit)
+        )
+
+    @classmethod
+    def from_file[T: Trajectories](
+        cls: type[T],
+        path: str | os.PathLike[str],
+        *,
+        id: str,
+        time: str,
+        values: Sequence[str],
+        log: Sequence[str] = (),
+        origin: Any = None,
+        unit: str = "D",
+    ) -> T:
+        """Trajectories from a file that holds a long table, as `from_dataframe` takes it.
+
+        Args:
+            path: of a .csv, .parquet or .nc (netCDF) file. `files.read_csv` says how text is read;
+                ids stay text. What stands in an index of a table, or in coordinates of a grid, are
+                columns.
+            id, time, values, log, origin, unit: as in `from_dataframe`.
+
+        Raises:
+            MalformedRows: a ValueError that holds all rows that cannot be read: lines of a CSV file
+                (from 1), or rows (from 0).
+            ValueError: naming the file, if it is no such file or has no such column.
+            ImportError: if pyarrow, which reads Parquet, is missing.
+            OSError: if the system cannot read the file.
+        """
+        # With pandas and xarray, which take most of a second to import.
+        from np_latentode.files import read_rows
+
+        return cls._labelled(
+            read_rows(path, id=id, time=time, values=values, log=log, origin=origin, unit=unit)
+        )
+
+    @classmethod
+    def _labelled[T: Trajectories](
+        cls: type[T], rows: tuple[list[tuple[np.ndarray, np.ndarray]], Labels]
+    ) -> T:
+        pairs, labels = rows
         self = cls.from_ragged(pairs, num_features=len(labels.features))
         self.labels = labels
         return self
 
     def to_dataframe(self, *, backend: Any = "pandas") -> Any:
         """A long table of what was observed: a row a time, empty where a feature was not observed.
+
+        Its units are those of the table that the trajectories came from: of a feature in
+        `names.log`, the exponential of `values`.
 
         Args:
             backend: of the data frame, as narwhals names them: "pandas", "polars", "pyarrow".
@@ -163,6 +214,21 @@ class Trajectories:
             labels=self.names,
             backend=backend,
         )
+
+    def to_file(self, path: str | os.PathLike[str]) -> None:
+        """Writes what `to_dataframe` gives to a .csv, .parquet or .nc file, whole or not at all.
+
+        Args:
+            path: what is there is replaced once all is written.
+
+        Raises:
+            ValueError: if the file's format is not known, or cannot hold an id or a name.
+            ImportError: if pyarrow, which writes Parquet, is missing.
+            OSError: if the system cannot write the file; what was there is left as it was.
+        """
+        from np_latentode.files import write_table
+
+        write_table(self.to_dataframe(), path)
 
     @property
     def names(self) -> Labels:
@@ -186,6 +252,24 @@ class Trajectories:
             time: one time for all, or one a trajectory, shape (trajectory,).
         """
         return self._where(self.times > self._per_trajectory(time))
+
+    def split[T: Trajectories](self: T, share: float = 0.5) -> tuple[T, T]:
+        """The first observed times of each trajectory, that share of them rounded up, and the rest:
+        what a forecast is made from, and what it is compared with.
+
+        Args:
+            share: of the times at which anything was observed, between 0 and 1.
+
+        Raises:
+            ValueError: if the share is not between 0 and 1.
+        """
+        if not 0 < share < 1:
+            raise ValueError(f"share must lie between 0 and 1; got {share}.")
+        observed = self.observed
+        # Rounded up, but for what is no more than rounding itself.
+        count = jnp.ceil(share * observed.sum(1, keepdims=True) - 1e-4)
+        early = jnp.cumsum(observed, axis=1) <= count
+        return self.keep(early), self.keep(~early)
 
     def keep[T: Trajectories](self: T, mask: Numbers) -> T:
         """The same trajectories with only the observations where `mask` is True as well.
