@@ -14,15 +14,13 @@ import argparse
 import arviz_stats
 import jax
 from flax import nnx
-from numpyro.infer import SVI, Trace_ELBO
 
-from np_latentode import GRU, PathODE, latent_ode, optimizer, random_context
+from np_latentode import GRU, PathODE, fit, latent_ode
 from np_latentode.datasets import SpiralFamily
 from np_latentode.experiments.priors import make_prior
 from np_latentode.experiments.scores import CUT
 from np_latentode.importance import elpd
 from np_latentode.refinement import refine
-from np_latentode.training import run
 
 
 def parts(name: str, seed: int) -> dict:
@@ -66,16 +64,16 @@ def main() -> None:
         whole, ahead = {}, {}
         for name in arguments.names:
             model, guide = latent_ode(train, **parts(name, seed), rngs=nnx.Rngs(seed))
-            svi = SVI(
+            params, _, _ = fit(
+                jax.random.key(seed),
                 model,
                 guide,
-                optimizer(arguments.steps),
-                Trace_ELBO(),
+                train,
+                num_steps=arguments.steps,
                 batch_size=50,
-                conditioning=random_context,
+                progress=False,
             )
-            result, _ = run(svi, jax.random.key(seed), arguments.steps, train, progress=False)
-            fitted = model, guide, result.params
+            fitted = model, guide, params
             for scores, context, target in ((whole, fresh, None), (ahead, early, late)):
                 refine_key, key = jax.random.split(key)
                 q = refine(refine_key, *fitted, context).q

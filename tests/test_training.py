@@ -1,54 +1,288 @@
-"""Training is SVI's own, and the optimizer does what it says."""
+"""`fit` takes SVI's own steps, keeps the best of them, and loses none."""
 
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
+import optax
 import pytest
+from flax import nnx
 from numpyro.infer import SVI, Trace_ELBO
 
-from np_latentode import optimizer
-from np_latentode.training import run
-
-
-def model(data):
-    loc = numpyro.sample("loc", dist.Normal(0, 10))
-    with numpyro.plate("data", len(data)):
-        numpyro.sample("x", dist.Normal(loc, 1), obs=data)
-
-
-def guide(data):
-    center = numpyro.param("center", jnp.zeros(()))
-    numpyro.sample("loc", dist.Normal(center, 0.1))
-
-
-DATA = jnp.arange(5.0)
-
-
-@pytest.mark.parametrize(("num_steps", "steps_at_once"), [(7, 3), (6, 3), (2, 100), (1, 1)])
-def test_run_is_svi_run_step_for_step(num_steps, steps_at_once):
-    svi = SVI(model, guide, optimizer(20), Trace_ELBO())
-    key = jax.random.key(3)
-    exact = svi.run(key, num_steps, DATA, progress_bar=False)
-    result, _ = run(svi, key, num_steps, DATA, progress=False, steps_at_once=steps_at_once)
-    np.testing.assert_allclose(result.losses, exact.losses, rtol=1e-6)
-    np.testing.assert_allclose(result.params["center"], exact.params["center"], rtol=1e-6)
-
-
-def test_run_reports_the_loss_while_it_runs(capsys):
-    svi = SVI(model, guide, optimizer(20), Trace_ELBO())
-    result, _ = run(svi, jax.random.key(0), 4, DATA, steps_at_once=2)
-    assert f"loss {float(result.losses[-2:].mean()):.1f}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("num_steps", "steps_at_once", "name"), [(0, 1, "num_steps"), (3, 0, "steps_at_once")]
+from np_latentode import (
+    MLPDynamics,
+    Solver,
+    datasets,
+    fit,
+    latent_ode,
+    load,
+    optimizer,
+    random_context,
+    training,
 )
-def test_no_steps_are_refused(num_steps, steps_at_once, name):
-    svi = SVI(model, guide, optimizer(20), Trace_ELBO())
-    with pytest.raises(ValueError, match=f"{name} must be positive; got 0"):
-        run(svi, jax.random.key(0), num_steps, DATA, steps_at_once=steps_at_once)
+from np_latentode.prediction import log_predictive, posterior
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+@pytest.fixture(scope="module")
+def spirals():
+    return datasets.spirals(jax.random.key(0), num_trajectories=14)
+
+
+@pytest.fixture(scope="module")
+def pair(spirals):
+    return small_pair(spirals[:10])
+
+
+def small_pair(train, width=4):
+    """What compiles in a second or two."""
+    rngs = nnx.Rngs(0)
+    return latent_ode(
+        train,
+        latent_dim=2,
+        dynamics=MLPDynamics(2, width=width, rngs=rngs),
+        encoder=MeanEncoder(2, 4, rngs=rngs),
+        solver=Solver(diffrax.Euler(), dt0=1.25, adjoint=diffrax.DirectAdjoint()),
+        rngs=rngs,
+    )
+
+
+class MeanEncoder(nnx.Linear):
+    def __call__(self, times, values, mask):
+        return super().__call__(values.sum(1) / (1 + mask.sum(1)))
+
+
+@pytest.fixture
+def few_at_once(monkeypatch):
+    monkeypatch.setattr(training, "STEPS_AT_ONCE", 5)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_fit_takes_the_steps_of_svi_with_the_kl_weight_of_each(pair, spirals):
+    key, train = jax.random.key(3), spirals[:10]
+    svi = SVI(*pair, optimizer(12), Trace_ELBO(), batch_size=4, conditioning=random_context)
+    state, expected = svi.init(key, train), []
+    update = jax.jit(svi.update)
+    for step in range(12):
+        state, loss = update(state, train, kl_weight=0.1 + step)
+        expected.append(loss)
+    fitted = fit(
+        key,
+        *pair,
+        train,
+        num_steps=12,
+        batch_size=4,
+        kl_weight=lambda step: 0.1 + step,
+        progress=False,
+    )
+    np.testing.assert_allclose(fitted.history.losses, expected, rtol=1e-4)
+    assert fitted.history.best_step == 12
+    assert len(fitted.history.seconds) == 3
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        fitted.params,
+        svi.get_params(state),
+    )
+
+
+def test_data_are_arguments_of_the_program_not_constants_in_it(pair, spirals):
+    """Trap 10: what is compiled into a program is compiled anew for each table."""
+    before = jax.config.jax_captured_constants_warn_bytes
+    many, held_out = spirals[np.arange(300) % 14], spirals[np.arange(301) % 14]
+    jax.config.update("jax_captured_constants_warn_bytes", many.values.nbytes // 2)
+    try:
+        # Warnings are errors.
+        fit(jax.random.key(0), *pair, many, held_out, num_steps=1, progress=False)
+    finally:
+        jax.config.update("jax_captured_constants_warn_bytes", before)
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_the_parameters_are_those_that_forecast_held_out_data_best(pair, spirals):
+    train, held_out = spirals[:10], spirals[10:]
+    # Good steps first, and then bad ones.
+    optim = optax.adam(lambda step: jnp.where(step < 10, 1e-2, 0.5))
+    key = jax.random.key(1)
+    fitted = fit(key, *pair, train, held_out, num_steps=30, optim=optim, progress=False)
+    scores = fitted.history.validation
+    assert fitted.history.evaluated.tolist() == [5, 10, 15, 20, 25, 30]
+    assert fitted.history.best_step == 5 * (1 + np.argmin(scores)) < 30
+    # The score, made anew.
+    context, target = held_out.split()
+    model, guide = pair
+    z0 = posterior(guide, fitted.params, context).sample(
+        jax.random.fold_in(key, 1), (training.NUM_DRAWS,)
+    )
+    log_p = log_predictive(model, fitted.params, z0, target)[target.mask]
+    assert -log_p.mean() == pytest.approx(scores.min(), rel=1e-4)
+    same(training._held_out(model, held_out), (context, target))
+    same(training._held_out(model, (context, target)), (context, target))
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_patience_ends_a_training_that_gets_no_better(pair, spirals):
+    optim = optax.sgd(0.0)
+    fitted = fit(
+        jax.random.key(0),
+        *pair,
+        spirals[:10],
+        spirals[10:],
+        num_steps=1_000,
+        patience=10,
+        optim=optim,
+        progress=False,
+    )
+    assert fitted.history.evaluated.tolist() == [5, 10, 15]
+    assert fitted.history.best_step == 5
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_a_step_that_is_not_finite_is_not_taken(pair, spirals, capsys):
+    fitted = fit(
+        jax.random.key(0),
+        *pair,
+        spirals[:10],
+        num_steps=10,
+        kl_weight=lambda step: jnp.where(step == 3, jnp.nan, 1.0),
+    )
+    assert np.flatnonzero(np.isnan(fitted.history.losses)).tolist() == [3]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.params))
+    # The optimizer has counted nine.
+    assert int(fitted.state.optim_state[0]) == 9
+    assert "ELBO -" in capsys.readouterr().err
+
+
+def test_a_solve_that_fails_costs_a_step_and_not_the_training(pair, spirals):
+    def explosive():
+        return lambda t, z: 1e3 * z**3
+
+    model, guide = latent_ode(spirals[:10], latent_dim=2, dynamics=explosive, rngs=nnx.Rngs(0))
+    with pytest.raises(FloatingPointError, match="None of the steps 1 to 3 was finite"):
+        fit(jax.random.key(0), model, guide, spirals[:10], num_steps=3, progress=False)
+    assert model.solver.throw
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_an_interrupted_training_ends_where_it_would_have_ended(
+    pair, spirals, tmp_path, monkeypatch
+):
+    arguments = (jax.random.key(2), *pair, spirals[:10], spirals[10:])
+    whole = fit(*arguments, num_steps=22, patience=15, progress=False)
+    monkeypatch.setattr(training, "SECONDS_BETWEEN", 0.0)
+    take, calls = training._after, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return take(*args)
+
+    monkeypatch.setattr(training, "_after", interrupted)
+    options = dict(num_steps=22, patience=15, checkpoint_dir=tmp_path / "c", progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        fit(*arguments, **options)
+    resumed = fit(*arguments, **options)
+    assert len(calls) == 3 + 3  # two of five dispatches were kept
+    again = fit(*arguments, **options)
+    for other in (resumed, again):
+        same(whole.params, other.params)
+        same(whole.state.optim_state, other.state.optim_state)
+        same(jax.random.key_data(whole.state.rng_key), jax.random.key_data(other.state.rng_key))
+        same(whole.history[:3], other.history[:3])
+    assert (np.diff(resumed.history.seconds) > 0).all()
+
+
+SCRIPT = """
+    import sys
+    import jax
+    from flax import nnx
+    from np_latentode import MLPDynamics, datasets, fit, latent_ode, save, training
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", sys.argv[1] + "/xla")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    training.STEPS_AT_ONCE, training.SECONDS_BETWEEN = 5, 0.0
+    spirals = datasets.spirals(jax.random.key(0), num_trajectories=10)
+    small = MLPDynamics(2, width=4, rngs=nnx.Rngs(0))
+    model, guide = latent_ode(spirals, latent_dim=2, dynamics=small, rngs=nnx.Rngs(0))
+    path = sys.argv[1] + "/checkpoints" if len(sys.argv) > 2 else None
+    fitted = fit(jax.random.key(1), model, guide, spirals, num_steps=500, checkpoint_dir=path)
+    save(sys.argv[1] + ("/resumed" if path else "/whole"), model, guide, fitted.params)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_bit_for_bit_where_it_would_have_ended(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    process = subprocess.Popen([*command, "resume"], stderr=subprocess.DEVNULL)
+    while not [*tmp_path.glob("checkpoints/*")] and process.poll() is None:
+        time.sleep(0.001)
+    # While the second or the third is written, as like as not.
+    time.sleep(0.05)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run([*command, "resume"], check=True, capture_output=True)
+    same(load(tmp_path / "whole")[2], load(tmp_path / "resumed")[2])
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_a_checkpoint_of_another_training_is_refused(pair, spirals, tmp_path):
+    arguments = (jax.random.key(2), *pair, spirals[:10])
+    options = dict(checkpoint_dir=tmp_path / "c", progress=False)
+    fit(*arguments, num_steps=5, **options)
+    with pytest.raises(ValueError, match=r"same training; .* differs in num_steps"):
+        fit(*arguments, num_steps=6, **options)
+    with pytest.raises(ValueError, match="differs in rng_key"):
+        fit(jax.random.key(3), *arguments[1:], num_steps=5, **options)
+    with pytest.raises(ValueError, match="differs in train"):
+        fit(*arguments[:-1], spirals[1:11], num_steps=5, **options)
+    other = small_pair(spirals[:10], width=5)
+    with pytest.raises(ValueError, match="differs in parts"):
+        fit(arguments[0], *other, spirals[:10], num_steps=5, **options)
+    with pytest.raises(ValueError, match="checkpoint_dir must have the same parameters"):
+        fit(*arguments, num_steps=5, optim=optax.sgd(0.1), **options)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be a positive integer; got 0"),
+        ({"num_steps": 2.5}, "num_steps must be a positive integer; got 2.5"),
+        ({"batch_size": 11}, "batch_size must be an integer from 1 to .* 10; got 11"),
+        ({"patience": 5}, "patience must come with validation; got 5 without"),
+        ({"patience": 0, "validation": 0}, "patience must be a positive integer; got 0"),
+        ({"kl_weight": lambda step: 0.0}, "kl_weight must be positive; got 0.0 at step 0"),
+        ({"validation": "late"}, "validation must be Trajectories, or a pair .*; got str"),
+        ({"train": None}, "context must be Trajectories; got NoneType"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(pair, spirals, changed, message):
+    arguments = {"train": spirals[:10], "num_steps": 5} | changed
+    if arguments.get("validation") == 0:
+        arguments["validation"] = spirals[10:]
+    with pytest.raises(ValueError, match=message):
+        fit(jax.random.key(0), *pair, progress=False, **arguments)
+
+
+def test_validation_data_without_anything_to_forecast_are_refused(pair, spirals):
+    nothing = spirals[10:].before(-1.0)
+    with pytest.raises(ValueError, match="target must hold at least one observation"):
+        fit(jax.random.key(0), *pair, spirals[:10], nothing, num_steps=1)
 
 
 def updates(transformation, gradients, params, *, steps):

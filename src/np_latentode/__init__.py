@@ -1,6 +1,7 @@
 """Latent ODEs as NumPyro models: irregular time series in, calibrated forecasts out."""
 
 from np_latentode import _started, datasets  # noqa: F401
+from np_latentode.aggregate import fit_prior
 from np_latentode.assemble import latent_ode
 from np_latentode.conditioning import random_context, random_points, random_prefix
 from np_latentode.decoder import MLPDecoder
@@ -33,9 +34,10 @@ from np_latentode.priors import (
     RingPrior,
     StandardNormal,
 )
+from np_latentode.saving import load, save
 from np_latentode.scaling import Scaling
 from np_latentode.solve import Solver
-from np_latentode.training import fit_prior, optimizer
+from np_latentode.training import fit, optimizer
 from np_latentode.trajectories import Trajectories
 
 __all__ = [
@@ -70,9 +72,11 @@ __all__ = [
     "TimeMLPDynamics",
     "Trajectories",
     "datasets",
+    "fit",
     "fit_prior",
     "forecast",
     "latent_ode",
+    "load",
     "optimizer",
     "posterior",
     "prior",
@@ -80,4 +84,5 @@ __all__ = [
     "random_context",
     "random_points",
     "random_prefix",
+    "save",
 ]

@@ -11,7 +11,6 @@ import numpy as np
 import scoringrules
 from arviz_stats.base.array import array_stats
 from jaxtyping import Array
-from scipy.special import logsumexp
 
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
@@ -19,7 +18,7 @@ from np_latentode.plate import check_context, check_counts, check_data
 from np_latentode.prediction import (
     decode,
     forecast,
-    log_likelihood,
+    log_predictive,
     observed_times,
     posterior,
     prior,
@@ -116,9 +115,7 @@ def calibration(
     share = np.asarray(jax.random.uniform(tie_key, x.shape))
     pit = where_observed((below + share * (ties + 1)) / (num_samples + 1))
     inside = np.abs(pit[mask] - 0.5) <= np.array(levels)[:, None] / 2
-    # The density of a forecast is known, a mixture over z0, and need not be guessed from draws.
-    log_liks = np.asarray(log_likelihood(model, params, forecasts["z0"], target), float)
-    log_density = logsumexp(log_liks, axis=0) - np.log(num_samples)
+    log_density = np.asarray(log_predictive(model, params, forecasts["z0"], target))
     return Calibration(
         levels=levels,
         coverage=inside.mean(-1),

@@ -22,6 +22,8 @@ class MLPDecoder(nnx.Module):
     def __init__(
         self, latent_dim: int, num_features: int, *, width: int = 80, depth: int = 1, rngs: nnx.Rngs
     ):
+        self.latent_dim, self.num_features = latent_dim, num_features
+        self.width, self.depth = width, depth
         self.mean = mlp((latent_dim, *(width,) * depth, num_features), rngs=rngs)
 
     def __call__(

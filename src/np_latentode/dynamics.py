@@ -21,6 +21,7 @@ class MLPDynamics(nnx.Module):
     """
 
     def __init__(self, latent_dim: int, *, width: int = 64, depth: int = 1, rngs: nnx.Rngs):
+        self.latent_dim, self.width, self.depth = latent_dim, width, depth
         self.field = mlp((latent_dim, *(width,) * depth, latent_dim), rngs=rngs)
 
     def __call__(
@@ -40,6 +41,7 @@ class TimeMLPDynamics(nnx.Module):
     """
 
     def __init__(self, latent_dim: int, *, width: int = 64, depth: int = 1, rngs: nnx.Rngs):
+        self.latent_dim, self.width, self.depth = latent_dim, width, depth
         self.field = mlp((latent_dim + 1, *(width,) * depth, latent_dim), rngs=rngs)
 
     def __call__(

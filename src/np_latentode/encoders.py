@@ -44,7 +44,7 @@ class ODERNN(nnx.Module):
         method: diffrax.AbstractSolver | None = None,
         rngs: nnx.Rngs,
     ):
-        self.num_features, self.hidden_dim = num_features, hidden_dim
+        self.num_features, self.hidden_dim, self.width = num_features, hidden_dim, width
         self.method = diffrax.Euler() if method is None else method
         if not isinstance(self.method, diffrax.AbstractSolver):
             raise ValueError(f"method must be a diffrax.AbstractSolver; got {method!r}.")
@@ -102,7 +102,7 @@ class PathODE(nnx.Module):
         solver: Solver | None = None,
         rngs: nnx.Rngs,
     ):
-        self.num_features, self.hidden_dim = num_features, hidden_dim
+        self.num_features, self.hidden_dim, self.width = num_features, hidden_dim, width
         self.solver = Solver(diffrax.Midpoint(), dt0=0.3125) if solver is None else solver
         if not isinstance(self.solver, Solver):
             raise ValueError(f"solver must be a np_latentode.Solver; got {solver!r}.")

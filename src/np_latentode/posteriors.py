@@ -56,7 +56,7 @@ class DiagonalNormal(nnx.Module):
         width: int = 40,
         rngs: nnx.Rngs,
     ):
-        self.latent_dim = latent_dim
+        self.feature_dim, self.latent_dim, self.width = feature_dim, latent_dim, width
         self.head = mlp((feature_dim, width, 2 * latent_dim), rngs=rngs)
 
     def __call__(self, features: Float[Array, "trajectory hidden"]) -> dist.Distribution:
@@ -78,7 +78,7 @@ class FullRankNormal(nnx.Module):
     """
 
     def __init__(self, feature_dim: int, latent_dim: int, *, width: int = 40, rngs: nnx.Rngs):
-        self.latent_dim = latent_dim
+        self.feature_dim, self.latent_dim, self.width = feature_dim, latent_dim, width
         below = latent_dim * (latent_dim - 1) // 2
         self.head = mlp((feature_dim, width, 2 * latent_dim + below), rngs=rngs)
 
@@ -120,6 +120,8 @@ class FlowPosterior(nnx.Module):
         width: int = 40,
         rngs: nnx.Rngs,
     ):
+        self.feature_dim, self.latent_dim = feature_dim, latent_dim
+        self.num_layers, self.width = num_layers, width
         self.base = DiagonalNormal(feature_dim, latent_dim, width=width, rngs=rngs)
         self.context = nnx.Linear(feature_dim, latent_dim, rngs=rngs)
         self.layers = inverse_autoregressive(
@@ -143,6 +145,7 @@ class CirclePosterior(nnx.Module):
     """
 
     def __init__(self, feature_dim: int, *, width: int = 40, rngs: nnx.Rngs):
+        self.feature_dim, self.width = feature_dim, width
         self.head = mlp((feature_dim, width, 3), rngs=rngs)
 
     def __call__(self, features: Float[Array, "trajectory hidden"]) -> dist.Distribution:

@@ -22,6 +22,7 @@ __all__ = [
     "draw_and_score",
     "forecast",
     "log_likelihood",
+    "log_predictive",
     "observed_times",
     "posterior",
     "prior",
@@ -194,6 +195,26 @@ def _log_likelihood(model, params, z0s, trajectories, draws_at_once):
         return x["fn"].base_dist.log_prob(x["value"])
 
     return jax.lax.map(score, z0s, batch_size=draws_at_once)
+
+
+def log_predictive(
+    model: LatentODE,
+    params: dict,
+    z0: Float[Array, "draw trajectory latent"],
+    target: Trajectories,
+) -> Float[Array, "trajectory time feature"]:
+    """log p(x | context), one term an observation, and 0 where there is none.
+
+    log 1/S sum_s p(x | z0_s),  z0_s ~ q(z0 | context): the density of a forecast is a mixture, and
+    need not be guessed from draws of x.
+
+    Args:
+        model, params: as fitted.
+        z0: draws of what is known of each trajectory.
+        target: what was observed of it later, say.
+    """
+    log_liks = log_likelihood(model, params, z0, target)
+    return jax.nn.logsumexp(log_liks, axis=0) - jnp.log(len(z0))
 
 
 def check_params(params: dict, *programs: LatentODE | AmortizedGuide) -> None:

@@ -72,6 +72,7 @@ class MixturePrior(nnx.Module):
 
     def __init__(self, latent_dim: int, *, num_components: int = 8, rngs: nnx.Rngs):
         check_counts(latent_dim=latent_dim, num_components=num_components)
+        self.latent_dim, self.num_components = latent_dim, num_components
         shape = (num_components, latent_dim)
         self.logits = nnx.Param(jnp.zeros(num_components))
         self.loc = nnx.Param(0.5 * jax.random.normal(rngs.params(), shape))
@@ -112,6 +113,7 @@ class FlowPrior(nnx.Module):
         width: int = 48,
         rngs: nnx.Rngs,
     ):
+        self.latent_dim, self.num_layers, self.width = latent_dim, num_layers, width
         self.base = StandardNormal(latent_dim) if base is None else base
         check_module("base", self.base)
         _, support = vector_distribution("base", self.base, batch_shape=())

@@ -1,37 +1,42 @@
-"""How to train: an optimizer that was measured, and SVI with several steps a dispatch."""
+"""How to train: an optimizer that was measured, and SVI's steps with an eye on held-out data."""
 
 from __future__ import annotations
 
-import functools
+import copy
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro
+import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, Float, Int
 from numpyro.infer import SVI, Trace_ELBO
-from numpyro.infer.svi import SVIRunResult
+from numpyro.infer.svi import SVIState
 from tqdm import tqdm
 
+from np_latentode.checkpoints import Checkpoints, digest, fill
 from np_latentode.conditioning import Conditioning, random_context
 from np_latentode.guide import AmortizedGuide
-from np_latentode.modules import (
-    Part,
-    bind_prior,
-    check_module,
-    parameter_names,
-    vector_distribution,
-)
-from np_latentode.plate import check_context
-from np_latentode.prediction import posterior
+from np_latentode.model import LatentODE
+from np_latentode.plate import check_call, check_counts, check_data
+from np_latentode.prediction import log_predictive, posterior
+from np_latentode.saving import describe_parts
 from np_latentode.trajectories import Trajectories
 
-__all__ = ["STEPS_AT_ONCE", "fit_prior", "optimizer", "run"]
+__all__ = ["Fit", "History", "dispatches", "fit", "optimizer"]
 
 STEPS_AT_ONCE = 100
-MOSTLY_WHOLE = functools.partial(random_context, whole_share=0.8)
+"""Steps a dispatch: Python, the progress bar and the validation data wait for so many."""
+SECONDS_BETWEEN = 30.0
+"""Checkpoints, at least."""
+NUM_DRAWS = 20
+"""Of z0, from which a validation score is made."""
 
 
 def optimizer(
@@ -60,123 +65,281 @@ def optimizer(
     return optax.chain(optax.clip_by_global_norm(10.0), adam)
 
 
-def run(
-    svi: SVI,
+class History(NamedTuple):
+    """What happened in training."""
+
+    losses: Float[np.ndarray, " step"]
+    """-ELBO of each step, summed over the data; NaN where a step was not finite, and not taken."""
+    evaluated: Int[np.ndarray, " evaluation"]
+    """After how many steps the validation data were scored."""
+    validation: Float[np.ndarray, " evaluation"]
+    """-log p(target | context) an observation, then; the lower the better."""
+    seconds: Float[np.ndarray, " dispatch"]
+    """Since `fit` began, when steps had been dispatched."""
+
+    @property
+    def best_step(self) -> int:
+        """Where the validation score was lowest; without validation, the last."""
+        if not len(self.validation):
+            return len(self.losses)
+        return int(self.evaluated[np.argmin(self.validation)])
+
+
+class Fit(NamedTuple):
+    """A trained pair's parameters, and how they came about."""
+
+    params: dict[str, Any]
+    """Of the best step by validation, or else of the last one, as `SVI.get_params` gives them."""
+    state: SVIState
+    """Of SVI, after the last step."""
+    history: History
+
+
+def fit(
     rng_key: Array,
+    model: LatentODE,
+    guide: AmortizedGuide,
+    train: Trajectories,
+    validation: Trajectories | tuple[Trajectories, Trajectories] | None = None,
+    *,
+    num_steps: int = 5_000,
+    batch_size: int | None = None,
+    conditioning: Conditioning | None = random_context,
+    optim: optax.GradientTransformation | None = None,
+    kl_weight: Callable[[Array], ArrayLike] | None = None,
+    loss: Any = None,
+    patience: int | None = None,
+    checkpoint_dir: str | PathLike[str] | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Trains by SVI, and keeps the parameters under which held-out data are forecast best.
+
+    max E_q(z0 | conditioning(x)) [log p(x | z0)] - kl_weight KL(q || p)
+
+    with the steps of `SVI(model, guide, optim, Trace_ELBO(), batch_size=batch_size,
+    conditioning=conditioning)`, a hundred a dispatch. A step that is not finite, such as one of
+    which an ODE solve fails, is not taken (`SVI.stable_update`).
+
+    Args:
+        rng_key: a key.
+        model, guide: what to train; they are not changed.
+        train: what is explained.
+        validation: a pair (context, target): after every hundred steps, the target is scored by its
+            log density under forecasts from the context. One `Trajectories` is scored on the second
+            half of its observed times given the first: `validation.split()`.
+        num_steps: how many steps, at most.
+        batch_size: trajectories a step. Default: all.
+        conditioning: what the guide sees of a trajectory in a step.
+        optim: of optax. Default: `optimizer(num_steps)`.
+        kl_weight: `step -> weight` of the KL, in both model and guide, positive, such as
+            `optax.linear_schedule(0.01, 1.0, 1_000)`. Default: 1, which makes it an ELBO.
+        loss: of NumPyro. Default: `Trace_ELBO()`.
+        patience: after how many steps without a better validation score to stop. Default: never.
+        checkpoint_dir: where to write a checkpoint every half minute, and at the end. Where there
+            is one of the same training, goes on from it, and ends bit for bit where it would have
+            ended without the interruption, on the same machine. What is a function cannot be
+            compared: give the same optim, conditioning, kl_weight and loss.
+        progress: whether to show a progress bar with the ELBO a trajectory, the validation score,
+            and the time left.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came, before anything is computed.
+        FloatingPointError: if none of a hundred steps is finite.
+        OSError: if a checkpoint cannot be written; the one before is still there.
+    """
+    check_counts(num_steps=num_steps)
+    check_data(model, train)
+    check_call(train, None, batch_size=batch_size, kl_weight=1.0, scaling=model.scaling)
+    held_out = _held_out(model, validation)
+    if patience is not None:
+        check_counts(patience=patience)
+        if held_out is None:
+            raise ValueError(f"patience must come with validation; got {patience} without.")
+    if kl_weight is not None and not np.asarray(first := kl_weight(jnp.zeros((), int))) > 0:
+        raise ValueError(f"kl_weight must be positive; got {first} at step 0.")
+    model = copy.copy(model)
+    # A solve that fails is to cost a step, not all of the training.
+    model.solver = replace(model.solver, throw=False)
+    svi = SVI(
+        model,
+        guide,
+        optimizer(num_steps) if optim is None else optim,
+        Trace_ELBO() if loss is None else loss,
+        batch_size=batch_size,
+        conditioning=conditioning,
+    )
+    checkpoints = None
+    if checkpoint_dir is not None:
+        settings = {
+            "kind": "training",
+            "parts": describe_parts(model, guide),
+            "num_steps": num_steps,
+            "batch_size": batch_size,
+            "patience": patience,
+            "rng_key": digest(rng_key),
+            "train": digest(train),
+            "validation": digest(held_out),
+        }
+        checkpoints = Checkpoints(Path(checkpoint_dir), settings)
+    started = saved = time.perf_counter()
+    fitted = _start(svi, rng_key, train, checkpoints)
+    before = sum(fitted.history.seconds[-1:])
+    score_key = jax.random.fold_in(rng_key, 1)
+    with tqdm(
+        total=num_steps, initial=len(fitted.history.losses), disable=not progress, unit="step"
+    ) as bar:
+        steps = dispatches(svi, fitted.state, num_steps, train, kl_weight=kl_weight, start=bar.n)
+        while not _finished(fitted.history, num_steps, patience):
+            state, losses = next(steps)
+            params = svi.get_params(state)
+            score = held_out and _score(score_key, model, guide, params, *held_out)
+            seconds = before + time.perf_counter() - started
+            fitted = _after(fitted, state, params, losses, score, seconds)
+            bar.update(len(losses))
+            bar.set_postfix_str(_summary(fitted.history, len(losses), len(train)), refresh=False)
+            if checkpoints and time.perf_counter() - saved > SECONDS_BETWEEN:
+                checkpoints.save(len(fitted.history.losses), fitted)
+                saved = time.perf_counter()
+    if checkpoints:
+        checkpoints.save(len(fitted.history.losses), fitted)
+    return fitted
+
+
+def dispatches(
+    svi: SVI,
+    state: SVIState,
     num_steps: int,
     *args: Any,
-    progress: bool = True,
-    steps_at_once: int = STEPS_AT_ONCE,
-) -> tuple[SVIRunResult, float]:
-    """What `svi.run(rng_key, num_steps, *args)` does, step for step, several steps a dispatch.
-
-    `SVI.run` with its progress bar returns to Python after every step. Here that happens every
-    `steps_at_once` steps, and the initial state is computed by one compiled program instead of
-    operation by operation.
+    kl_weight: Callable[[Array], ArrayLike] | None = None,
+    start: int = 0,
+) -> Iterator[tuple[SVIState, Float[np.ndarray, " step"]]]:
+    """SVI's steps from `start` to `num_steps`, `STEPS_AT_ONCE` of them compiled into one program.
 
     Args:
         svi: any SVI.
-        rng_key: a key.
-        num_steps: how many steps.
-        *args: of the model and the guide.
-        progress: whether to show a progress bar with the loss.
-        steps_at_once: between two looks at it.
-
-    Returns:
-        The result of `SVI.run`, and the time (`time.perf_counter`) when the first steps were done.
+        state: after `start` steps.
+        num_steps: how many steps in all.
+        *args: of the model and the guide. They are arguments of the program, too: `SVI.run` would
+            compile the data into it.
+        kl_weight: `step -> kl_weight`, an argument of the model and the guide.
+        start: how many steps were taken.
 
     Raises:
-        ValueError: if a number is not positive.
+        FloatingPointError: if none of the steps of a dispatch is finite.
     """
-    for name, count in (("num_steps", num_steps), ("steps_at_once", steps_at_once)):
-        if count < 1:
-            raise ValueError(f"{name} must be positive; got {count}.")
 
-    def steps(count: int) -> Any:
-        return jax.jit(
-            lambda state: svi.run(rng_key, count, *args, init_state=state, progress_bar=False)
+    @jax.jit
+    def take(state: SVIState, first: ArrayLike, count: ArrayLike, *args: Any) -> Any:
+        def step(k: Array, carry: tuple[SVIState, Array]) -> tuple[SVIState, Array]:
+            state, losses = carry
+            number: Any = first + k
+            weights: Any = {} if kl_weight is None else {"kl_weight": kl_weight(number)}
+            state, loss = svi.stable_update(state, *args, **weights)
+            return state, losses.at[k].set(loss)
+
+        # One program for any count: the last dispatch may be shorter.
+        return jax.lax.fori_loop(0, count, step, (state, jnp.full(STEPS_AT_ONCE, jnp.nan)))
+
+    for first in range(start, num_steps, STEPS_AT_ONCE):
+        count = min(STEPS_AT_ONCE, num_steps - first)
+        state, losses = take(state, first, count, *args)
+        losses = losses[:count]
+        losses = np.asarray(losses)
+        if not np.isfinite(losses).any():
+            raise FloatingPointError(
+                f"None of the steps {first + 1} to {first + len(losses)} was finite: training has "
+                "diverged. Lower the learning rate of optim, let the Solver take shorter steps, or "
+                "hold the field of the model in a BoundedDynamics."
+            )
+        yield state, losses
+
+
+def _start(svi: SVI, rng_key: Array, train: Trajectories, checkpoints: Checkpoints | None) -> Fit:
+    """Before the first step, or after those of the latest checkpoint."""
+
+    def init(train: Trajectories) -> tuple[dict[str, Any], SVIState]:
+        state = svi.init(rng_key, train)
+        return svi.get_params(state), state
+
+    empty = np.zeros(0)
+    if checkpoints is None or (arrays := checkpoints.latest()) is None:
+        params, state = jax.jit(init)(train)
+        return Fit(params, state, History(empty, empty.astype(int), empty, empty))
+    history = History(*(arrays[f".history.{name}"] for name in History._fields))
+    params, state = jax.eval_shape(init, train)
+    fitted = fill(Fit(params, state, history), arrays, name="checkpoint_dir")
+    # In the precision in which they are kept, which is not that of the arrays of JAX.
+    return fitted._replace(history=history)
+
+
+def _after(
+    fitted: Fit,
+    state: SVIState,
+    params: dict[str, Any],
+    losses: np.ndarray,
+    score: float | None,
+    seconds: float,
+) -> Fit:
+    past = fitted.history
+    history = past._replace(
+        losses=np.append(past.losses, losses), seconds=np.append(past.seconds, seconds)
+    )
+    if score is not None:
+        history = history._replace(
+            evaluated=np.append(past.evaluated, len(history.losses)),
+            validation=np.append(past.validation, score),
         )
-
-    whole, rest = divmod(num_steps, steps_at_once)
-    counts = [(steps(steps_at_once), steps_at_once)] * whole + [(steps(rest), rest)] * (rest > 0)
-    state, losses, first_done = jax.jit(svi.init)(rng_key, *args), [], 0.0
-    with tqdm(total=num_steps, disable=not progress, unit="step") as bar:
-        for take, count in counts:
-            result = take(state)
-            state = result.state
-            losses.append(jax.block_until_ready(result.losses))
-            first_done = first_done or time.perf_counter()
-            bar.update(count)
-            bar.set_postfix_str(f"loss {losses[-1].mean():.1f}", refresh=False)
-    return SVIRunResult(svi.get_params(state), state, jnp.concatenate(losses)), first_done
+    best = history.best_step == len(history.losses)
+    return Fit(params if best else fitted.params, state, history)
 
 
-def fit_prior(
+def _finished(history: History, num_steps: int, patience: int | None) -> bool:
+    taken = len(history.losses)
+    waited = taken - history.best_step
+    return taken >= num_steps or (patience is not None and waited >= patience)
+
+
+def _summary(history: History, count: int, num_trajectories: int) -> str:
+    text = f"ELBO {-np.nanmean(history.losses[-count:]) / num_trajectories:.2f}"
+    if len(history.validation):
+        best = history.validation.min()
+        text += f", validation {history.validation[-1]:.3f}"
+        text += f" (best {best:.3f} at {history.best_step})"
+    return text
+
+
+def _held_out(model: LatentODE, validation: Any) -> tuple[Trajectories, Trajectories] | None:
+    if validation is None:
+        return None
+    if isinstance(validation, Trajectories):
+        validation = validation.split()
+    if not isinstance(validation, tuple) or len(validation) != 2:
+        raise ValueError(
+            "validation must be Trajectories, or a pair (context, target) of them; got "
+            f"{type(validation).__name__}."
+        )
+    context, target = validation
+    check_data(model, context, target, targets=True)
+    return context, target
+
+
+def _score(
     rng_key: Array,
-    prior: Part,
+    model: LatentODE,
     guide: AmortizedGuide,
     params: dict[str, Any],
-    trajectories: Trajectories,
-    *,
-    conditioning: Conditioning = MOSTLY_WHOLE,
-    num_steps: int = 8_000,
-    optim: optax.GradientTransformation | None = None,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Fits a prior to the codes of a guide that has been trained under another one.
+    context: Trajectories,
+    target: Trajectories,
+) -> float:
+    """-log p(target | context) an observation; infinite where a solve fails."""
+    score = float(_negative_log_density(rng_key, model, guide, params, context, target))
+    return np.inf if np.isnan(score) else score
 
-    max over the prior of E_n E_q(z0 | x_n) log p(z0),  so that p -> q(z0) = E_n q(z0 | x_n)
 
-    which is the best that a prior can do for the ELBO of a given guide (Hoffman & Johnson 2016),
-    at no cost to its reconstructions: they do not change. No ODE is solved, so it takes seconds.
-
-    Args:
-        rng_key: a key.
-        prior: over the guide's latent space; from then on the model's, `LatentODE(prior=prior)`.
-        guide, params: as fitted.
-        trajectories: those that they were fitted on.
-        conditioning: what of them is encoded in each step. Default: a fifth of them in part. Their
-            codes scatter about those of the whole ones, which keeps the prior from closing in on
-            the few trajectories that it knows.
-        num_steps: how many.
-        optim: of the steps. Default: `optimizer(num_steps)`.
-        progress: whether to show a progress bar.
-
-    Returns:
-        `params` with those of the prior in place of the old prior's.
-
-    Raises:
-        ValueError: if the prior is of the wrong kind or lives elsewhere than the guide's codes.
-    """
-    check_module("prior", prior)
-    _, support = vector_distribution("prior", prior, batch_shape=())
-    if support != guide.support:
-        raise ValueError(
-            f"prior must live where the guide's codes do, on {guide.support}; got one on {support}."
-        )
-    check_context(trajectories, guide.scaling)
-    kept = {name: value for name, value in params.items() if name != "prior$params"}
-    if taken := sorted(set(kept) & parameter_names(lambda: bind_prior(prior))):
-        raise ValueError(
-            f"prior must name parameters that nothing else has; got {taken}, which params hold."
-        )
-
-    def codes() -> None:
-        p = bind_prior(prior)
-        context_key, z0_key = jax.random.split(jnp.asarray(numpyro.prng_key()))
-        with numpyro.handlers.block():
-            q = posterior(guide, params, conditioning(context_key, trajectories))
-        z0 = q.sample(z0_key)
-        # A mean instead of a sum: the sum's gradient would always be clipped to one length, in
-        # which the few codes that lie far out count for nothing, and their density goes to 0.
-        count = len(trajectories)
-        with numpyro.handlers.scale(scale=1 / count), numpyro.plate("trajectory", count):
-            numpyro.sample("z0", p, obs=z0)
-
-    optim = optimizer(num_steps) if optim is None else optim
-    svi = SVI(codes, lambda: None, optim, Trace_ELBO())
-    result, _ = run(svi, rng_key, num_steps, progress=progress)
-    return kept | result.params
+@partial(jax.jit, static_argnums=(1, 2))
+def _negative_log_density(rng_key, model, guide, params, context, target):
+    z0 = posterior(guide, params, context).sample(rng_key, (NUM_DRAWS,))
+    return -log_predictive(model, params, z0, target).sum() / target.mask.sum()
 
 
 def _networks(params: dict[str, Any]) -> dict[str, bool]:

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import Trace_ELBO
 
+from np_latentode.aggregate import fit_prior
 from np_latentode.assemble import latent_ode
-from np_latentode.conditioning import random_context
 from np_latentode.datasets import SpiralFamily, Spirals
 from np_latentode.encoders import ODERNN
 from np_latentode.experiments.scores import forecasts, score_draws
@@ -30,8 +30,8 @@ from np_latentode.priors import (
     RingPrior,
     StandardNormal,
 )
-from np_latentode.training import STEPS_AT_ONCE, fit_prior, optimizer
-from np_latentode.training import run as run_svi
+from np_latentode.training import STEPS_AT_ONCE
+from np_latentode.training import fit as train_both
 
 __all__ = ["Fit", "fit", "make_prior", "on_codes", "score_prior"]
 
@@ -111,18 +111,20 @@ def fit(
     # Apart, so that the networks start from the same weights under every prior.
     parts = make_prior(prior, latent_dim, rngs=nnx.Rngs(seed + 1_000))
     model, guide = latent_ode(train, latent_dim=latent_dim, rngs=nnx.Rngs(seed), **parts)
-    svi = SVI(
+    train_key, _ = jax.random.split(jax.random.key(seed))
+    began = time.perf_counter()
+    params, _, history = train_both(
+        train_key,
         model,
         guide,
-        optimizer(steps),
-        Trace_ELBO(),
+        train,
+        num_steps=steps,
         batch_size=batch_size,
-        conditioning=random_context,
+        progress=progress,
     )
-    train_key, _ = jax.random.split(jax.random.key(seed))
-    (params, _, losses), first_done = run_svi(svi, train_key, steps, train, progress=progress)
-    ms_per_step = 1e3 * (time.perf_counter() - first_done) / max(1, steps - STEPS_AT_ONCE)
-    return Fit(model, guide, params, np.asarray(losses), ms_per_step, first_done)
+    first, last = history.seconds[[0, -1]]
+    ms_per_step = 1e3 * (last - first) / max(1, steps - STEPS_AT_ONCE)
+    return Fit(model, guide, params, history.losses, ms_per_step, began + first)
 
 
 def on_codes(

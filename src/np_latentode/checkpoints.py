@@ -1,0 +1,238 @@
+"""Arrays and their settings on disk: there as a whole, or not at all, and known when damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["Checkpoints", "digest", "fill", "read", "write"]
+
+FORMAT = 1
+ARRAYS, SETTINGS = "arrays", "settings"
+
+
+def write(path: Path, tree: Any, settings: dict[str, Any]) -> None:
+    """Writes a pytree of arrays, and settings that are JSON, into a new directory by orbax.
+
+    orbax gives a directory its name when all of it is written. A digest goes with it, as not every
+    damaged array is noticed on reading.
+
+    Raises:
+        ValueError: if something is at `path` already.
+        OSError: if it cannot be written; then nothing is at `path`.
+    """
+    if path.exists():
+        raise ValueError(f"path must be new; got {path}, where something is already.")
+    leaves = {name: np.asarray(_plain(leaf)) for name, leaf in _leaves(tree).items()}
+    # The names of leaves, with their brackets and quotes, are kept apart from file names.
+    arrays = {str(k): array for k, array in enumerate(leaves.values()) if array.size}
+    about = {
+        "format": FORMAT,
+        "names": list(leaves),
+        # orbax has no arrays without entries.
+        "empty": {name: list(array.shape) for name, array in leaves.items() if not array.size},
+        "digest": digest((arrays, json.dumps(settings, sort_keys=True))),
+        SETTINGS: settings,
+    }
+    with _quiet(), _checkpointer() as orbax:
+        import orbax.checkpoint as ocp
+
+        args = ocp.args.Composite(
+            **{ARRAYS: ocp.args.StandardSave(arrays), SETTINGS: ocp.args.JsonSave(about)}
+        )
+        try:
+            orbax.save(path.absolute(), args)
+        except Exception as error:
+            _remove_unfinished(path)
+            shutil.rmtree(path, ignore_errors=True)
+            raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
+
+
+def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays that `write` wrote, by their names in the pytree, and the settings.
+
+    Nothing in the files is run: they hold numbers and JSON.
+
+    Raises:
+        ValueError: if there is nothing at `path`, or something else, or it is damaged.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path} must be a directory that np_latentode wrote; there is none.")
+    try:
+        with _quiet(), _checkpointer() as orbax:
+            import orbax.checkpoint as ocp
+
+            about = orbax.restore(
+                path.absolute(), ocp.args.Composite(**{SETTINGS: ocp.args.JsonRestore()})
+            )[SETTINGS]
+            if not (isinstance(about, dict) and about.get("format") == FORMAT):
+                raise ValueError(f"its settings are not of format {FORMAT}")
+            names = {
+                str(k): name for k, name in enumerate(about["names"]) if name not in about["empty"]
+            }
+            # NumPy's, of whatever precision they were written in.
+            template = {k: ocp.RestoreArgs(restore_type=np.ndarray) for k in names}
+            arrays = orbax.restore(
+                path.absolute(),
+                ocp.args.Composite(**{ARRAYS: ocp.args.PyTreeRestore(restore_args=template)}),
+            )[ARRAYS]
+        arrays = {k: np.asarray(arrays[k]) for k in names}
+        if digest((arrays, json.dumps(about[SETTINGS], sort_keys=True))) != about["digest"]:
+            raise ValueError("these are not the arrays and settings that were written")
+    except Exception as error:
+        raise ValueError(
+            f"{path} must be whole, and written by np_latentode; it is damaged, or something else."
+        ) from error
+    found = {name: arrays[k] for k, name in names.items()}
+    found |= {name: np.zeros(shape) for name, shape in about["empty"].items()}
+    return found, about[SETTINGS]
+
+
+def fill(template: Any, arrays: dict[str, np.ndarray], *, name: str) -> Any:
+    """The pytree of the template's structure with the arrays of these names, in its types.
+
+    Raises:
+        ValueError: if it has other leaves than there are arrays, or one of another shape.
+    """
+    wanted = _leaves(template)
+    if missing := sorted(wanted.keys() ^ arrays.keys()):
+        raise ValueError(f"{name} must have the same parameters as the program; differs {missing}.")
+    filled = []
+    for key, leaf in wanted.items():
+        plain, array = jax.eval_shape(_plain, leaf), arrays[key]
+        if array.shape != plain.shape:
+            raise ValueError(
+                f"{name} must have arrays of the program's shapes; got {array.shape} at {key}, "
+                f"not {plain.shape}."
+            )
+        array = jnp.asarray(array, plain.dtype)
+        keyed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        filled.append(jax.random.wrap_key_data(array) if keyed else array)
+    return jax.tree.unflatten(jax.tree.structure(template), filled)
+
+
+def digest(tree: Any) -> str:
+    """A number for the shapes, types and contents of the leaves of a pytree."""
+    found = hashlib.sha256()
+    for name, leaf in _leaves(tree).items():
+        array = np.asarray(_plain(leaf))
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one training in one directory, of which the latest is kept.
+
+    Args:
+        directory: new, empty, or that of the same training.
+        settings: of the training; one with others is refused.
+
+    Raises:
+        ValueError: if the directory holds anything else.
+    """
+
+    def __init__(self, directory: Path, settings: dict[str, Any]):
+        self.directory = directory
+        # As they will be read.
+        self.settings = json.loads(json.dumps(settings))
+        if not directory.exists():
+            return
+        if not directory.is_dir():
+            raise ValueError(f"checkpoint_dir must be a directory; got a file at {directory}.")
+        _remove_unfinished(directory / "any")
+        others = sorted(p.name for p in directory.iterdir() if not p.name.isdigit())
+        if others:
+            raise ValueError(
+                "checkpoint_dir must be new, empty, or that of the same training; got "
+                f"{directory}, which holds {', '.join(others[:5])}."
+            )
+
+    def latest(self) -> dict[str, np.ndarray] | None:
+        """The arrays of the latest checkpoint, None where there is none.
+
+        Raises:
+            ValueError: if it is damaged, or of another training.
+        """
+        steps = self._steps()
+        if not steps:
+            return None
+        arrays, settings = read(self._path(steps[-1]))
+        if differ := [k for k in self.settings if settings.get(k) != self.settings[k]]:
+            raise ValueError(
+                f"checkpoint_dir must be that of the same training; the one in {self.directory} "
+                f"differs in {', '.join(differ)}. Take another directory, or remove it."
+            )
+        return arrays
+
+    def save(self, step: int, tree: Any) -> None:
+        """Writes the checkpoint of a step, and then removes those before.
+
+        Raises:
+            OSError: if it cannot be written; then the one before is still there.
+        """
+        earlier = self._steps()
+        if step in earlier:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write(self._path(step), tree, self.settings)
+        for other in earlier:
+            shutil.rmtree(self._path(other), ignore_errors=True)
+
+    def _steps(self) -> list[int]:
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"{step:09d}"
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _plain(leaf: Any) -> Any:
+    if jnp.issubdtype(getattr(leaf, "dtype", float), jax.dtypes.prng_key):
+        return jax.random.key_data(leaf)
+    return leaf
+
+
+def _checkpointer() -> Any:
+    # Imported here, as it takes a third of a second that only those should wait for who save.
+    import orbax.checkpoint as ocp
+
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+
+def _remove_unfinished(path: Path) -> None:
+    # What orbax had begun to write when it was killed.
+    for rest in path.parent.glob("*orbax-checkpoint-tmp*"):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # orbax logs what goes well as a warning, and what does not before it raises.
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

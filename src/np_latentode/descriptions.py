@@ -1,0 +1,101 @@
+"""Parts as JSON, and back: the constructor's name and arguments, and nothing that could be run."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import diffrax
+import numpy as np
+from flax import nnx
+
+from np_latentode import decoder, dynamics, encoders, likelihoods, posteriors, priors
+from np_latentode.scaling import Scaling
+from np_latentode.solve import Solver
+from np_latentode.tables import Labels
+
+__all__ = ["build", "describe"]
+
+PARTS = (decoder, dynamics, encoders, likelihoods, posteriors, priors)
+KINDS = {
+    name: kind
+    for module in PARTS
+    for name in module.__all__
+    if isinstance(kind := getattr(module, name), type)
+} | {kind.__name__: kind for kind in (Scaling, Solver, Labels)}
+
+DIFFRAX = (diffrax.AbstractSolver, diffrax.AbstractStepSizeController, diffrax.AbstractAdjoint)
+
+
+def describe(thing: Any) -> Any:
+    """What can be built anew, as JSON: a constructor of this library or of diffrax by its name,
+    with its arguments, which are found in attributes of their names.
+
+    Raises:
+        TypeError: if it is something else, as a part of your own, or holds such a thing.
+    """
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return thing
+    if isinstance(thing, (list, tuple, nnx.List)):
+        return [describe(item) for item in thing]
+    if isinstance(thing, np.datetime64):
+        return {"date": str(thing)}
+    if isinstance(thing, np.generic):
+        return thing.item()
+    if hasattr(thing, "__array__"):
+        return {"array": np.asarray(thing).tolist()}
+    name = type(thing).__name__
+    if type(thing) is not _kind(name):
+        raise TypeError(f"{name} is not one of this library's parts")
+    arguments = {}
+    for parameter in _parameters(type(thing)):
+        if parameter.name == "rngs":
+            continue
+        if not hasattr(thing, parameter.name):
+            raise TypeError(f"{name} cannot be described, as it was made from other objects")
+        value = getattr(thing, parameter.name)
+        # Defaults, too, as another version may have others; but for those of diffrax that are no
+        # more than functions.
+        if not (value is parameter.default and callable(value)):
+            arguments[parameter.name] = describe(value)
+    return {"made by": name, "from": arguments}
+
+
+def build(description: Any) -> Any:
+    """The inverse of `describe`; networks are initialised anew.
+
+    Raises:
+        ValueError: if this is no description, or names what is not to be built.
+    """
+    if isinstance(description, list):
+        return tuple(build(item) for item in description)
+    if not isinstance(description, dict):
+        return description
+    if "date" in description:
+        return np.datetime64(description["date"])
+    if "array" in description:
+        return np.asarray(description["array"], dtype=float)
+    kind = _kind(str(description.get("made by")))
+    if kind is None:
+        raise ValueError(f"a description must name a part of this library; got {description}.")
+    arguments = {name: build(value) for name, value in description["from"].items()}
+    positional: tuple[Any, ...] = ()
+    for parameter in _parameters(kind):
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            positional = arguments.pop(parameter.name)
+        elif parameter.name == "rngs":
+            arguments["rngs"] = nnx.Rngs(0)
+    return kind(*positional, **arguments)
+
+
+def _kind(name: str) -> type | None:
+    if name in KINDS:
+        return KINDS[name]
+    kind = getattr(diffrax, name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, DIFFRAX) else None
+
+
+def _parameters(kind: type) -> list[inspect.Parameter]:
+    # Not those of the class: flax's is called with anything.
+    init: Any = kind.__init__
+    return [] if init is object.__init__ else list(inspect.signature(init).parameters.values())[1:]

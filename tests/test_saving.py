@@ -1,0 +1,166 @@
+"""A fit that was saved is the same fit when it is loaded, and loading runs nothing."""
+
+import json
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from flax import nnx
+
+import np_latentode as nl
+from np_latentode import GRU, ODERNN, datasets, latent_ode, load, save
+from np_latentode.descriptions import build, describe
+from np_latentode.prediction import check_params
+from np_latentode.saving import _parameters, describe_parts
+
+SPIRALS = datasets.spirals(jax.random.key(0), num_trajectories=3)
+RNGS = nnx.Rngs(0)
+
+PARTS = {
+    "defaults": lambda: {},
+    "sizes": lambda: {
+        "dynamics": nl.TimeMLPDynamics(4, width=5, depth=2, rngs=RNGS),
+        "decoder": nl.MLPDecoder(4, 2, width=3, depth=3, rngs=RNGS),
+        "prior": nl.MixturePrior(4, num_components=3, rngs=RNGS),
+        "encoder": ODERNN(2, hidden_dim=6, width=7, method=diffrax.Heun(), rngs=RNGS),
+        "posterior": nl.FullRankNormal(6, 4, width=9, rngs=RNGS),
+        "likelihood": nl.StudentTLikelihood(3.0, noise_scale=np.array([0.1, 0.2])),
+        "solver": nl.Solver(diffrax.Tsit5(), diffrax.PIDController(1e-3, 1e-4), dt0=None),
+    },
+    "nested": lambda: {
+        "dynamics": nl.BoundedDynamics(nl.MLPDynamics(4, rngs=RNGS), speed=3.0),
+        "prior": nl.FlowPrior(
+            4,
+            base=nl.ProductPrior(nl.RingPrior(), nl.StandardNormal(2)),
+            num_layers=1,
+            rngs=RNGS,
+        ),
+        "encoder": nl.PathODE(2, rngs=RNGS),
+        "posterior": nl.FlowPosterior(24, 4, num_layers=1, rngs=RNGS),
+        "likelihood": nl.FeatureLikelihoods(nl.GaussianLikelihood(), nl.StudentTLikelihood()),
+    },
+    "round": lambda: {
+        "prior": nl.ProductPrior(nl.CirclePrior(), nl.StandardNormal(2)),
+        "encoder": GRU(2, rngs=RNGS),
+    },
+}
+
+
+def trained(**parts):
+    """Not really, but with numbers of its own."""
+    model, guide = latent_ode(SPIRALS, latent_dim=4, **parts, rngs=RNGS)
+    leaves, tree = jax.tree.flatten(_parameters(model, guide))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    params = [jax.random.uniform(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    return model, guide, jax.tree.unflatten(tree, params)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_was_saved_is_loaded_the_same(name, tmp_path):
+    model, guide, params = trained(**PARTS[name]())
+    save(tmp_path / "fit", model, guide, params)
+    other_model, other_guide, other_params = load(tmp_path / "fit")
+    jax.tree.map(np.testing.assert_array_equal, params, other_params)
+    # Each constructor's arguments, down to the last.
+    assert describe_parts(model, guide) == describe_parts(other_model, other_guide)
+    check_params(other_params, other_model, other_guide)
+    # Not a byte of Python.
+    assert b"numpy" not in b"".join(
+        p.read_bytes() for p in (tmp_path / "fit" / "settings").rglob("*") if p.is_file()
+    )
+
+
+def test_a_loaded_fit_forecasts_what_it_forecast(tmp_path):
+    model, guide, params = trained()
+    save(tmp_path / "fit", model, guide, params)
+    times = jnp.linspace(1.0, 5.0, 4)
+    one, other = (
+        nl.forecast(jax.random.key(0), *fit, SPIRALS, times, num_samples=2)
+        for fit in ((model, guide, params), load(tmp_path / "fit"))
+    )
+    np.testing.assert_array_equal(one["x"], other["x"])
+
+
+def test_labels_are_kept_but_not_who_was_trained_on(tmp_path):
+    labels = nl.tables.Labels(
+        ("Ann", "Bob", "Cid"),
+        ("a", "b"),
+        "who",
+        "when",
+        np.datetime64("2020-01-01", "us"),
+        "h",
+        ("a",),
+    )
+    spirals = SPIRALS._replace(labels=labels)
+    model, guide = latent_ode(spirals, latent_dim=2, rngs=RNGS)
+    save(tmp_path / "fit", model, guide, _parameters(model, guide))
+    loaded, _, _ = load(tmp_path / "fit")
+    assert loaded.scaling.labels.like(labels)
+    assert (loaded.scaling.labels.id, loaded.scaling.labels.time) == ("who", "when")
+    assert loaded.scaling.labels.ids == ()
+    for file in (p for p in tmp_path.rglob("*") if p.is_file()):
+        assert b"Ann" not in file.read_bytes()
+
+
+class OwnPrior(nnx.Module):
+    def __init__(self):
+        self.log_scale = nnx.Param(jnp.zeros(4))
+
+    def __call__(self):
+        return dist.Normal(0.0, jnp.exp(self.log_scale[...])).to_event(1)
+
+
+def own_dynamics():
+    frequency = numpyro.param("frequency", 1.0)
+    return lambda t, z: -frequency * z
+
+
+def test_parts_of_your_own_are_asked_for_by_name(tmp_path):
+    model, guide, params = trained(prior=OwnPrior(), dynamics=own_dynamics)
+    save(tmp_path / "fit", model, guide, params)
+    with pytest.raises(ValueError, match=r"dynamics must be given, .* own, own_dynamics"):
+        load(tmp_path / "fit")
+    with pytest.raises(ValueError, match=r"prior must be given, .* own, OwnPrior"):
+        load(tmp_path / "fit", dynamics=own_dynamics)
+    _, _, loaded = load(tmp_path / "fit", dynamics=own_dynamics, prior=OwnPrior())
+    assert loaded["frequency"] == params["frequency"]
+    with pytest.raises(ValueError, match="path must have the same parameters"):
+        load(tmp_path / "fit", dynamics=own_dynamics, prior=nl.StandardNormal(4))
+
+
+def test_a_description_builds_nothing_but_parts():
+    for name in ("eval", "os.system", "diffeqsolve", "Path", "Trajectories"):
+        with pytest.raises(ValueError, match="must name a part of this library"):
+            build({"made by": name, "from": {}})
+    with pytest.raises(TypeError, match="OwnPrior is not one of"):
+        describe(OwnPrior())
+
+
+def test_descriptions_are_json_to_the_last_digit():
+    scaling = nl.Scaling(np.array([1 / 3]), np.array([np.pi]), t0=1e-9, time_unit=0.1)
+    again = build(json.loads(json.dumps(describe(scaling))))
+    assert (again.loc, again.scale, again.t0, again.time_unit) == (1 / 3, np.pi, 1e-9, 0.1)
+
+
+def test_nothing_is_saved_over_and_nothing_untrained(tmp_path):
+    model, guide, params = trained()
+    with pytest.raises(ValueError, match="params must be those of a fit"):
+        save(tmp_path / "fit", model, guide, {})
+    (tmp_path / "fit").mkdir()
+    with pytest.raises(ValueError, match="path must be new"):
+        save(tmp_path / "fit", model, guide, params)
+    with pytest.raises(ValueError, match="must be whole, and written by np_latentode"):
+        load(tmp_path / "fit")
+
+
+def test_single_precision_is_loaded_into_double(tmp_path, x64):
+    with jax.enable_x64(False):
+        model, guide, params = trained()
+        save(tmp_path / "fit", model, guide, params)
+    _, _, loaded = load(tmp_path / "fit")
+    assert loaded["noise_scale"].dtype == jnp.float64
+    np.testing.assert_array_equal(loaded["noise_scale"], np.asarray(params["noise_scale"], float))
