@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 
 from np_latentode import Trajectories
 from np_latentode.plots import DATA, MODEL, TRUTH, plot_forecasts, plot_latent, plot_training
+from np_latentode.training import History
 
 RNG = np.random.default_rng(0)
 TIMES = np.linspace(0.0, 4.0, 9)
@@ -148,6 +149,15 @@ def test_colors_differ_in_grey():
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_step_that_was_kept_is_marked():
+    scores = np.array([3.0, 1.0, 2.0])
+    history = History(np.linspace(9, 1, 300), np.array([100, 200, 300]), scores, np.arange(3.0))
+    upper, lower = plot_training(history.losses, num_trajectories=10, history=history).axes
+    np.testing.assert_array_equal(lower.lines[0].get_ydata(), scores)
+    assert lower.lines[1].get_xdata()[0] == 200
+    assert upper.get_xlim() == lower.get_xlim()
 
 
 def test_a_figure_is_a_picture(tmp_path):

@@ -348,3 +348,25 @@ BAD_SOLVERS = {
 def test_bad_solvers_are_refused(untyped, match, arguments):
     with pytest.raises(ValueError, match=match):
         Solver(**arguments)
+
+
+def test_many_times_a_step_are_read_off_as_few_are():
+    """Two ways of evaluating one polynomial, chosen by their shapes."""
+    times = jnp.sort(jax.random.uniform(jax.random.key(0), (3, 60), maxval=4.0), axis=1)
+    z0 = jnp.array([[1.0, 0.0], [0.0, 1.0], [2.0, -1.0]])
+
+    def field(t, z):
+        return jnp.stack([z[:, 1], -z[:, 0]], axis=-1)
+
+    def squared(z0, solver):
+        z = solve(field, z0, times, solver=solver)
+        return (z**3).sum(), z
+
+    tight, loose = (Solver(dt0=0.5, max_steps=n) for n in (8, 64))
+    (_, one), of_one = jax.value_and_grad(squared, has_aux=True)(z0, tight)
+    (_, other), of_other = jax.value_and_grad(squared, has_aux=True)(z0, loose)
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(of_one, of_other, rtol=1e-4, atol=1e-3)
+    # Few at a time, from the same solver.
+    few = jnp.concatenate([solve(field, z0, t, solver=tight) for t in jnp.split(times, 6, 1)], 1)
+    np.testing.assert_allclose(one, few, atol=1e-4)

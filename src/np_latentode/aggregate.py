@@ -101,6 +101,6 @@ def fit_prior(
     with tqdm(total=num_steps, disable=not progress, unit="step") as bar:
         for after, losses in dispatches(svi, state, num_steps, trajectories, params):
             state = after
-            bar.update(len(losses))
             bar.set_postfix_str(f"-log p(z0) {losses.mean():.2f}", refresh=False)
+            bar.update(len(losses))
     return kept | svi.get_params(state)

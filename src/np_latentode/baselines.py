@@ -1,15 +1,18 @@
-"""Predictions without learning, which any model has to beat."""
+"""Predictions without a network, which any model has to beat."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.interpolate import PchipInterpolator
 
-from np_latentode.trajectories import Trajectories
+from np_latentode.trajectories import Numbers, Trajectories
 
-__all__ = ["constant", "last_value", "linear"]
+__all__ = ["constant", "last_value", "linear", "mixed_model", "pchip"]
 
 Prediction = Float[np.ndarray, "trajectory query feature"]
 
@@ -34,6 +37,21 @@ def linear(train: Trajectories, context: Trajectories, times: np.ndarray) -> Pre
     return _by_series(np.interp, train, context, times)
 
 
+def pchip(train: Trajectories, context: Trajectories, times: np.ndarray) -> Prediction:
+    """Each feature's observed values joined by cubics that never overshoot them (Fritsch & Carlson
+    1980), level beyond the first and the last; of values observed at one time, the latest counts.
+    """
+
+    def curve(at: np.ndarray, when: np.ndarray, what: np.ndarray) -> np.ndarray:
+        last = np.append(np.diff(when) > 0, True)
+        when, what = when[last], what[last]
+        if len(when) == 1:
+            return np.full(at.shape, what[0])
+        return PchipInterpolator(when, what)(np.clip(at, when[0], when[-1]))
+
+    return _by_series(curve, train, context, times)
+
+
 def _by_series(
     predict: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
     train: Trajectories,
@@ -47,3 +65,88 @@ def _by_series(
         seen = mask[i, :, d]
         predicted[i, :, d] = predict(np.asarray(times), when[i, seen], values[i, seen, d])
     return predicted
+
+
+class _Polynomial(NamedTuple):
+    """x_k = sum_j (mean_j + u_j) t_k^j + e_k,  u ~ Normal(0, cov),  e_k ~ Normal(0, variance)."""
+
+    mean: Float[np.ndarray, " power"]
+    cov: Float[np.ndarray, "power power"]
+    variance: float
+
+    def powers(self, times: np.ndarray) -> Float[np.ndarray, "time power"]:
+        return times[:, None] ** np.arange(len(self.mean))
+
+    def forecast(
+        self, times: np.ndarray, values: np.ndarray, query: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of new observations at `query`, given those at `times`."""
+        seen, asked = self.powers(times), self.powers(query)
+        marginal = seen @ self.cov @ seen.T + self.variance * np.eye(len(times))
+        gain = np.linalg.solve(marginal, seen @ self.cov).T
+        mean = self.mean + gain @ (values - seen @ self.mean)
+        cov = self.cov - gain @ seen @ self.cov
+        return asked @ mean, np.einsum("qi,ij,qj->q", asked, cov, asked) + self.variance
+
+
+def mixed_model(
+    train: Trajectories, context: Trajectories, times: Numbers, *, degree: int = 1
+) -> tuple[Prediction, Prediction]:
+    """Each feature's linear mixed model (Laird & Ware 1982), the standard of medical statistics.
+
+    x_k = sum_j (mean_j + u_j) t_k^j + e_k,  u ~ Normal(0, G),  e_k ~ Normal(0, s^2),  j <= degree
+
+    a line for each trajectory, scattered about a mean one. It is fitted to `train` by restricted
+    maximum likelihood; u given a context, and new observations, are Gaussian in closed form.
+
+    Args:
+        train: what mean, G and s are estimated from.
+        context: what is known of the trajectories to predict.
+        times: where to predict them, (time,) for all, or (trajectory, time).
+        degree: of the polynomials; 1 for lines, 2 for parabolas.
+
+    Returns:
+        The mean and the standard deviation of new observations, noise included.
+
+    Raises:
+        ValueError: if the degree is not a positive integer.
+        ImportError: if statsmodels is not installed.
+    """
+    if not (isinstance(degree, int) and degree > 0):
+        raise ValueError(f"degree must be a positive integer; got {degree!r}.")
+    asked = np.asarray(times, float)
+    asked = np.broadcast_to(asked, (len(context), asked.shape[-1]))
+    # In units of the training data's span, in which the powers are of one size.
+    unit = float(np.abs(np.asarray(train.times)).max()) or 1.0
+    shape = (*asked.shape, train.num_features)
+    mean, variance = np.empty(shape), np.empty(shape)
+    when, values, mask = (np.asarray(a) for a in (context.times, context.values, context.mask))
+    for d in range(train.num_features):
+        polynomial = _fit_polynomial(train, d, unit, degree)
+        for i, seen in enumerate(mask[..., d]):
+            mean[i, :, d], variance[i, :, d] = polynomial.forecast(
+                when[i, seen] / unit, values[i, seen, d].astype(float), asked[i] / unit
+            )
+    return mean, np.sqrt(variance)
+
+
+def _fit_polynomial(train: Trajectories, feature: int, unit: float, degree: int) -> _Polynomial:
+    try:
+        from statsmodels.regression.mixed_linear_model import MixedLM
+    except ImportError as error:
+        raise ImportError(
+            "mixed_model() needs the package statsmodels: pip install 'np-latentode[data]'"
+        ) from error
+    seen = np.asarray(train.mask)[..., feature]
+    who = np.broadcast_to(np.arange(len(train))[:, None], seen.shape)[seen]
+    x = np.asarray(train.values, float)[..., feature][seen]
+    powers = (np.asarray(train.times, float)[seen] / unit)[:, None] ** np.arange(degree + 1)
+    # Standardised, as the optimizer's tolerances are absolute.
+    loc, scale = x.mean(), x.std() or 1.0
+    with warnings.catch_warnings():
+        # It warns of a covariance at the edge of what is possible: an estimate like any other.
+        warnings.simplefilter("ignore")
+        fit: Any = MixedLM((x - loc) / scale, powers, who, exog_re=powers).fit(reml=True)
+    mean = scale * np.asarray(fit.fe_params)
+    mean[0] += loc
+    return _Polynomial(mean, scale**2 * np.asarray(fit.cov_re), scale**2 * float(fit.scale))

@@ -24,7 +24,7 @@ import xarray as xr
 
 from np_latentode.tables import Labels, MalformedRows, Problems, from_rows
 
-__all__ = ["MISSING", "read_csv", "read_rows", "read_table", "write_table"]
+__all__ = ["MISSING", "check_path", "read_csv", "read_rows", "read_table", "replace", "write_table"]
 
 MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "null", "None"})
 """Entries of a CSV file that say that there is none."""
@@ -69,7 +69,7 @@ def read_table(
         ImportError: if pyarrow, which reads Parquet, is missing.
         OSError: if the system cannot read it.
     """
-    path, form = _path(path)
+    path, form = check_path(path)
     with _told(path, "read"):
         data = path.read_bytes()
     columns = [id, time, *([values] if isinstance(values, str) else values)]
@@ -89,7 +89,7 @@ def write_table(df: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         ImportError: if pyarrow, which writes Parquet, is missing.
         OSError: if the system cannot write it; what was there is left as it was.
     """
-    path, form = _path(path)
+    path, form = check_path(path)
     try:
         data = form.write(df.reset_index(drop=True))
     # pyarrow, h5py and xarray raise what they please at entries that they cannot write.
@@ -99,7 +99,7 @@ def write_table(df: pd.DataFrame, path: str | os.PathLike[str]) -> None:
             f"written: {_said(error)}."
         ) from error
     with _told(path, "written"):
-        _replace(path, data)
+        replace(path, data)
 
 
 def read_csv(data: bytes, name: str, columns: Sequence[str]) -> tuple[pd.DataFrame, Problems]:
@@ -355,7 +355,13 @@ FORMATS = {
 }
 
 
-def _path(path: str | os.PathLike[str]) -> tuple[Path, Format]:
+def check_path(path: str | os.PathLike[str]) -> tuple[Path, Format]:
+    """The path of a table, and its format, which its ending names.
+
+    Raises:
+        ValueError: if the ending is not known.
+        ImportError: if pyarrow, for Parquet, is missing.
+    """
     try:
         path = Path(path)
     except TypeError as error:
@@ -390,7 +396,7 @@ def _said(error: object) -> str:
     return shorten(str(error), 200).rstrip(".") or type(error).__name__
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes) -> None:
     """Puts a file in the place of what is there, if anything, in one step."""
     # A link stays one.
     path = Path(os.path.realpath(path))

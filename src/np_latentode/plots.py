@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from np_latentode.calibration import Calibration, SimulationRanks
+from np_latentode.training import History
 from np_latentode.trajectories import Numbers, Trajectories
 
 __all__ = [
@@ -184,31 +185,56 @@ def _in_log_scale(axis: Axes) -> None:
     axis.yaxis.set_major_formatter("{x:g}")
 
 
-def plot_training(losses: ArrayLike, *, num_trajectories: int, best: float | None = None) -> Figure:
-    """The loss a trajectory over the steps, each step's and a running median.
+def plot_training(
+    losses: ArrayLike,
+    *,
+    num_trajectories: int,
+    best: float | None = None,
+    history: History | None = None,
+) -> Figure:
+    """The loss a trajectory over the steps, each step's and a running median; and, where there is
+    one, the validation score, with the step whose parameters were kept.
 
     Args:
         losses: of every step, summed over the data as Trace_ELBO gives them.
         num_trajectories: that the losses are sums over.
         best: the lowest possible loss a trajectory, -log p(x), where it is known.
+        history: of `fit`, if it was given validation data.
     """
     losses = np.asarray(losses) / num_trajectories
     window = max(1, len(losses) // 100)
-    smooth = [np.median(part) for part in np.array_split(losses, max(1, len(losses) // window))]
-    with panels(1, 1, size=(7.0, 4.0)) as (figure, axes):
+    parts = np.array_split(losses, max(1, len(losses) // window))
+    # A step that was not finite was not taken.
+    smooth = [
+        np.median(part[np.isfinite(part)]) if np.isfinite(part).any() else np.nan for part in parts
+    ]
+    validated = history is not None and len(history.validation) > 0
+    with panels(1 + validated, 1, size=(7.0, 3.0 if validated else 4.0)) as (figure, axes):
         axis = axes[0, 0]
         axis.plot(losses, color="0.8", lw=0.5, label="each step")
         axis.plot(
             (np.arange(len(smooth)) + 0.5) * len(losses) / len(smooth),
             smooth,
             color=MODEL,
-            label=f"median of {window} steps",
+            label=f"median of {window} steps" if window > 1 else "each step",
         )
         if best is not None:
             axis.axhline(best, color="black", ls=":", label="exact $-\\log p(x)$")
         axis.set(xlabel="step", ylabel="-ELBO a trajectory (nats)", title="training")
         axis.set_yscale("symlog", linthresh=100)
         axis.legend()
+        if history is not None and validated:
+            score = axes[1, 0]
+            score.plot(history.evaluated, history.validation, "o-", ms=3, color=MODEL)
+            kept = history.best_step
+            score.axvline(kept, color="black", lw=0.8, ls=":", label=f"kept: step {kept}")
+            score.set(
+                xlabel="step",
+                ylabel="$-\\log p$ an observation",
+                title="held-out targets given their contexts",
+                xlim=axis.get_xlim(),
+            )
+            score.legend()
         return figure
 
 

@@ -14,7 +14,7 @@ from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
 from np_latentode.modules import bind_prior
 from np_latentode.plate import check_context, check_counts, prediction_times
-from np_latentode.trajectories import Numbers, Trajectories
+from np_latentode.trajectories import Numbers, Trajectories, is_concrete
 
 __all__ = [
     "check_params",
@@ -84,6 +84,7 @@ def prior_predictive(
     """
     check_counts(num_samples=num_samples)
     at = prediction_times(times, 1, model.scaling, name="times")
+    _check_reach(model, at)
     z0_key, x_key = jax.random.split(rng_key)
     z0 = jnp.asarray(prior(model, params).sample(z0_key, (1, num_samples)))
     draws = decode(x_key, model, params, z0, jnp.broadcast_to(at, (num_samples, at.shape[1])))
@@ -265,10 +266,22 @@ def forecast(
         raise ValueError(f"times must be an array of times; got {type(times).__name__}.")
     check_context(context, model.scaling)
     at = prediction_times(times, len(context), model.scaling, name="times")
+    _check_reach(model, at)
     check_params(params, model, guide)
     z0_key, x_key = jax.random.split(rng_key)
     z0 = _draw_codes(z0_key, guide, params, context, num_samples)
     return decode(x_key, model, params, z0, at, draws_at_once=draws_at_once)
+
+
+def _check_reach(model: LatentODE, times: Array) -> None:
+    latest = model.scaling.t0 + model.solver.reach * model.scaling.time_unit
+    if is_concrete(times) and float(times.max()) > latest:
+        raise ValueError(
+            f"times must be within reach of the solver, {latest:g}, which takes "
+            f"{model.solver.max_steps} steps from t0 = {model.scaling.t0:g} on; got "
+            f"{float(times.max()):g}. Raise max_steps of the Solver, though so far beyond the "
+            "training data little is known."
+        )
 
 
 @partial(jax.jit, static_argnums=(1, 4))

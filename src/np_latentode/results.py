@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["check_output_dir", "result_dir"]
+__all__ = ["MARKER", "check_output_dir", "result_dir"]
 
 MARKER = "metrics.json"
 """Every result directory holds this file; a directory without it is not ours to replace."""

@@ -79,7 +79,7 @@ class Scaling:
         if never.size:
             raise ValueError(
                 "train must hold at least one observation of every feature; "
-                f"got none of feature {', '.join(map(str, never))}."
+                f"got none of {', '.join(train.names.features[j] for j in never)}."
             )
         times = np.asarray(train.times, dtype=float)[np.asarray(train.observed)]
         t0 = float(times.min()) if t0 is None else float(t0)

@@ -86,7 +86,8 @@ class Labels:
                 f"dates must be numbers, as those of {self.time!r} are; got {dates!r}."
             )
         try:
-            return (np.asarray(dates, "datetime64[us]") - self.origin) / UNITS[self.unit]
+            since = np.asarray(dates, "datetime64[us]") - self.origin
+            return np.asarray(since / UNITS[self.unit])
         except (TypeError, ValueError) as error:
             raise ValueError(f"dates must be dates; got {dates!r}.") from error
 
@@ -267,7 +268,7 @@ def tidy_forecast(
             f"draws must be of {shape[0]} trajectories and {shape[1]} features, as the labels; got "
             f"{x.shape[1]} and {x.shape[3]}."
         )
-    when = np.asarray(times, dtype=float)
+    when = np.asarray(times)
     if when.shape not in (x.shape[2:3], x.shape[1:3]):
         raise ValueError(
             f"times must be those of the draws, shape {x.shape[2:3]} or {x.shape[1:3]}; "

@@ -185,23 +185,34 @@ def fit(
     fitted = _start(svi, rng_key, train, checkpoints)
     before = sum(fitted.history.seconds[-1:])
     score_key = jax.random.fold_in(rng_key, 1)
-    with tqdm(
+    bar = tqdm(
         total=num_steps, initial=len(fitted.history.losses), disable=not progress, unit="step"
-    ) as bar:
-        steps = dispatches(svi, fitted.state, num_steps, train, kl_weight=kl_weight, start=bar.n)
+    )
+    steps = dispatches(
+        svi,
+        fitted.state,
+        num_steps,
+        train,
+        kl_weight=kl_weight,
+        start=len(fitted.history.losses),
+    )
+    try:
         while not _finished(fitted.history, num_steps, patience):
             state, losses = next(steps)
             params = svi.get_params(state)
             score = held_out and _score(score_key, model, guide, params, *held_out)
             seconds = before + time.perf_counter() - started
             fitted = _after(fitted, state, params, losses, score, seconds)
-            bar.update(len(losses))
             bar.set_postfix_str(_summary(fitted.history, len(losses), len(train)), refresh=False)
+            bar.update(len(losses))
             if checkpoints and time.perf_counter() - saved > SECONDS_BETWEEN:
                 checkpoints.save(len(fitted.history.losses), fitted)
                 saved = time.perf_counter()
-    if checkpoints:
-        checkpoints.save(len(fitted.history.losses), fitted)
+    finally:
+        bar.close()
+        # At the end, and where the keyboard or an error interrupts.
+        if checkpoints:
+            checkpoints.save(len(fitted.history.losses), fitted)
     return fitted
 
 

@@ -30,7 +30,7 @@ from np_latentode.priors import (
     RingPrior,
     StandardNormal,
 )
-from np_latentode.training import STEPS_AT_ONCE
+from np_latentode.training import STEPS_AT_ONCE, History
 from np_latentode.training import fit as train_both
 
 __all__ = ["Fit", "fit", "make_prior", "on_codes", "score_prior"]
@@ -91,7 +91,7 @@ class Fit(NamedTuple):
     model: LatentODE
     guide: AmortizedGuide
     params: dict[str, Any]
-    losses: np.ndarray
+    history: History
     ms_per_step: float
     first_done: float
     """When the first steps were done, by `time.perf_counter`."""
@@ -124,7 +124,7 @@ def fit(
     )
     first, last = history.seconds[[0, -1]]
     ms_per_step = 1e3 * (last - first) / max(1, steps - STEPS_AT_ONCE)
-    return Fit(model, guide, params, history.losses, ms_per_step, began + first)
+    return Fit(model, guide, params, history, ms_per_step, began + first)
 
 
 def on_codes(

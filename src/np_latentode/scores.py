@@ -1,0 +1,44 @@
+"""How far forecasts were off: scores over all observations of a target."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from np_latentode.trajectories import Trajectories
+
+__all__ = ["BAND", "score", "within_band"]
+
+BAND = 0.9
+"""The central band whose coverage is reported."""
+
+
+def score(
+    target: Trajectories,
+    unit: Float[np.ndarray, " feature"],
+    mean: Float[np.ndarray, "trajectory time feature"],
+    crps: Float[np.ndarray, "trajectory time feature"] | None = None,
+    inside: Bool[np.ndarray, "trajectory time feature"] | None = None,
+) -> dict[str, float]:
+    """RMSE, CRPS and coverage over all observations of a target, in the features' units.
+
+    Args:
+        target: what was observed.
+        unit: one a feature, such as its standard deviation in the training data.
+        mean: what was forecast.
+        crps: the score of each forecast distribution. Default: that of the mean alone, its error.
+        inside: where the observation lies within the central 90% of its forecast, if there is one.
+    """
+    seen = np.asarray(target.mask)
+    error = mean - np.asarray(target.values)
+    crps = np.abs(error) if crps is None else crps
+    scores = {
+        "rmse": float(np.sqrt(np.mean((error / unit)[seen] ** 2))),
+        "crps": float(np.mean((crps / unit)[seen])),
+    }
+    return scores if inside is None else scores | {"coverage_90": float(inside[seen].mean())}
+
+
+def within_band(pit: Float[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
+    """Where the probability integral transform says that an observation lies within the band."""
+    return np.abs(pit - 0.5) <= BAND / 2

@@ -1,0 +1,235 @@
+"""From a table to a forecast by the command line, and what it refuses on the way."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from np_latentode import load, workflow
+from np_latentode.cli import app
+from np_latentode.files import read_table
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+def make_table(count=30, start="2020-01-01"):
+    """Two labs of some patients, one positive, one often missing, on dates of their own."""
+    rng = np.random.default_rng(0)
+    patients = []
+    for patient in range(count):
+        level, days = rng.normal(), np.sort(rng.uniform(0, 300, rng.integers(1, 8)))
+        bili = np.exp(level + days / 300 + 0.1 * rng.normal(size=len(days)))
+        albumin = np.sin(days / 60 + level)
+        albumin[rng.uniform(size=len(days)) < 0.4] = np.nan
+        dates = np.datetime64(start, "s") + (86_400 * days).astype("timedelta64[s]")
+        columns = {"patient": f"{patient:03d}", "day": dates, "bili": bili, "albumin": albumin}
+        patients.append(pd.DataFrame(columns))
+    return pd.concat(patients, ignore_index=True)
+
+
+COLUMNS = ["--id", "patient", "--time", "day", "--values", "bili,albumin", "--log", "bili"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A directory with a table, a fit of it, and what that printed."""
+    home = tmp_path_factory.mktemp("home")
+    make_table().to_csv(home / "labs.csv", index=False)
+    outcome = run("fit", home / "labs.csv", *COLUMNS, "--output-dir", home / "run", "--steps", 150)
+    assert outcome.exit_code == 0, outcome.output
+    (home / "printed").write_text(outcome.output)
+    return home
+
+
+def test_a_fit_writes_and_prints_what_it_promises(home):
+    assert {path.name for path in home.iterdir()} == {"labs.csv", "run", "printed"}
+    assert {path.name for path in (home / "run").iterdir()} == {
+        "fit",
+        "metrics.json",
+        "heldout.csv",
+        "training.png",
+        "forecasts.png",
+        "calibration.png",
+    }
+    metrics = json.loads((home / "run" / "metrics.json").read_text())
+    assert metrics["trained_on"] + metrics["validated_by"] + metrics["held_out"] == 30
+    assert metrics["held_out"] == 6
+    assert metrics["best_step"] in (100, 150)
+    printed = (home / "printed").read_text()
+    for name, scores in metrics["methods"].items():
+        assert name in printed
+        assert f"{scores['rmse']:.3f}" in printed
+    assert 0 < metrics["methods"]["latent ODE"]["coverage_90"] <= 1
+    model, _, _ = load(home / "run" / "fit")
+    assert model.scaling.labels.log == ("bili",)
+
+
+def test_what_was_held_out_is_written_beside_its_forecasts_in_its_own_units(home):
+    table = pd.read_csv(home / "run" / "heldout.csv", dtype={"patient": str})
+    original = make_table().set_index("patient")
+    metrics = json.loads((home / "run" / "metrics.json").read_text())
+    assert table["patient"].nunique() == metrics["held_out"]
+    for patient, rows in table.groupby("patient"):
+        expected = original.loc[[patient]]
+        later = expected.iloc[-(len(expected) // 2) :]
+        bili = rows[rows["feature"] == "bili"]
+        np.testing.assert_allclose(bili["observed"], later["bili"], rtol=1e-5)
+        assert (bili["q0.05"] > 0).all()
+        assert rows[rows["feature"] == "albumin"].shape[0] == later["albumin"].notna().sum()
+    assert (table["q0.05"] < table["q0.95"]).all()
+
+
+def test_the_same_fit_is_not_done_again(home, monkeypatch):
+    monkeypatch.setattr(workflow, "fit", None)
+    arguments = ["fit", home / "labs.csv", *COLUMNS, "--output-dir", home / "run"]
+    outcome = run(*arguments, "--steps", 150)
+    assert outcome.exit_code == 0, outcome.output
+    assert "this very fit, finished" in outcome.output
+    outcome = run(*arguments, "--steps", 151)
+    assert outcome.exit_code == 2
+    assert "output-dir must be new" in outcome.output
+
+
+def test_an_interrupted_fit_goes_on_and_cleans_up(home, monkeypatch):
+    target = home / "again"
+    arguments = ["fit", home / "labs.csv", *COLUMNS, "--output-dir", target, "--steps", 150]
+    monkeypatch.setattr(
+        workflow, "calibration", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    outcome = run(*arguments)
+    assert outcome.exit_code == 130
+    assert "interrupted" in outcome.output
+    left = {path.name for path in home.iterdir() if path.name.startswith(".again")}
+    assert len(left) == 1
+    assert not target.exists()
+    monkeypatch.undo()
+    # What was trained is not trained again.
+    monkeypatch.setattr("np_latentode.training.dispatches", lambda *_, **__: iter(()))
+    outcome = run(*arguments)
+    assert outcome.exit_code == 0, outcome.output
+    assert not [path for path in home.iterdir() if path.name.startswith(".again")]
+    one, other = (json.loads((home / d / "metrics.json").read_text()) for d in ("run", "again"))
+    assert one["methods"] == other["methods"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "nc", "parquet"])
+def test_every_id_is_forecast_at_every_time(home, ending, tmp_path):
+    known = make_table(count=5)
+    known.to_csv(tmp_path / "new.csv", index=False)
+    output = tmp_path / f"out.{ending}"
+    options = ["--until", "2021-06-30", "--points", 3, "--quantiles", "0.1,0.5,0.9", "--plot"]
+    outcome = run("forecast", home / "run", tmp_path / "new.csv", *options, "-o", output)
+    assert outcome.exit_code == 0, outcome.output
+    assert "30 forecasts in" in outcome.output
+    columns = dict(id="patient", time="day", values=["mean", "sd", "q0.1", "q0.5", "q0.9"])
+    table, _ = read_table(output, **columns)
+    assert len(table) == 5 * 3 * 2
+    assert [*table["patient"].unique()] == [*known["patient"].unique()]
+    assert np.isfinite(table[columns["values"]].to_numpy(float)).all()
+    when = pd.to_datetime(table["day"])
+    assert when.max() == pd.Timestamp("2021-06-30")
+    assert (when.groupby(table["patient"]).min() > known.groupby("patient")["day"].max()).all()
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+    again = run("forecast", home / "run", tmp_path / "new.csv", *options, "-o", output)
+    assert again.exit_code == 2
+    assert "output must be new" in again.output
+
+
+def test_ahead_is_counted_from_each_last_visit(home, tmp_path):
+    output = tmp_path / "out.csv"
+    options = ["--ahead", 30, "--points", 2, "-o", output]
+    outcome = run("forecast", home / "run", home / "labs.csv", *options)
+    assert outcome.exit_code == 0, outcome.output
+    table = pd.read_csv(output, dtype={"patient": str}, parse_dates=["day"])
+    last = make_table().groupby("patient")["day"].max()
+    beyond = (table.groupby("patient")["day"].max() - last) / pd.Timedelta(days=1)
+    np.testing.assert_allclose(beyond, 30, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.csv", *COLUMNS], "nowhere.csv cannot be read"),
+        (["labs.txt", *COLUMNS], "path must end in one of .csv"),
+        (["labs.csv", *COLUMNS[:4], "--values", "bilirubin"], "none of ['bilirubin']"),
+        (["labs.csv", *COLUMNS, "--log", "albumin"], "'albumin' must be positive"),
+        (["labs.csv", *COLUMNS, "--log", "day"], "log must name columns among values"),
+        (["labs.csv", *COLUMNS, "--unit", "fortnight"], "unit must be one of W, D, h, m, s"),
+        (["labs.csv", *COLUMNS, "--holdout", "1.5"], "holdout must be a share"),
+        (["labs.csv", *COLUMNS, "--holdout", "0.95"], "data must hold more than 29"),
+        (["labs.csv", *COLUMNS, "--steps", "0"], "--steps"),
+        (["labs.csv", "--id", "patient"], "Missing option"),
+    ],
+)
+def test_a_fit_that_cannot_be_is_refused_before_anything_is_computed(
+    home, arguments, message, monkeypatch
+):
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(workflow, "fit", None)
+    outcome = run("fit", *arguments, "--output-dir", "refused")
+    assert outcome.exit_code == 2
+    assert message in " ".join(outcome.output.split())
+    assert not (home / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "labs.csv"], "until or ahead must be given"),
+        (["run", "labs.csv", "--until", "2021-01-01", "--ahead", "3"], "and not both"),
+        (["run", "labs.csv", "--until", "soon"], "until must be a date such as 2020-01-31"),
+        (["run", "labs.csv", "--until", "2020-01-02"], "until must be later than what is known"),
+        (["run", "labs.csv", "--until", "9999-01-01"], "within reach of the solver"),
+        (["run", "labs.csv", "--ahead", "-3"], "ahead must be positive"),
+        (["run", "labs.csv", "--ahead", "3", "--quantiles", "0.1;0.9"], "divided by commas"),
+        (["run", "labs.csv", "--ahead", "3", "--quantiles", "5"], "between 0 and 1"),
+        (["run", "early.csv", "--ahead", "3"], "must not be earlier than t0"),
+        (["run", "other.csv", "--ahead", "3"], "none of ['albumin']"),
+        (["run", "bad.csv", "--ahead", "3"], "'bili' must hold numbers; got 'high' in line 3"),
+        (["nowhere", "labs.csv", "--ahead", "3"], "there is none"),
+        (["run", "labs.csv", "--ahead", "3", "-o", "out.txt"], "path must end in one of .csv"),
+    ],
+)
+def test_a_forecast_that_cannot_be_is_refused(home, arguments, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(home / "run")
+    labs = make_table()
+    labs.to_csv("labs.csv", index=False)
+    labs.drop(columns="albumin").to_csv("other.csv", index=False)
+    labs.astype({"bili": object}).replace(labs["bili"][1], "high").to_csv("bad.csv", index=False)
+    make_table(start="2019-01-01").to_csv("early.csv", index=False)
+    outcome = run("forecast", *arguments, *([] if "-o" in arguments else ["-o", "out.csv"]))
+    assert outcome.exit_code == 2, outcome.output
+    assert message in " ".join(outcome.output.split())
+    assert not [*tmp_path.glob("out*")]
+
+
+def test_a_fit_of_too_few_is_refused(tmp_path):
+    make_table(count=2).to_csv(tmp_path / "few.csv", index=False)
+    outcome = run("fit", tmp_path / "few.csv", *COLUMNS, "--output-dir", tmp_path / "run")
+    assert outcome.exit_code == 2
+    assert "data must hold more than 2 trajectories" in " ".join(outcome.output.split())
+
+
+def test_a_disk_that_cannot_be_written_is_another_exit_code(home, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(workflow, "fit", full)
+    options = [*COLUMNS, "--output-dir", home / "full"]
+    outcome = run("fit", home / "labs.csv", *options)
+    assert outcome.exit_code == 1
+    assert "No space left" in outcome.output
+
+
+@pytest.mark.parametrize("command", ["fit", "forecast", "spirals"])
+def test_help_has_an_example(command):
+    outcome = run(command, "--help")
+    assert outcome.exit_code == 0
+    assert "Example" in outcome.output
