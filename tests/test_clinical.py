@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from np_latentode import Trajectories, datasets
+from np_latentode import SummaryEncoder, Trajectories, datasets
 from np_latentode.datasets.clinical import LABS, LOGGED
 from np_latentode.experiments import clinical as study
+from np_latentode.scores import score
 
 NAN = np.nan
 
@@ -74,15 +75,15 @@ def test_scores_are_in_units_of_each_feature():
     target = Trajectories([[0.0, 1.0]], [values])
     mean = np.array([[[2.0, 30.0], [2.0, 99.0]]])
     unit = np.array([1.0, 10.0])
-    scores = study.score(target, unit, mean, inside=np.array([[[True, False], [True, True]]]))
+    scores = score(target, unit, mean, inside=np.array([[[True, False], [True, True]]]))
     assert scores == pytest.approx(
         {"rmse": np.sqrt(5 / 3), "crps": 1.0, "coverage_90": 2 / 3}, rel=1e-6
     )
-    assert "coverage_90" not in study.score(target, unit, mean)
+    assert "coverage_90" not in score(target, unit, mean)
 
 
 def test_summary_is_of_what_was_observed():
-    encoder = study.SummaryEncoder(2, rngs=nnx.Rngs(0))
+    encoder = SummaryEncoder(2, rngs=nnx.Rngs(0))
     encoder.layer = lambda summary: summary
     times = jnp.array([[0.0, 1.0, 3.0, 3.0]])
     values = jnp.array([[[1.0, 0.0], [3.0, 5.0], [7.0, 0.0], [0.0, 0.0]]])
@@ -103,7 +104,7 @@ def test_summary_is_of_what_was_observed():
 
 @pytest.mark.parametrize("observed", [0, 2])
 def test_padding_changes_no_summary(observed):
-    encoder = study.SummaryEncoder(2, rngs=nnx.Rngs(0))
+    encoder = SummaryEncoder(2, rngs=nnx.Rngs(0))
     values = jnp.array([[[1.0, 2.0], [3.0, 5.0]]]) * (observed > 0)
     mask = jnp.full((1, 2, 2), observed > 0)
     alone = encoder(jnp.array([[0.0, 1.0]]), values, mask)

@@ -13,9 +13,10 @@ from flax import nnx
 
 import np_latentode as nl
 from np_latentode import GRU, ODERNN, datasets, latent_ode, load, save
+from np_latentode.checkpoints import read
 from np_latentode.descriptions import build, describe
 from np_latentode.prediction import check_params
-from np_latentode.saving import _parameters, describe_parts
+from np_latentode.saving import describe_parts, initial_params
 
 SPIRALS = datasets.spirals(jax.random.key(0), num_trajectories=3)
 RNGS = nnx.Rngs(0)
@@ -53,9 +54,11 @@ PARTS = {
 def trained(**parts):
     """Not really, but with numbers of its own."""
     model, guide = latent_ode(SPIRALS, latent_dim=4, **parts, rngs=RNGS)
-    leaves, tree = jax.tree.flatten(_parameters(model, guide))
+    leaves, tree = jax.tree.flatten(initial_params(model, guide))
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = [jax.random.uniform(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    params = [
+        0.1 * jax.random.uniform(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)
+    ]
     return model, guide, jax.tree.unflatten(tree, params)
 
 
@@ -97,7 +100,7 @@ def test_labels_are_kept_but_not_who_was_trained_on(tmp_path):
     )
     spirals = SPIRALS._replace(labels=labels)
     model, guide = latent_ode(spirals, latent_dim=2, rngs=RNGS)
-    save(tmp_path / "fit", model, guide, _parameters(model, guide))
+    save(tmp_path / "fit", model, guide, initial_params(model, guide))
     loaded, _, _ = load(tmp_path / "fit")
     assert loaded.scaling.labels.like(labels)
     assert (loaded.scaling.labels.id, loaded.scaling.labels.time) == ("who", "when")
@@ -128,7 +131,7 @@ def test_parts_of_your_own_are_asked_for_by_name(tmp_path):
         load(tmp_path / "fit", dynamics=own_dynamics)
     _, _, loaded = load(tmp_path / "fit", dynamics=own_dynamics, prior=OwnPrior())
     assert loaded["frequency"] == params["frequency"]
-    with pytest.raises(ValueError, match="path must have the same parameters"):
+    with pytest.raises(ValueError, match="path must have the parameters of"):
         load(tmp_path / "fit", dynamics=own_dynamics, prior=nl.StandardNormal(4))
 
 
@@ -150,6 +153,11 @@ def test_nothing_is_saved_over_and_nothing_untrained(tmp_path):
     model, guide, params = trained()
     with pytest.raises(ValueError, match="params must be those of a fit"):
         save(tmp_path / "fit", model, guide, {})
+    with pytest.raises(ValueError, match=r"params must have the parameters .*'stale'"):
+        save(tmp_path / "fit", model, guide, params | {"stale": jnp.ones(2)})
+    wider, _, _ = trained(dynamics=nl.MLPDynamics(4, width=3, rngs=RNGS))
+    with pytest.raises(ValueError, match=r"params must have arrays of the program's shapes"):
+        save(tmp_path / "fit", wider, guide, params)
     (tmp_path / "fit").mkdir()
     with pytest.raises(ValueError, match="path must be new"):
         save(tmp_path / "fit", model, guide, params)
@@ -164,3 +172,13 @@ def test_single_precision_is_loaded_into_double(tmp_path, x64):
     _, _, loaded = load(tmp_path / "fit")
     assert loaded["noise_scale"].dtype == jnp.float64
     np.testing.assert_array_equal(loaded["noise_scale"], np.asarray(params["noise_scale"], float))
+
+
+def test_a_description_of_another_version_is_refused_with_a_sentence(tmp_path, monkeypatch):
+    model, guide, params = trained()
+    save(tmp_path / "fit", model, guide, params)
+    arrays, settings = read(tmp_path / "fit")
+    settings["parts"]["dynamics"]["from"]["breadth"] = 3
+    monkeypatch.setattr("np_latentode.saving.read", lambda path: (arrays, settings))
+    with pytest.raises(ValueError, match=r"must be of this version .*breadth"):
+        load(tmp_path / "fit")

@@ -42,9 +42,9 @@ def pair(spirals):
     return small_pair(spirals[:10])
 
 
-def small_pair(train, width=4):
+def small_pair(train, width=4, seed=0):
     """What compiles in a second or two."""
-    rngs = nnx.Rngs(0)
+    rngs = nnx.Rngs(seed)
     return latent_ode(
         train,
         latent_dim=2,
@@ -227,14 +227,21 @@ SCRIPT = """
 def test_a_killed_training_ends_bit_for_bit_where_it_would_have_ended(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)
+
+    def done():
+        names = (path.name for path in tmp_path.glob("checkpoints/*"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
     process = subprocess.Popen([*command, "resume"], stderr=subprocess.DEVNULL)
-    while not [*tmp_path.glob("checkpoints/*")] and process.poll() is None:
+    while not done() and process.poll() is None:
         time.sleep(0.001)
     # While the second or the third is written, as like as not.
     time.sleep(0.05)
     assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    (step,) = done()[-1:]
+    assert 0 < step < 500
     subprocess.run([*command, "resume"], check=True, capture_output=True)
     same(load(tmp_path / "whole")[2], load(tmp_path / "resumed")[2])
 
@@ -248,12 +255,14 @@ def test_a_checkpoint_of_another_training_is_refused(pair, spirals, tmp_path):
         fit(*arguments, num_steps=6, **options)
     with pytest.raises(ValueError, match="differs in rng_key"):
         fit(jax.random.key(3), *arguments[1:], num_steps=5, **options)
+    with pytest.raises(ValueError, match="differs in networks"):
+        fit(arguments[0], *small_pair(spirals[:10], seed=1), spirals[:10], num_steps=5, **options)
     with pytest.raises(ValueError, match="differs in train"):
         fit(*arguments[:-1], spirals[1:11], num_steps=5, **options)
     other = small_pair(spirals[:10], width=5)
     with pytest.raises(ValueError, match="differs in parts"):
         fit(arguments[0], *other, spirals[:10], num_steps=5, **options)
-    with pytest.raises(ValueError, match="checkpoint_dir must have the same parameters"):
+    with pytest.raises(ValueError, match="checkpoint_dir must have the parameters of"):
         fit(*arguments, num_steps=5, optim=optax.sgd(0.1), **options)
 
 
@@ -267,6 +276,7 @@ def test_a_checkpoint_of_another_training_is_refused(pair, spirals, tmp_path):
         ({"patience": 5}, "patience must come with validation; got 5 without"),
         ({"patience": 0, "validation": 0}, "patience must be a positive integer; got 0"),
         ({"kl_weight": lambda step: 0.0}, "kl_weight must be positive; got 0.0 at step 0"),
+        ({"kl_weight": lambda step: 4 - step}, "kl_weight must be positive; got 0 at step 4"),
         ({"validation": "late"}, "validation must be Trajectories, or a pair .*; got str"),
         ({"train": None}, "context must be Trajectories; got NoneType"),
     ],

@@ -127,6 +127,22 @@ def test_before_and_after_partition_the_observations(trajectories, cut):
         assert not np.where(part.mask, 0, part.values).any()
 
 
+def test_split_partitions_the_observed_times_and_tears_none_apart():
+    nan = np.nan
+    times = [[0, 1, 2, 3, 3], [0, 1, 1, 1, 2], [5, 5, 5, 5, 5]]
+    values = [[1, nan, 1, 1, nan], [1, 1, 1, 1, 1], [nan, 1, nan, nan, nan]]
+    data = Trajectories(times, np.array(values)[..., None])
+    early, late = data.split()
+    expected = [[1, 0, 1, 0, 0], [1, 1, 1, 1, 0], [0, 1, 0, 0, 0]]
+    np.testing.assert_array_equal(early.observed, expected)
+    np.testing.assert_array_equal(early.mask | late.mask, data.mask)
+    assert not (early.mask & late.mask).any()
+    tenth, _ = Trajectories(np.arange(10.0)[None], np.ones((1, 10, 1))).split(0.1)
+    assert int(tenth.observed.sum()) == 1
+    with pytest.raises(ValueError, match="share must lie between 0 and 1; got 1"):
+        data.split(1.0)
+
+
 def test_keep_takes_a_mask_of_times_or_of_values(trajectories):
     times = np.array([True, False, True, True])[None].repeat(3, axis=0)
     same(trajectories.keep(times), trajectories.keep(times[..., None].repeat(2, axis=-1)))

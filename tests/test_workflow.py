@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from np_latentode import load, workflow
+from np_latentode import forecast, load, workflow
 from np_latentode.cli import app
 from np_latentode.files import read_table
 
@@ -48,7 +48,7 @@ def home(tmp_path_factory):
 
 
 def test_a_fit_writes_and_prints_what_it_promises(home):
-    assert {path.name for path in home.iterdir()} == {"labs.csv", "run", "printed"}
+    assert {path.name for path in home.iterdir()} >= {"labs.csv", "run"}
     assert {path.name for path in (home / "run").iterdir()} == {
         "fit",
         "metrics.json",
@@ -164,6 +164,9 @@ def test_ahead_is_counted_from_each_last_visit(home, tmp_path):
         (["labs.csv", *COLUMNS, "--holdout", "1.5"], "holdout must be a share"),
         (["labs.csv", *COLUMNS, "--holdout", "0.95"], "data must hold more than 29"),
         (["labs.csv", *COLUMNS, "--steps", "0"], "--steps"),
+        (["labs.csv", *COLUMNS, "--seed", "-1"], "seed must be an integer from 0 to"),
+        (["labs.csv", *COLUMNS, "--seed", str(2**70)], "seed must be an integer from 0 to"),
+        (["named.csv", "--id", "mean", *COLUMNS[2:]], "id and time must not be called"),
         (["labs.csv", "--id", "patient"], "Missing option"),
     ],
 )
@@ -172,6 +175,7 @@ def test_a_fit_that_cannot_be_is_refused_before_anything_is_computed(
 ):
     monkeypatch.chdir(home)
     monkeypatch.setattr(workflow, "fit", None)
+    make_table().rename(columns={"patient": "mean"}).to_csv("named.csv", index=False)
     outcome = run("fit", *arguments, "--output-dir", "refused")
     assert outcome.exit_code == 2
     assert message in " ".join(outcome.output.split())
@@ -184,6 +188,8 @@ def test_a_fit_that_cannot_be_is_refused_before_anything_is_computed(
         (["run", "labs.csv"], "until or ahead must be given"),
         (["run", "labs.csv", "--until", "2021-01-01", "--ahead", "3"], "and not both"),
         (["run", "labs.csv", "--until", "soon"], "until must be a date such as 2020-01-31"),
+        (["run", "labs.csv", "--until", "today"], "until must be a date such as 2020-01-31"),
+        (["run", "numbers.csv", "--ahead", "3"], "must hold dates in column 'day'"),
         (["run", "labs.csv", "--until", "2020-01-02"], "until must be later than what is known"),
         (["run", "labs.csv", "--until", "9999-01-01"], "within reach of the solver"),
         (["run", "labs.csv", "--ahead", "-3"], "ahead must be positive"),
@@ -201,6 +207,7 @@ def test_a_forecast_that_cannot_be_is_refused(home, arguments, message, monkeypa
     (tmp_path / "run").symlink_to(home / "run")
     labs = make_table()
     labs.to_csv("labs.csv", index=False)
+    labs.assign(day=range(len(labs))).to_csv("numbers.csv", index=False)
     labs.drop(columns="albumin").to_csv("other.csv", index=False)
     labs.astype({"bili": object}).replace(labs["bili"][1], "high").to_csv("bad.csv", index=False)
     make_table(start="2019-01-01").to_csv("early.csv", index=False)
@@ -228,7 +235,20 @@ def test_a_disk_that_cannot_be_written_is_another_exit_code(home, monkeypatch):
     assert "No space left" in outcome.output
 
 
-@pytest.mark.parametrize("command", ["fit", "forecast", "spirals"])
+def test_dynamics_that_diverge_are_told_in_a_sentence(home, monkeypatch, tmp_path):
+    def diverging(*arguments, **options):
+        made = forecast(*arguments, **options)
+        return made | {"x": made["x"].at[0, 3, -1].set(np.nan)}
+
+    monkeypatch.setattr(workflow, "forecast", diverging)
+    output = tmp_path / "out.csv"
+    outcome = run("forecast", home / "run", home / "labs.csv", "--ahead", 30, "-o", output)
+    assert outcome.exit_code == 2
+    assert "those of 1 of 30, patient 003 for one, diverge before" in outcome.output
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "forecast", "spirals", "clinical", "hopper"])
 def test_help_has_an_example(command):
     outcome = run(command, "--help")
     assert outcome.exit_code == 0

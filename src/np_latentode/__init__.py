@@ -6,7 +6,7 @@ from np_latentode.assemble import latent_ode
 from np_latentode.conditioning import random_context, random_points, random_prefix
 from np_latentode.decoder import MLPDecoder
 from np_latentode.dynamics import BoundedDynamics, MLPDynamics, TimeMLPDynamics
-from np_latentode.encoders import GRU, ODERNN, PathODE
+from np_latentode.encoders import GRU, ODERNN, PathODE, SummaryEncoder
 from np_latentode.guide import AmortizedGuide
 from np_latentode.likelihoods import (
     BernoulliLikelihood,
@@ -69,6 +69,7 @@ __all__ = [
     "Solver",
     "StandardNormal",
     "StudentTLikelihood",
+    "SummaryEncoder",
     "TimeMLPDynamics",
     "Trajectories",
     "datasets",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Checkpoints", "digest", "fill", "read", "write"]
+__all__ = ["Checkpoints", "digest", "fill", "named_leaves", "read", "write"]
 
 FORMAT = 1
 ARRAYS, SETTINGS = "arrays", "settings"
+OURS = re.compile(r"(\d{9})(\.orbax-checkpoint-tmp.*)?", re.ASCII)
+"""Names in a directory of checkpoints: steps, and steps that are not yet written."""
 
 
 def write(path: Path, tree: Any, settings: dict[str, Any]) -> None:
@@ -33,14 +37,18 @@ def write(path: Path, tree: Any, settings: dict[str, Any]) -> None:
     """
     if path.exists():
         raise ValueError(f"path must be new; got {path}, where something is already.")
-    leaves = {name: np.asarray(_plain(leaf)) for name, leaf in _leaves(tree).items()}
+    leaves = {name: np.asarray(_plain(leaf)) for name, leaf in named_leaves(tree).items()}
     # The names of leaves, with their brackets and quotes, are kept apart from file names.
     arrays = {str(k): array for k, array in enumerate(leaves.values()) if array.size}
     about = {
         "format": FORMAT,
         "names": list(leaves),
         # orbax has no arrays without entries.
-        "empty": {name: list(array.shape) for name, array in leaves.items() if not array.size},
+        "empty": {
+            name: [list(array.shape), str(array.dtype)]
+            for name, array in leaves.items()
+            if not array.size
+        },
         "digest": digest((arrays, json.dumps(settings, sort_keys=True))),
         SETTINGS: settings,
     }
@@ -53,8 +61,8 @@ def write(path: Path, tree: Any, settings: dict[str, Any]) -> None:
         try:
             orbax.save(path.absolute(), args)
         except Exception as error:
-            _remove_unfinished(path)
-            shutil.rmtree(path, ignore_errors=True)
+            for rest in path.parent.glob(f"{glob.escape(path.name)}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(rest, ignore_errors=True)
             raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
 
 
@@ -94,19 +102,21 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             f"{path} must be whole, and written by np_latentode; it is damaged, or something else."
         ) from error
     found = {name: arrays[k] for k, name in names.items()}
-    found |= {name: np.zeros(shape) for name, shape in about["empty"].items()}
+    found |= {name: np.zeros(shape, dtype) for name, (shape, dtype) in about["empty"].items()}
     return found, about[SETTINGS]
 
 
-def fill(template: Any, arrays: dict[str, np.ndarray], *, name: str) -> Any:
+def fill(template: Any, arrays: dict[str, Any], *, name: str) -> Any:
     """The pytree of the template's structure with the arrays of these names, in its types.
 
     Raises:
         ValueError: if it has other leaves than there are arrays, or one of another shape.
     """
-    wanted = _leaves(template)
+    wanted = named_leaves(template)
     if missing := sorted(wanted.keys() ^ arrays.keys()):
-        raise ValueError(f"{name} must have the same parameters as the program; differs {missing}.")
+        raise ValueError(
+            f"{name} must have the parameters of model and guide; got a difference in {missing}."
+        )
     filled = []
     for key, leaf in wanted.items():
         plain, array = jax.eval_shape(_plain, leaf), arrays[key]
@@ -117,14 +127,18 @@ def fill(template: Any, arrays: dict[str, np.ndarray], *, name: str) -> Any:
             )
         array = jnp.asarray(array, plain.dtype)
         keyed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        filled.append(jax.random.wrap_key_data(array) if keyed else array)
+        if keyed:
+            array = jax.random.wrap_key_data(
+                array, impl=jax.random.key_impl(jnp.empty((), leaf.dtype))
+            )
+        filled.append(array)
     return jax.tree.unflatten(jax.tree.structure(template), filled)
 
 
 def digest(tree: Any) -> str:
     """A number for the shapes, types and contents of the leaves of a pytree."""
     found = hashlib.sha256()
-    for name, leaf in _leaves(tree).items():
+    for name, leaf in named_leaves(tree).items():
         array = np.asarray(_plain(leaf))
         found.update(f"{name} {array.dtype} {array.shape}".encode())
         found.update(array.tobytes())
@@ -150,13 +164,15 @@ class Checkpoints:
             return
         if not directory.is_dir():
             raise ValueError(f"checkpoint_dir must be a directory; got a file at {directory}.")
-        _remove_unfinished(directory / "any")
-        others = sorted(p.name for p in directory.iterdir() if not p.name.isdigit())
+        others = sorted(p.name for p in directory.iterdir() if not OURS.fullmatch(p.name))
         if others:
             raise ValueError(
                 "checkpoint_dir must be new, empty, or that of the same training; got "
                 f"{directory}, which holds {', '.join(others[:5])}."
             )
+        # What orbax had begun to write when it was killed.
+        for rest in directory.glob("*orbax-checkpoint-tmp*"):
+            shutil.rmtree(rest, ignore_errors=True)
 
     def latest(self) -> dict[str, np.ndarray] | None:
         """The arrays of the latest checkpoint, None where there is none.
@@ -192,13 +208,15 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         if not self.directory.is_dir():
             return []
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+        names = (OURS.fullmatch(p.name) for p in self.directory.iterdir())
+        return sorted(int(name[1]) for name in names if name and not name[2])
 
     def _path(self, step: int) -> Path:
         return self.directory / f"{step:09d}"
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by their paths in it."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
@@ -214,12 +232,6 @@ def _checkpointer() -> Any:
     import orbax.checkpoint as ocp
 
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-
-
-def _remove_unfinished(path: Path) -> None:
-    # What orbax had begun to write when it was killed.
-    for rest in path.parent.glob("*orbax-checkpoint-tmp*"):
-        shutil.rmtree(rest, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -290,7 +290,7 @@ def _told(command: str) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"np-latentode {command}: interrupted.", err=True)
         raise typer.Exit(130) from None
-    except (ValueError, ImportError, FileNotFoundError, FloatingPointError, OSError) as error:
+    except (ValueError, ImportError, FloatingPointError, OSError) as error:
         typer.echo(f"np-latentode {command}: {error}", err=True)
         given = isinstance(error, (ValueError, ImportError, FileNotFoundError))
         raise typer.Exit(2 if given else 1) from error

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from np_latentode.modules import mlp
 from np_latentode.solve import Solver, solve
 
-__all__ = ["GRU", "ODERNN", "PathODE"]
+__all__ = ["GRU", "ODERNN", "PathODE", "SummaryEncoder"]
 
 
 class ODERNN(nnx.Module):
@@ -155,6 +155,47 @@ class GRU(nnx.Module):
         h, first = _read_backwards(update, times, values, mask, self.hidden_dim)
         nothing = jnp.zeros((len(times), 2 * self.num_features), values.dtype)
         return jnp.where(mask.any((1, 2))[:, None], update(h, first, nothing), h)
+
+
+class SummaryEncoder(nnx.Module):
+    """A summary of each feature, as one would make it by hand: where it is, was, and is going.
+
+    features = W [x_last, mean, slope, x_first, seen, age, end, log(1 + times)] + b
+
+    of each feature its last value, its mean and its slope over time, both shrunk as by a prior
+    towards 0, its value at the first time, whether it was seen at all, and the time since; the
+    time of the last observation, and the number of observed times. For short trajectories, and few
+    of them: a recurrent network has to learn to carry the last value through to z0. Of an empty
+    context all of it is 0.
+
+    Args:
+        num_features: the dimension of x.
+        hidden_dim: the dimension of the features.
+    """
+
+    def __init__(self, num_features: int, *, hidden_dim: int = 32, rngs: nnx.Rngs):
+        self.num_features, self.hidden_dim = num_features, hidden_dim
+        self.layer = nnx.Linear(6 * num_features + 2, hidden_dim, rngs=rngs)
+
+    def __call__(
+        self,
+        times: Float[Array, "trajectory time"],
+        values: Float[Array, "trajectory time feature"],
+        mask: Bool[Array, "trajectory time feature"],
+    ) -> Float[Array, "trajectory hidden"]:
+        seen, count = mask.any(1), mask.sum(1)
+        when = jnp.where(mask, times[..., None], 0.0)
+        slot = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1])[:, None], 0), axis=1)[:, None]
+        last, latest = (jnp.take_along_axis(a, slot, axis=1)[:, 0] for a in (values, when))
+        mean = values.sum(1) / (count + 1)
+        middle = when.sum(1) / jnp.maximum(count, 1)
+        centred = jnp.where(mask, when - middle[:, None], 0.0)
+        slope = (centred * (values - mean[:, None])).sum(1) / ((centred**2).sum(1) + 0.3)
+        end = latest.max(1, keepdims=True)
+        age = jnp.where(seen, end - latest, 0.0)
+        visits = jnp.log1p(mask.any(-1).sum(1, keepdims=True))
+        summary = [last, mean, slope, values[:, 0], seen.astype(values.dtype), age, end, visits]
+        return self.layer(jnp.concatenate(summary, axis=-1))
 
 
 def _read_backwards(

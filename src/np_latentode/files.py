@@ -24,7 +24,16 @@ import xarray as xr
 
 from np_latentode.tables import Labels, MalformedRows, Problems, from_rows
 
-__all__ = ["MISSING", "check_path", "read_csv", "read_rows", "read_table", "replace", "write_table"]
+__all__ = [
+    "MISSING",
+    "check_path",
+    "read_csv",
+    "read_rows",
+    "read_table",
+    "reads_otherwise",
+    "write_bytes",
+    "write_table",
+]
 
 MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "null", "None"})
 """Entries of a CSV file that say that there is none."""
@@ -99,7 +108,7 @@ def write_table(df: pd.DataFrame, path: str | os.PathLike[str]) -> None:
             f"written: {_said(error)}."
         ) from error
     with _told(path, "written"):
-        replace(path, data)
+        write_bytes(path, data)
 
 
 def read_csv(data: bytes, name: str, columns: Sequence[str]) -> tuple[pd.DataFrame, Problems]:
@@ -284,12 +293,13 @@ def _picked(rows: list[int], count: int) -> np.ndarray:
 def _write_csv(df: pd.DataFrame) -> bytes:
     for column in df.columns:
         for text in (column, *df[column]):
-            if isinstance(text, str) and _reads_otherwise(text):
+            if isinstance(text, str) and reads_otherwise(text):
                 raise ValueError(f"column {column!r} holds {text!r}, which reads as something else")
     return df.to_csv(index=False, lineterminator="\n").encode()
 
 
-def _reads_otherwise(text: str) -> bool:
+def reads_otherwise(text: str) -> bool:
+    """Whether a text in a CSV file would be read as another one, or as none."""
     # Python's writer leaves a carriage return unquoted, which ends a line for every reader.
     return text in MISSING or text != text.strip(BLANKS) or "\r" in text or "\0" in text
 
@@ -396,7 +406,7 @@ def _said(error: object) -> str:
     return shorten(str(error), 200).rstrip(".") or type(error).__name__
 
 
-def replace(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Puts a file in the place of what is there, if anything, in one step."""
     # A link stays one.
     path = Path(os.path.realpath(path))

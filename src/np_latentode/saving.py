@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.handlers as handlers
 
-from np_latentode.checkpoints import fill, read, write
+from np_latentode.checkpoints import fill, named_leaves, read, write
 from np_latentode.descriptions import build, describe
 from np_latentode.guide import AmortizedGuide
 from np_latentode.likelihoods import Likelihood
@@ -20,7 +20,7 @@ from np_latentode.modules import Part
 from np_latentode.prediction import check_params
 from np_latentode.solve import Solver
 
-__all__ = ["describe_parts", "load", "save"]
+__all__ = ["describe_parts", "initial_params", "load", "save"]
 
 OF_MODEL = ("dynamics", "decoder", "prior", "likelihood", "solver")
 OF_GUIDE = ("encoder", "posterior")
@@ -43,6 +43,8 @@ def save(
         OSError: if it cannot be written.
     """
     check_params(params, model, guide)
+    # What could not be loaded is not saved.
+    fill(initial_params(model, guide), named_leaves(params), name="params")
     write(Path(path), params, {"kind": "fit", "parts": describe_parts(model, guide)})
 
 
@@ -80,20 +82,26 @@ def load(
         "encoder": encoder,
         "posterior": posterior,
     }
-    parts = {"scaling": build(settings["parts"]["scaling"])}
-    for name, part in given.items():
-        description = settings["parts"][name]
-        own = isinstance(description, dict) and description.get("own")
-        if own and part is None:
-            raise ValueError(
-                f"{name} must be given, as it was trained with a part of your own, {own}: "
-                f"load({str(path)!r}, {name}=...)."
-            )
-        parts[name] = build(description) if part is None else part
+    try:
+        parts = {"scaling": build(settings["parts"]["scaling"])}
+        for name, part in given.items():
+            description = settings["parts"][name]
+            own = isinstance(description, dict) and description.get("own")
+            if own and part is None:
+                raise ValueError(
+                    f"{name} must be given, as it was trained with a part of your own, {own}: "
+                    f"load({str(path)!r}, {name}=...)."
+                )
+            parts[name] = build(description) if part is None else part
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} must be of this version of np_latentode; got a description that does not fit "
+            f"its parts: {error}."
+        ) from error
     scaling = parts["scaling"]
     model = LatentODE(**{name: parts[name] for name in OF_MODEL}, scaling=scaling)
     guide = AmortizedGuide(**{name: parts[name] for name in OF_GUIDE}, scaling=scaling)
-    return model, guide, fill(_parameters(model, guide), arrays, name="path")
+    return model, guide, fill(initial_params(model, guide), arrays, name="path")
 
 
 def describe_parts(model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
@@ -111,7 +119,7 @@ def describe_parts(model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
     return parts
 
 
-def _parameters(model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
+def initial_params(model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
     """Parameters before any training, by their sites."""
     with handlers.seed(rng_seed=0), handlers.trace() as sites:
         model._bind()

@@ -163,8 +163,10 @@ def _read_off(
     # time of picking out two states for each time, whose gradients have to be scattered back.
     unit = jnp.eye(len(grid), dtype=states.dtype)
     each = jax.vmap(lambda t, z, dz: read(t, grid, z, fx=dz), in_axes=(0, None, None))
-    return jnp.einsum("its,sil->itl", each(times, unit, 0 * unit), states) + jnp.einsum(
-        "its,sil->itl", each(times, 0 * unit, unit), slopes
+    # In full precision, which GPUs would otherwise save on.
+    product = functools.partial(jnp.einsum, "its,sil->itl", precision=jax.lax.Precision.HIGHEST)
+    return product(each(times, unit, 0 * unit), states) + product(
+        each(times, 0 * unit, unit), slopes
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,9 @@ UNITS = {
     "s": np.timedelta64(1, "s"),
 }
 """What dates can be counted in, by NumPy's codes."""
+
+DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?)?", re.ASCII)
+"""A date as text, in ISO 8601's extended format and without a zone."""
 
 SHOWN = 5
 """How many problems an error shows; it holds all of them."""
@@ -86,6 +90,8 @@ class Labels:
                 f"dates must be numbers, as those of {self.time!r} are; got {dates!r}."
             )
         try:
+            if isinstance(dates, str) and not DATE.fullmatch(dates):
+                raise ValueError("NumPy knows other texts, such as today")
             since = np.asarray(dates, "datetime64[us]") - self.origin
             return np.asarray(since / UNITS[self.unit])
         except (TypeError, ValueError) as error:
@@ -208,10 +214,19 @@ def from_rows(
         rows.setdefault(name, []).append(row)
     pairs = []
     measured = ~np.isnan(what).all(1)
+    rounded, lost = when.astype(jnp.result_type(float)), np.zeros(len(when), bool)
     for mine in rows.values():
         kept = np.array(mine)[measured[mine]]
         kept = kept[np.argsort(when[kept], kind="stable")]
         pairs.append((when[kept], what[kept]))
+        lost[kept[1:]] = (np.diff(when[kept]) > 0) & (np.diff(rounded[kept]) == 0)
+    entries = frame[time].to_list()
+    rule = (
+        f"must not have times of one {id} that are one to floats of JAX; count from a later "
+        "origin, or in double precision (jax_enable_x64)"
+    )
+    problems.check(time, rule, lost, lambda row: repr(entries[row]))
+    problems.raise_if_any()
     logged = tuple(name for name in values if name in log)
     labels = Labels(tuple(rows), tuple(values), id, time, origin, counted, logged)
     return pairs, labels
@@ -260,6 +275,12 @@ def tidy_forecast(
     if not isinstance(labels, Labels):
         raise ValueError(
             f"labels must be `names` of the context, a Labels; got {type(labels).__name__}."
+        )
+    names = [labels.id, labels.time, "feature", "mean", "sd", *(f"q{q:g}" for q in quantiles)]
+    if len(set(names)) != len(names):
+        raise ValueError(
+            "id, time and quantiles must have names of their own, beside feature, mean and sd; "
+            f"got {names}."
         )
     x = np.asarray(draws["x"], dtype=float)
     shape = (len(labels.ids), len(labels.features))

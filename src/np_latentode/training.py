@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
 from np_latentode.plate import check_call, check_counts, check_data
 from np_latentode.prediction import log_predictive, posterior
-from np_latentode.saving import describe_parts
+from np_latentode.saving import describe_parts, initial_params
 from np_latentode.trajectories import Trajectories
 
 __all__ = ["Fit", "History", "dispatches", "fit", "optimizer"]
@@ -79,8 +80,8 @@ class History(NamedTuple):
 
     @property
     def best_step(self) -> int:
-        """Where the validation score was lowest; without validation, the last."""
-        if not len(self.validation):
+        """Where the validation score was lowest; where there is no finite one, the last."""
+        if not np.isfinite(self.validation).any():
             return len(self.losses)
         return int(self.evaluated[np.argmin(self.validation)])
 
@@ -155,8 +156,10 @@ def fit(
         check_counts(patience=patience)
         if held_out is None:
             raise ValueError(f"patience must come with validation; got {patience} without.")
-    if kl_weight is not None and not np.asarray(first := kl_weight(jnp.zeros((), int))) > 0:
-        raise ValueError(f"kl_weight must be positive; got {first} at step 0.")
+    if kl_weight is not None:
+        for step in (0, num_steps - 1):
+            if not np.asarray(weight := kl_weight(jnp.asarray(step))) > 0:
+                raise ValueError(f"kl_weight must be positive; got {weight} at step {step}.")
     model = copy.copy(model)
     # A solve that fails is to cost a step, not all of the training.
     model.solver = replace(model.solver, throw=False)
@@ -177,6 +180,7 @@ def fit(
             "batch_size": batch_size,
             "patience": patience,
             "rng_key": digest(rng_key),
+            "networks": digest(initial_params(model, guide)),
             "train": digest(train),
             "validation": digest(held_out),
         }
@@ -208,11 +212,16 @@ def fit(
             if checkpoints and time.perf_counter() - saved > SECONDS_BETWEEN:
                 checkpoints.save(len(fitted.history.losses), fitted)
                 saved = time.perf_counter()
+    except BaseException:
+        if checkpoints:
+            # What interrupts is to be told, not that it could not be saved as well.
+            with contextlib.suppress(OSError):
+                checkpoints.save(len(fitted.history.losses), fitted)
+        raise
     finally:
         bar.close()
-        # At the end, and where the keyboard or an error interrupts.
-        if checkpoints:
-            checkpoints.save(len(fitted.history.losses), fitted)
+    if checkpoints:
+        checkpoints.save(len(fitted.history.losses), fitted)
     return fitted
 
 

@@ -266,9 +266,13 @@ class Trajectories:
         if not 0 < share < 1:
             raise ValueError(f"share must lie between 0 and 1; got {share}.")
         observed = self.observed
+        # What was observed at one time is not torn apart.
+        latest = jax.lax.cummax(jnp.where(observed, self.times, -jnp.inf), axis=1)
+        earlier = jnp.pad(latest[:, :-1], ((0, 0), (1, 0)), constant_values=-jnp.inf)
+        new = observed & (self.times > earlier)
         # Rounded up, but for what is no more than rounding itself.
-        count = jnp.ceil(share * observed.sum(1, keepdims=True) - 1e-4)
-        early = jnp.cumsum(observed, axis=1) <= count
+        count = jnp.ceil(share * new.sum(1, keepdims=True) - 1e-4)
+        early = jnp.cumsum(new, axis=1) <= count
         return self.keep(early), self.keep(~early)
 
     def keep[T: Trajectories](self: T, mask: Numbers) -> T:

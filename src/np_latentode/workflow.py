@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from jaxtyping import Array, Float
 from np_latentode import baselines
 from np_latentode.assemble import latent_ode
 from np_latentode.calibration import Calibration, calibration
-from np_latentode.files import check_path, replace, write_table
+from np_latentode.files import check_path, reads_otherwise, write_bytes, write_table
 from np_latentode.model import LatentODE
 from np_latentode.plate import check_counts
 from np_latentode.prediction import forecast, observed_times
@@ -86,6 +88,7 @@ def fit_table(
         OSError: if a file cannot be read or written.
     """
     check_counts(latent_dim=latent_dim, steps=steps, patience=patience, batch_size=batch_size)
+    _check_seed(seed)
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout must be a share of the trajectories, below 1; got {holdout}.")
     trajectories = Trajectories.from_file(data, id=id, time=time, values=values, log=log, unit=unit)
@@ -103,11 +106,16 @@ def fit_table(
         "batch_size": batch_size,
         "seed": seed,
     }
+    # One for each training, so that they cannot be taken for one another.
+    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+    checkpoints = output_dir.parent / f".{output_dir.name}-training-{name}"
     if (done := _finished(output_dir)) and done["settings"] == settings:
+        shutil.rmtree(checkpoints, ignore_errors=True)
         if progress:
             print(f"{output_dir} holds this very fit, finished. {_summary(done)}")
         return done
     check_output_dir(output_dir, overwrite=overwrite)
+    _check_names(trajectories)
     train, validation, test = _divide(trajectories, holdout, seed)
     if progress:
         count = f"{len(train)} to train on, {len(validation)} to validate by"
@@ -118,9 +126,6 @@ def fit_table(
         train, latent_dim=latent_dim, scaling=Scaling.fit(train, t0=t0), rngs=nnx.Rngs(seed)
     )
     fit_key, score_key, draw_key = jax.random.split(jax.random.key(seed), 3)
-    # One for each training, so that they cannot be taken for one another.
-    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
-    checkpoints = output_dir.parent / f".{output_dir.name}-training-{name}"
     fitted = fit(
         fit_key,
         model,
@@ -133,13 +138,16 @@ def fit_table(
         checkpoint_dir=checkpoints,
         progress=progress,
     )
+    trained = (model, guide, fitted.params)
+    # Where the dynamics diverge for one, the others' scores are to be had all the same.
+    model = _forgiving(model)
     metrics: dict[str, Any] = {
         "settings": settings,
         "trained_on": len(train),
         "validated_by": len(validation),
         "steps_taken": len(fitted.history.losses),
         "best_step": fitted.history.best_step,
-        "validation": float(fitted.history.validation.min()),
+        "validation": _finite(fitted.history.validation.min()),
         "seconds": float(fitted.history.seconds[-1]),
     }
     # Imported after training, which should not wait for matplotlib.
@@ -153,20 +161,22 @@ def fit_table(
     table = None
     if test is not None:
         context, target = test.split()
-        trained = (model, guide, fitted.params)
-        found = calibration(score_key, *trained, context, target)
+        found = calibration(score_key, model, guide, fitted.params, context, target)
         at = observed_times(model, target)
-        draws = forecast(draw_key, *trained, context, at, num_samples=500)
+        draws = forecast(draw_key, model, guide, fitted.params, context, at, num_samples=500)
         metrics["held_out"] = len(test)
-        metrics["methods"] = _score(train, context, target, draws, found)
+        metrics["methods"] = {
+            name: {key: _finite(number) for key, number in scores.items()}
+            for name, scores in _score(train, context, target, draws, found).items()
+        }
         table = _compared(draws, at, target)
         times = jnp.linspace(t0, float(target.times.max()), 100)
         most = np.argsort(-np.asarray(target.observed).sum(1), kind="stable")[:4]
-        some = forecast(draw_key, *trained, context[most], times)
+        some = forecast(draw_key, model, guide, fitted.params, context[most], times)
         figures["forecasts"] = plots.plot_forecasts(context[most], some, times, target=target[most])
         figures["calibration"] = plots.plot_calibration(found)
     with result_dir(output_dir, overwrite=overwrite) as directory:
-        save(directory / FIT, model, guide, fitted.params)
+        save(directory / FIT, *trained)
         if table is not None:
             write_table(table, directory / "heldout.csv")
         for figure_name, figure in figures.items():
@@ -216,6 +226,7 @@ def forecast_table(
         OSError: if a file cannot be read or written.
     """
     check_counts(points=points, draws=draws)
+    _check_seed(seed)
     if (until is None) == (ahead is None):
         raise ValueError(f"until or ahead must be given, and not both; got {until} and {ahead}.")
     if ahead is not None and not 0 < ahead < float("inf"):
@@ -229,17 +240,31 @@ def forecast_table(
     labels = model.scaling.labels
     if labels is None:
         raise ValueError(f"run must be a fit of a table; got {run_dir}, whose columns are unknown.")
-    context = Trajectories.from_file(
-        data,
-        id=labels.id,
-        time=labels.time,
-        values=labels.features,
-        log=labels.log,
-        origin=labels.origin,
-        unit=labels.unit or "D",
+    columns: dict[str, Any] = dict(
+        id=labels.id, time=labels.time, values=labels.features, log=labels.log
     )
+    try:
+        context = Trajectories.from_file(
+            data, **columns, origin=labels.origin, unit=labels.unit or "D"
+        )
+    except ValueError as error:
+        if "origin must be left out" not in str(error):
+            raise
+        raise ValueError(
+            f"{data} must hold dates in column {labels.time!r}, as the table fitted; got numbers."
+        ) from error
     times = _times_ahead(model, context, labels, until, ahead, points)
-    made = forecast(jax.random.key(seed), model, guide, params, context, times, num_samples=draws)
+    made = forecast(
+        jax.random.key(seed), _forgiving(model), guide, params, context, times, num_samples=draws
+    )
+    finite = np.isfinite(np.asarray(made["x"])).all((0, 2, 3))
+    if not finite.all():
+        who = context.names.ids[int(np.argmin(finite))]
+        raise ValueError(
+            f"until must be where the dynamics are finite; those of {np.sum(~finite)} of "
+            f"{len(context)}, {labels.id} {who} for one, diverge before. Forecast less far, or "
+            "train longer."
+        )
     table = tidy_forecast(made, times, context.names, quantiles=quantiles)
     write_table(table, output)
     if plot:
@@ -247,7 +272,7 @@ def forecast_table(
 
         image = io.BytesIO()
         plots.plot_forecasts(context, made, times).savefig(image, format="png")
-        replace(picture, image.getvalue())
+        write_bytes(picture, image.getvalue())
     return table
 
 
@@ -260,7 +285,7 @@ def _divide(
     able = order[times_observed[order] > 1]
     num_test = max(1, round(holdout * len(trajectories))) if holdout else 0
     num_validation = max(1, round(VALIDATION * (len(trajectories) - num_test)))
-    if len(able) < num_test + num_validation or len(able) < 1 + num_test + num_validation:
+    if len(able) <= num_test + num_validation:
         raise ValueError(
             f"data must hold more than {num_test + num_validation} trajectories that were observed "
             f"at two times or more, {num_test} to hold out and {num_validation} to validate by; "
@@ -318,6 +343,9 @@ def _times_ahead(
     # Of whom nothing is known, from t0 on.
     last = np.maximum(times.max(1), model.scaling.t0)
     end = last + ahead if ahead is not None else np.full(len(last), _time(until, labels))
+    if labels.origin is None:
+        # In the precision of the table, in which a number is written as short as it was.
+        last, end = (a.astype(context.times.dtype).astype(float) for a in (last, end))
     if late := np.flatnonzero(last >= end).tolist():
         who = context.names.ids[late[0]]
         when = labels.calendar(np.asarray(context.times)[late[0], -1:])[0]
@@ -327,7 +355,7 @@ def _times_ahead(
             "each instead."
         )
     times = np.linspace(last, end, points + 1, axis=1)[:, 1:]
-    # In the precision of the table, a number is written as short as it was; a date would be off.
+    # A date would be off.
     return times if labels.origin is not None else times.astype(context.times.dtype)
 
 
@@ -340,6 +368,35 @@ def _time(until: str | None, labels: Labels) -> float:
     if not np.isfinite(time):
         raise ValueError(f"until must be finite; got {until!r}.")
     return time
+
+
+def _forgiving(model: LatentODE) -> LatentODE:
+    """The model, but that solves which fail are NaN."""
+    model = copy.copy(model)
+    model.solver = replace(model.solver, throw=False)
+    return model
+
+
+def _finite(number: float) -> float | None:
+    return float(number) if np.isfinite(number) else None
+
+
+def _check_seed(seed: int) -> None:
+    if not (isinstance(seed, int) and 0 <= seed < 2**32):
+        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1; got {seed!r}.")
+
+
+def _check_names(trajectories: Trajectories) -> None:
+    """Refuses names that heldout.csv could not hold, before there is anything to write there."""
+    names = trajectories.names
+    own = {"feature", "observed", "mean", "sd", *(f"q{q:g}" for q in QUANTILES)}
+    if taken := own & {names.id, names.time}:
+        raise ValueError(f"id and time must not be called {', '.join(sorted(own))}; got {taken}.")
+    if strange := [i for i in names.ids if isinstance(i, str) and reads_otherwise(i)]:
+        raise ValueError(
+            f"column {names.id!r} must hold ids that can be written to a CSV file, without blanks "
+            f"around them, and not the word for a missing one; got {strange[0]!r}."
+        )
 
 
 def _finished(output_dir: Path) -> dict[str, Any] | None:
@@ -361,7 +418,8 @@ def _summary(metrics: dict[str, Any]) -> str:
         title = f"forecasts of {metrics['held_out']} held out"
         lines += ["", f"{title:30s}" + "".join(f"{name:>14s}" for name in columns)]
         for name, scores in metrics["methods"].items():
-            cells = (f"{scores[c]:14.3f}" if c in scores else f"{'-':>14s}" for c in columns)
+            known = (scores.get(c) for c in columns)
+            cells = (f"{'-':>14s}" if x is None else f"{x:14.3f}" for x in known)
             lines.append(f"{name:30s}" + "".join(cells))
         lines.append("(of the later half of the observed times, in standard deviations)")
     return "\n".join(lines)

