@@ -34,6 +34,8 @@ from np_latentode import (
     posterior,
 )
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 LATENT_DIM = 2
 SOLVER = Solver(method=Tsit5(), dt0=1 / 16, max_steps=64)
 

@@ -19,6 +19,8 @@ from np_latentode import (
     posterior,
 )
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 NUM, NUM_TIMES, NUM_FEATURES, LATENT_DIM = 3, 4, 2, 2
 T0, UNIT = 1.0, 2.0
 TIMES = T0 + UNIT * np.array([0.0, 0.4, 1.0, 3.0])

@@ -40,7 +40,7 @@ def make_table():
 # Twenty steps make no good model, and ArviZ says so.
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
 @pytest.mark.slow
-def test_every_block_runs(tmp_path, monkeypatch):
+def test_every_block_runs(tmp_path, monkeypatch, compile_quickly):
     monkeypatch.chdir(tmp_path)
     # Chains that go on are compiled anew, twice.
     monkeypatch.setattr(exact, "NUM_REPEATS", 0)
