@@ -60,3 +60,9 @@ def test_what_is_not_ours_is_never_replaced(tmp_path):
         with pytest.raises(ValueError, match=rule):
             check_output_dir(tmp_path / name, overwrite=True)
     assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_place_that_cannot_be_written_is_noticed_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"output-dir must be where files can be written; got"):
+        check_output_dir(tmp_path / "file" / "run", overwrite=False)

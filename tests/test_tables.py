@@ -452,7 +452,7 @@ def test_texts_that_are_no_dates_are_no_dates(text):
     [
         (Labels((1,), ("x",), id="mean"), [0.5]),
         (Labels((1,), ("x",), time="q0.5"), [0.5]),
-        (Labels((1,), ("x",)), [0.5, 0.5]),
+        (Labels((1,), ("x",), id="sd"), [0.5]),
     ],
 )
 def test_columns_of_a_forecast_do_not_write_over_each_other(labels, quantiles):

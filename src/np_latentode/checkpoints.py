@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def write(path: Path, tree: Any, settings: dict[str, Any]) -> None:
         try:
             orbax.save(path.absolute(), args)
         except Exception as error:
+            _ignore_closed_loops()
             for rest in path.parent.glob(f"{glob.escape(path.name)}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(rest, ignore_errors=True)
             raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
@@ -98,6 +100,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if digest((arrays, json.dumps(about[SETTINGS], sort_keys=True))) != about["digest"]:
             raise ValueError("these are not the arrays and settings that were written")
     except Exception as error:
+        _ignore_closed_loops()
         raise ValueError(
             f"{path} must be whole, and written by np_latentode; it is damaged, or something else."
         ) from error
@@ -232,6 +235,18 @@ def _checkpointer() -> Any:
     import orbax.checkpoint as ocp
 
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+
+def _ignore_closed_loops() -> None:
+    """Where orbax fails, its threads go on, find their event loop closed, and would say so, long
+    after the sentence that says what is wrong."""
+    others = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            others(unraisable)
+
+    sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

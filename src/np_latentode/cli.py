@@ -113,7 +113,7 @@ def forecast(
         str | None, typer.Option(help="The last time to forecast, a number or a date.")
     ] = None,
     ahead: Annotated[
-        float | None, typer.Option(help="Or how far beyond each id's last visit.")
+        float | None, typer.Option(help="Or how far beyond each id's last measurement.")
     ] = None,
     points: Annotated[int, typer.Option(min=1, help="Times for each id, evenly spaced.")] = 50,
     quantiles: Annotated[
@@ -122,7 +122,7 @@ def forecast(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A .csv, .parquet or .nc file.")
     ] = Path("forecast.csv"),
-    draws: Annotated[int, typer.Option(min=1, help="From the posterior predictive.")] = 500,
+    draws: Annotated[int, typer.Option(min=2, help="From the posterior predictive.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     plot: Annotated[
         bool, typer.Option("--plot", help="Draw the first four as well, into a .png file.")

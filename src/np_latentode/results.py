@@ -22,6 +22,13 @@ def check_output_dir(path: Path, *, overwrite: bool) -> None:
         ValueError: if `path` exists and may not be replaced, or is no result directory.
     """
     if not path.exists() and not path.is_symlink():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise ValueError(
+                f"output-dir must be where files can be written; got {path}: {error.strerror}."
+            ) from error
         return
     if not path.is_dir() or path.is_symlink():
         raise ValueError(f"output-dir must be a directory; got a file or a link at {path}.")

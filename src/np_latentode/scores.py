@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float
 
+from np_latentode import baselines
 from np_latentode.trajectories import Trajectories
 
-__all__ = ["BAND", "score", "within_band"]
+__all__ = ["BAND", "score", "score_levels", "within_band"]
 
 BAND = 0.9
 """The central band whose coverage is reported."""
@@ -37,6 +38,23 @@ def score(
         "crps": float(np.mean((crps / unit)[seen])),
     }
     return scores if inside is None else scores | {"coverage_90": float(inside[seen].mean())}
+
+
+def score_levels(
+    train: Trajectories,
+    context: Trajectories,
+    target: Trajectories,
+    unit: Float[np.ndarray, " feature"],
+) -> dict[str, dict[str, float]]:
+    """The scores of what is level after the context: the training mean, and the last value."""
+    after = np.asarray(target.times).max(keepdims=True).ravel()
+    levels = {"constant": baselines.constant, "last value": baselines.last_value}
+    return {
+        name: score(
+            target, unit, np.broadcast_to(predict(train, context, after), target.values.shape)
+        )
+        for name, predict in levels.items()
+    }
 
 
 def within_band(pit: Float[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:

@@ -276,6 +276,8 @@ def tidy_forecast(
         raise ValueError(
             f"labels must be `names` of the context, a Labels; got {type(labels).__name__}."
         )
+    if len(set(quantiles)) != len(quantiles):
+        raise ValueError(f"quantiles must differ; got {quantiles}.")
     names = [labels.id, labels.time, "feature", "mean", "sd", *(f"q{q:g}" for q in quantiles)]
     if len(set(names)) != len(names):
         raise ValueError(

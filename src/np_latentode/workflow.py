@@ -18,7 +18,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from np_latentode import baselines
 from np_latentode.assemble import latent_ode
 from np_latentode.calibration import Calibration, calibration
 from np_latentode.files import check_path, reads_otherwise, write_bytes, write_table
@@ -28,7 +27,7 @@ from np_latentode.prediction import forecast, observed_times
 from np_latentode.results import MARKER, check_output_dir, result_dir
 from np_latentode.saving import load, save
 from np_latentode.scaling import Scaling
-from np_latentode.scores import score, within_band
+from np_latentode.scores import score, score_levels, within_band
 from np_latentode.tables import Labels, tidy_forecast
 from np_latentode.training import fit
 from np_latentode.trajectories import Trajectories
@@ -126,6 +125,8 @@ def fit_table(
         train, latent_dim=latent_dim, scaling=Scaling.fit(train, t0=t0), rngs=nnx.Rngs(seed)
     )
     fit_key, score_key, draw_key = jax.random.split(jax.random.key(seed), 3)
+    if progress and checkpoints.exists():
+        print(f"going on from {checkpoints}")
     fitted = fit(
         fit_key,
         model,
@@ -228,7 +229,8 @@ def forecast_table(
     check_counts(points=points, draws=draws)
     _check_seed(seed)
     if (until is None) == (ahead is None):
-        raise ValueError(f"until or ahead must be given, and not both; got {until} and {ahead}.")
+        came = "neither" if until is None else f"{until} and {ahead}"
+        raise ValueError(f"until or ahead must be given, and not both; got {came}.")
     if ahead is not None and not 0 < ahead < float("inf"):
         raise ValueError(f"ahead must be positive and finite; got {ahead}.")
     picture = output.with_suffix(".png")
@@ -253,6 +255,7 @@ def forecast_table(
         raise ValueError(
             f"{data} must hold dates in column {labels.time!r}, as the table fitted; got numbers."
         ) from error
+    _check_known(model, context, labels, data)
     times = _times_ahead(model, context, labels, until, ahead, points)
     made = forecast(
         jax.random.key(seed), _forgiving(model), guide, params, context, times, num_samples=draws
@@ -311,15 +314,7 @@ def _score(
     unit = Scaling.fit(train).scale
     mean = np.asarray(draws["x_mean"], float).mean(0)
     scores = {"latent ODE": score(target, unit, mean, found.crps, within_band(found.pit))}
-    # Level after the context.
-    after = np.asarray(target.times).max(keepdims=True).ravel()
-    for name, predict in (
-        ("last value", baselines.last_value),
-        ("constant", baselines.constant),
-    ):
-        level = np.broadcast_to(predict(train, context, after), target.values.shape)
-        scores[name] = score(target, unit, level)
-    return scores
+    return scores | score_levels(train, context, target, unit)
 
 
 def _compared(draws: dict[str, Array], times: Array, target: Trajectories) -> Any:
@@ -328,6 +323,24 @@ def _compared(draws: dict[str, Array], times: Array, target: Trajectories) -> An
     table = tidy_forecast(draws, times, names, quantiles=QUANTILES)
     table.insert(3, "observed", names.own_units(np.asarray(target.values)).ravel())
     return table[np.asarray(target.mask).ravel()]
+
+
+def _check_known(model: LatentODE, context: Trajectories, labels: Labels, data: Path) -> None:
+    if labels.origin is None and context.names.origin is not None:
+        raise ValueError(
+            f"{data} must hold numbers in column {labels.time!r}, as the table fitted; got dates."
+        )
+    times = np.where(np.asarray(context.observed), np.asarray(context.times), np.inf)
+    early = times.min(1)
+    t0, time_unit = model.scaling.t0, model.scaling.time_unit
+    # The table's times were rounded.
+    if (first := early.min()) < t0 - 1e-6 * max(abs(t0), time_unit):
+        who = context.names.ids[int(early.argmin())]
+        start, when = (labels.calendar(np.array([t]))[0] for t in (t0, first))
+        raise ValueError(
+            f"{data} must not go back before {start}, where the table fitted begins; got "
+            f"{labels.id} {who} at {when}. Fit a table that goes back as far."
+        )
 
 
 def _times_ahead(

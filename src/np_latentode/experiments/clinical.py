@@ -30,7 +30,7 @@ from np_latentode.plate import check_counts
 from np_latentode.prediction import forecast, observed_times
 from np_latentode.results import check_output_dir, result_dir
 from np_latentode.scaling import Scaling
-from np_latentode.scores import BAND, score, within_band
+from np_latentode.scores import BAND, score, score_levels, within_band
 from np_latentode.training import fit, optimizer
 from np_latentode.trajectories import Trajectories
 
@@ -189,15 +189,7 @@ def _score_others(
 ) -> dict[str, dict[str, float]]:
     """Those of forecasts without a network."""
     times, x = np.asarray(target.times), np.asarray(target.values)
-    # The same at any time after the context.
-    after = np.asarray(target.times).max(keepdims=True).ravel()
-    scores = {
-        name: score(target, unit, np.broadcast_to(predict(train, context, after), x.shape))
-        for name, predict in (
-            ("constant", baselines.constant),
-            ("last value", baselines.last_value),
-        )
-    }
+    scores = score_levels(train, context, target, unit)
     for name, degree in (("mixed model", 1), ("mixed model, quadratic", 2)):
         mean, sd = baselines.mixed_model(train, context, times, degree=degree)
         crps = np.asarray(scoringrules.crps_normal(x, mean, sd))
