@@ -8,6 +8,7 @@ part, while the likelihood still scores the whole.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxtyping import Array
 
 from np_latentode.trajectories import Trajectories
 
-__all__ = ["Conditioning", "random_context", "random_points", "random_prefix"]
+__all__ = ["MOSTLY_PARTS", "Conditioning", "random_context", "random_points", "random_prefix"]
 
 Conditioning = Callable[[Array, Trajectories], Trajectories]
 """`(rng_key, trajectories) -> trajectories` with fewer observations and the same shapes."""
@@ -56,3 +57,7 @@ def random_context(
     part = random_points(points_key, random_prefix(prefix_key, trajectories))
     whole = jax.random.bernoulli(whole_key, whole_share, (len(trajectories),))
     return trajectories.keep(part.mask | whole[:, None, None])
+
+
+MOSTLY_PARTS = partial(random_context, whole_share=0.2)
+"""Where all that counts is forecasts from parts: the noise is then theirs, and bands are wider."""

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from np_latentode.assemble import latent_ode
 from np_latentode.calibration import Calibration, calibration
+from np_latentode.conditioning import MOSTLY_PARTS
 from np_latentode.files import check_path, reads_otherwise, write_bytes, write_table
 from np_latentode.model import LatentODE
 from np_latentode.plate import check_counts
@@ -136,6 +137,7 @@ def fit_table(
         num_steps=steps,
         patience=patience,
         batch_size=min(batch_size, len(train)),
+        conditioning=MOSTLY_PARTS,
         checkpoint_dir=checkpoints,
         progress=progress,
     )

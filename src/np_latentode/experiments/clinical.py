@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from scipy.stats import norm
 from np_latentode import baselines
 from np_latentode.assemble import latent_ode
 from np_latentode.calibration import Calibration, calibration
-from np_latentode.conditioning import random_context
+from np_latentode.conditioning import MOSTLY_PARTS
 from np_latentode.datasets import clinical
 from np_latentode.decoder import MLPDecoder
 from np_latentode.encoders import SummaryEncoder
@@ -41,9 +40,6 @@ HELD_OUT, VALIDATION = 62, 50
 
 LATENT_DIM = 14
 """A level and a trend for each lab."""
-
-CONDITIONING = partial(random_context, whole_share=0.2)
-"""More parts than by default: the noise is then that of forecasts, and bands are wide enough."""
 
 DRAWS = 500
 SCORES = ("rmse", "crps", "coverage_90")
@@ -147,7 +143,7 @@ def _one_split(patients: Trajectories, seed: int, steps: int, *, progress: bool)
         validation.split(),
         num_steps=steps,
         batch_size=50,
-        conditioning=CONDITIONING,
+        conditioning=MOSTLY_PARTS,
         optim=optimizer(steps, weight_decay=0.1),
         progress=progress,
     )
