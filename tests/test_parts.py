@@ -126,6 +126,8 @@ PAIRS = [
     )
     for p in priors
     for q in posteriors
+    # Factors beside a circle do not know of it: each of them once is enough.
+    if priors is not ROUND_PRIORS or p == "circle x normal" or q == "circle x diagonal"
 ]
 
 
@@ -191,7 +193,8 @@ def test_a_pairing_trains_whole_and_in_batches(prior_name, posterior_name, encod
 
 @pytest.mark.parametrize(
     ("posterior_name", "encoder"),
-    [(q, "ODE-RNN") for q in POSTERIORS] + [("diagonal", e) for e in ENCODERS if e != "ODE-RNN"],
+    [(q, "ODE-RNN") for q in POSTERIORS if q not in ("circle x full rank", "circle x flow")]
+    + [("diagonal", e) for e in ENCODERS if e != "ODE-RNN"],
 )
 def test_every_posterior_trains_its_encoder(posterior_name, encoder):
     model, guide = assemble(MATCHING[posterior_name], posterior_name, encoder)
@@ -224,7 +227,7 @@ def test_predictive_draws_from_a_flow_at_new_times(posterior_name):
 
 # One product of each kind: what else is a factor is one of these by itself.
 @pytest.fixture(
-    scope="module", params=[n for n in PRIORS if n not in ("circle x mixture", "circle x flowjax")]
+    scope="module", params=[n for n in PRIORS if n not in ROUND_PRIORS or n == "circle x normal"]
 )
 def fit(request):
     """A model of each prior, with parameters that are not the ones it starts from."""

@@ -60,10 +60,10 @@ def test_a_feature_of_mean_zero_is_measured_by_its_deviation(size):
     np.testing.assert_allclose(Scaling.fit(train).scale, [size], rtol=1e-6)
 
 
-def test_a_feature_that_was_never_observed_is_refused_by_its_number():
+def test_a_feature_that_was_never_observed_is_refused_by_its_name():
     mask = np.ones((4, 6, 2), bool)
     mask[..., 1] = False
-    with pytest.raises(ValueError, match=r"train.*feature 1"):
+    with pytest.raises(ValueError, match=r"train must hold .* got none of x_1"):
         Scaling.fit(make(mask=mask))
 
 
