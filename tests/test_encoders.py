@@ -10,6 +10,8 @@ from scipy.integrate import solve_ivp
 
 from np_latentode import GRU, ODERNN, PathODE, Solver, Trajectories
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 HIDDEN = 5
 METHODS = [diffrax.Euler(), diffrax.Midpoint(), diffrax.Tsit5()]
 SHORT_STEPS = Solver(diffrax.Midpoint(), dt0=1 / 8)

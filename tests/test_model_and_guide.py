@@ -25,6 +25,8 @@ from np_latentode import (
     posterior,
 )
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 NUM, NUM_TIMES, NUM_FEATURES, LATENT_DIM = 5, 4, 2, 2
 T0 = 1.0
 

@@ -29,6 +29,8 @@ from np_latentode import (
     posterior,
 )
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 NUM, NUM_TIMES, NUM_FEATURES, LATENT_DIM, BATCH = 6, 5, 2, 2, 2
 SLOTS = ("dynamics", "decoder", "prior", "encoder", "posterior")
 

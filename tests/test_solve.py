@@ -12,6 +12,8 @@ import pytest
 
 from np_latentode.solve import Solver, solve
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 DT0, MAX_STEPS = 1 / 8, 64
 ORDERS = {
     diffrax.Euler(): 1,
