@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from np_latentode import Trajectories
-from np_latentode.files import MISSING, read_table, write_table
-from np_latentode.tables import MalformedRows
+from np_latentode.csv_files import MISSING
+from np_latentode.files import read_table, write_table
+from np_latentode.problems import MalformedRows
 
 COLUMNS = dict(id="who", time="day", values=["x", "y"])
 HEADER = "who,day,x,y\n"

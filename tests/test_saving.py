@@ -89,7 +89,7 @@ def test_a_loaded_fit_forecasts_what_it_forecast(tmp_path):
 
 
 def test_labels_are_kept_but_not_who_was_trained_on(tmp_path):
-    labels = nl.tables.Labels(
+    labels = nl.labels.Labels(
         ("Ann", "Bob", "Cid"),
         ("a", "b"),
         "who",

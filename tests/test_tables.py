@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from np_latentode import Scaling, Trajectories
-from np_latentode.tables import Labels, MalformedRows, tidy_forecast
+from np_latentode.labels import Labels
+from np_latentode.problems import MalformedRows
+from np_latentode.tables import tidy_forecast
 
 ROWS = {
     "patient": ["b", "a", "b", "a", "c", "b"],

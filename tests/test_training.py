@@ -26,6 +26,7 @@ from np_latentode import (
     optimizer,
     random_context,
     training,
+    validation,
 )
 from np_latentode.prediction import log_predictive, posterior
 
@@ -123,12 +124,12 @@ def test_the_parameters_are_those_that_forecast_held_out_data_best(pair, spirals
     context, target = held_out.split()
     model, guide = pair
     z0 = posterior(guide, fitted.params, context).sample(
-        jax.random.fold_in(key, 1), (training.NUM_DRAWS,)
+        jax.random.fold_in(key, 1), (validation.NUM_DRAWS,)
     )
     log_p = log_predictive(model, fitted.params, z0, target)[target.mask]
     assert -log_p.mean() == pytest.approx(scores.min(), rel=1e-4)
-    same(training._held_out(model, held_out), (context, target))
-    same(training._held_out(model, (context, target)), (context, target))
+    same(validation.held_out_pair(model, held_out), (context, target))
+    same(validation.held_out_pair(model, (context, target)), (context, target))
 
 
 @pytest.mark.usefixtures("few_at_once")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import hashlib
 import json
@@ -237,6 +238,7 @@ def _checkpointer() -> Any:
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
 
+@functools.cache
 def _ignore_closed_loops() -> None:
     """Where orbax fails, its threads go on, find their event loop closed, and would say so, long
     after the sentence that says what is wrong."""

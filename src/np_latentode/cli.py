@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+OutputDir = Annotated[
+    Path, typer.Option(help="Where the results go; must be new, unless --overwrite.")
+]
+Seed = Annotated[int, typer.Option(help="Of the networks and of training.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the results of an earlier run as a whole.")
+]
 
 
 @app.callback()
@@ -156,11 +164,9 @@ def forecast(
     epilog="Example:  np-latentode spirals --output-dir runs/priors --prior ring+mixture --seed 1"
 )
 def spirals(
-    output_dir: Annotated[
-        Path, typer.Option(help="Where the results go; must be new, unless --overwrite.")
-    ] = Path("runs/spirals"),
+    output_dir: OutputDir = Path("runs/spirals"),
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 14_000,
-    seed: Annotated[int, typer.Option(help="Of the networks and of training.")] = 0,
+    seed: Seed = 0,
     latent_dim: Annotated[int, typer.Option(min=1, help="Dimension of the latent state.")] = 4,
     batch_size: Annotated[
         int, typer.Option(min=1, max=200, help="Trajectories a step, of 200.")
@@ -181,9 +187,7 @@ def spirals(
             "predictions into posterior.nc, and figures; takes two minutes more.",
         ),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the results of an earlier run as a whole.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Fit noisy spirals, reconstruct and extrapolate held-out ones, and report how good it is.
 
@@ -209,14 +213,10 @@ def spirals(
 
 @app.command(epilog="Example:  np-latentode clinical --output-dir runs/clinical --splits 1")
 def clinical(
-    output_dir: Annotated[
-        Path, typer.Option(help="Where the results go; must be new, unless --overwrite.")
-    ] = Path("runs/clinical"),
+    output_dir: OutputDir = Path("runs/clinical"),
     splits: Annotated[int, typer.Option(min=1, help="How many, of the seeds 0, 1, ...")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each.")] = 1_000,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the results of an earlier run as a whole.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Forecast held-out patients of the Mayo PBC trial, beside mixed models and the last value.
 
@@ -235,9 +235,7 @@ def clinical(
     "--output-dir runs/hopper"
 )
 def hopper(
-    output_dir: Annotated[
-        Path, typer.Option(help="Where the results go; must be new, unless --overwrite.")
-    ] = Path("runs/hopper"),
+    output_dir: OutputDir = Path("runs/hopper"),
     task: Annotated[str, typer.Option(help="interpolation or extrapolation.")] = "interpolation",
     observed: Annotated[
         float, typer.Option(help="The share of points seen; published are 0.1, 0.2, 0.3 and 0.5.")
@@ -256,10 +254,8 @@ def hopper(
         int | None,
         typer.Option(min=1, help="Training steps.  [default: 25,000; 12,000 for extrapolation]"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the networks and of training.")] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the results of an earlier run as a whole.")
-    ] = False,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """One cell of table 3 of Rubanova, Chen & Duvenaud (2019), beside what learns nothing.
 
@@ -311,7 +307,8 @@ def _keep_compiled_programs() -> None:
     """Lets JAX keep compiled programs on disk, so that a second run starts in seconds."""
     import jax
 
+    from np_latentode.cache import cache_dir
+
     if jax.config.jax_compilation_cache_dir is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "np_latentode" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

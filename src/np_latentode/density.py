@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import replace
 from typing import Any
 
 import diffrax
@@ -55,8 +53,7 @@ def with_networks_fixed(
     Raises:
         ValueError: if a parameter is missing, or z0 is not the one site to infer.
     """
-    model = copy.copy(model)
-    model.solver = replace(model.solver, max_steps=max_steps, throw=False)
+    model = model.with_solver(max_steps=max_steps, throw=False)
     check_params(params, model)
     fitted = handlers.substitute(model, data=params)
     with handlers.seed(rng_seed=0), handlers.trace() as sites:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
-import re
-import secrets
-import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from reprlib import Repr
 from textwrap import shorten
 from typing import Any, NamedTuple
 
@@ -22,30 +15,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from np_latentode.tables import Labels, MalformedRows, Problems, from_rows
+from np_latentode.csv_files import read_csv, write_csv
+from np_latentode.labels import Labels
+from np_latentode.problems import MalformedRows, Problems
+from np_latentode.results import write_bytes
+from np_latentode.tables import from_rows
 
-__all__ = [
-    "MISSING",
-    "check_path",
-    "read_csv",
-    "read_rows",
-    "read_table",
-    "reads_otherwise",
-    "write_bytes",
-    "write_table",
-]
-
-MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "null", "None"})
-"""Entries of a CSV file that say that there is none."""
-
-BLANKS = " \t"
-"""What may surround an entry of a CSV file and is no part of it."""
-
-DATE = re.compile(
-    r"\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d([.,]\d+)?)?)?(?P<zone>Z|[+-]\d\d(:?\d\d)?)?)?", re.ASCII
-)
-
-_shown = Repr(maxstring=60, maxlist=20).repr
+__all__ = ["check_path", "read_rows", "read_table", "write_table"]
 
 
 def read_rows(
@@ -111,199 +87,6 @@ def write_table(df: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         write_bytes(path, data)
 
 
-def read_csv(data: bytes, name: str, columns: Sequence[str]) -> tuple[pd.DataFrame, Problems]:
-    """Columns of a CSV file: the first of them text, the second times, all others numbers.
-
-    Text is UTF-8 and fields are divided by commas; the first row names the columns, and blank lines
-    are skipped. Blanks around an entry are no part of it, and `MISSING` lists those that stand for
-    none. Ids are text, exactly as written. Times are all numbers, or all dates in ISO 8601's
-    extended format such as 2020-01-31 or 2020-01-31T12:30, or all with a zone, taken to UTC; what
-    most rows have is what all must have, and 2020 and 20200131 are numbers. Numbers are as Python's
-    `float` reads them: decimal, "." before the fraction, but without underscores; neither true nor
-    false.
-
-    Args:
-        data: what the file holds.
-        name: of the file.
-        columns: of id, time and values.
-
-    Returns:
-        The table, with NaN where an entry cannot be read, without rows that have too many or too
-        few fields; and the problems with both, by the line where the row starts.
-
-    Raises:
-        ValueError: if the file is no text, or has no such columns.
-    """
-    records = _records(_text(data, name))
-    places, width = _header(records, name, columns)
-    problems = Problems(name, "line")
-    lines: list[int] = []
-    # By columns, as Python's garbage collector goes through a million short lists again and again.
-    entries: list[list[str]] = [[] for _ in columns]
-    for line, record in records:
-        if isinstance(record, str):
-            problems.add(line, "", f"a row must be proper CSV; got {record}")
-        elif len(record) != width:
-            problems.add(
-                line, "", f"a row must have {width} fields, as the header; got {len(record)}"
-            )
-        else:
-            lines.append(line)
-            for column, place in zip(entries, places, strict=True):
-                column.append(record[place].strip(BLANKS))
-    if not lines and not problems.found:
-        raise ValueError(f"{name} must hold a row below that of its columns; got none.")
-    problems.numbers = lines
-    who, when, *what = entries
-    table = {
-        columns[0]: np.array([None if entry in MISSING else entry for entry in who], object),
-        columns[1]: _times(when, columns[1], problems),
-        **{n: _numbers(x, n, problems) for n, x in zip(columns[2:], what, strict=True)},
-    }
-    return pd.DataFrame(table), problems
-
-
-def _text(data: bytes, name: str) -> str:
-    if b"\0" in data:
-        raise ValueError(f"{name} must be text; got a NUL byte in line {_line(data, b'\0')}.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        bad = error.object[error.start : error.start + 1]
-        raise ValueError(
-            f"{name} must be text in UTF-8; got byte 0x{bad.hex()} in line "
-            f"{error.object.count(b'\n', 0, error.start) + 1}."
-        ) from error
-
-
-def _line(data: bytes, found: bytes) -> int:
-    return data.count(b"\n", 0, data.index(found)) + 1
-
-
-def _records(text: str) -> Iterator[tuple[int, list[str] | str]]:
-    """The line where each record starts, and its fields, or what is wrong with them."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            record = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            # The reader goes on with the next line.
-            yield line, str(error)
-            continue
-        if record:
-            yield line, record
-
-
-def _header(
-    records: Iterator[tuple[int, list[str] | str]], name: str, columns: Sequence[str]
-) -> tuple[list[int], int]:
-    """Where the columns are, and how many there are in all."""
-    _, header = next(records, (1, []))
-    if not header or isinstance(header, str):
-        raise ValueError(
-            f"{name} must begin with a row that names its columns; got {header or 'no row'}."
-        )
-    found = [entry.strip(BLANKS) for entry in header]
-    if twice := [entry for entry, count in Counter(found).items() if count > 1]:
-        raise ValueError(
-            f"{name} must name different columns in its first row; got {_shown(twice)} more than "
-            "once."
-        )
-    if missing := [column for column in columns if column not in found]:
-        divided = "".join(
-            f" Fields must be divided by commas, and there are {what} in it."
-            for sign, what in ((";", "semicolons"), ("\t", "tabs"))
-            if len(found) == 1 and sign in header[0]
-        )
-        raise ValueError(
-            f"{name} must name the columns {_shown(list(columns))} in its first row; got none of "
-            f"{_shown(missing)} in {_shown(found)}.{divided}"
-        )
-    return [found.index(column) for column in columns], len(found)
-
-
-def _numbers(entries: Sequence[str], name: str, problems: Problems) -> np.ndarray:
-    numbers = np.full(len(entries), np.nan)
-    bad = []
-    for row, entry in enumerate(entries):
-        if entry not in MISSING:
-            number = _number(entry)
-            if number is None:
-                bad.append(row)
-            else:
-                numbers[row] = number
-    rule = "must hold numbers"
-    problems.check(name, rule, _picked(bad, len(entries)), lambda row: _shown(entries[row]))
-    return numbers
-
-
-def _number(entry: str) -> float | None:
-    try:
-        number = float(entry)
-    except ValueError:
-        return None
-    # What else Python takes for NaN, such as -nan, is no sign that nothing was measured.
-    return None if number != number or "_" in entry else number
-
-
-def _times(entries: Sequence[str], name: str, problems: Problems) -> np.ndarray:
-    """Floats or dates, whichever there are more of; NaN or NaT where there is none."""
-    times = [_time(entry) for entry in entries]
-    kinds = Counter(kind for kind, _ in times if kind)
-    kind = kinds.most_common(1)[0][0] if kinds else "number"
-    absent = [entry in MISSING for entry in entries]
-    rule = "must say when each row was observed"
-    problems.check(name, rule, absent, lambda row: _shown(entries[row]))
-    rule = "must hold numbers or ISO 8601 dates, of one kind throughout"
-    others = [k != kind for k, _ in times]
-    problems.check(name, rule, others, lambda row: _shown(entries[row]))
-    dtype, none = (float, np.nan) if kind == "number" else ("datetime64[us]", None)
-    return np.array([time if k == kind else none for k, time in times], dtype)
-
-
-def _time(entry: str) -> tuple[str, Any]:
-    """What kind of time it is, and the time; "" for the kind where it is none."""
-    if entry in MISSING:
-        return "", None
-    number = _number(entry)
-    if number is not None:
-        return "number", number
-    match = DATE.fullmatch(entry)
-    if match is None:
-        return "", None
-    try:
-        date = datetime.fromisoformat(entry)
-        if match["zone"] is None:
-            return "date", date
-        return "date with a zone", date.astimezone(UTC).replace(tzinfo=None)
-    # No such day, or none that Python knows in UTC.
-    except (ValueError, OverflowError):
-        return "", None
-
-
-def _picked(rows: list[int], count: int) -> np.ndarray:
-    picked = np.zeros(count, bool)
-    picked[rows] = True
-    return picked
-
-
-def _write_csv(df: pd.DataFrame) -> bytes:
-    for column in df.columns:
-        for text in (column, *df[column]):
-            if isinstance(text, str) and reads_otherwise(text):
-                raise ValueError(f"column {column!r} holds {text!r}, which reads as something else")
-    return df.to_csv(index=False, lineterminator="\n").encode()
-
-
-def reads_otherwise(text: str) -> bool:
-    """Whether a text in a CSV file would be read as another one, or as none."""
-    # Python's writer leaves a carriage return unquoted, which ends a line for every reader.
-    return text in MISSING or text != text.strip(BLANKS) or "\r" in text or "\0" in text
-
-
 def _read_parquet(data: bytes) -> pd.DataFrame:
     df = pd.read_parquet(io.BytesIO(data), engine="pyarrow")
     return df if df.index.names == [None] else df.reset_index()
@@ -359,7 +142,7 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    ".csv": Format(read_csv, _write_csv),
+    ".csv": Format(read_csv, write_csv),
     ".parquet": Format(_by_library(_read_parquet), _write_parquet),
     ".nc": Format(_by_library(_read_netcdf), _write_netcdf),
 }
@@ -404,21 +187,3 @@ def _told(path: Path, what: str) -> Iterator[None]:
 def _said(error: object) -> str:
     """What a library says, on one line."""
     return shorten(str(error), 200).rstrip(".") or type(error).__name__
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Puts a file in the place of what is there, if anything, in one step."""
-    # A link stays one.
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            # A full disk may be told of no earlier.
-            os.fsync(file.fileno())
-        if path.is_file():
-            shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

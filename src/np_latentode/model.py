@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+from typing import Any
+
 import jax.numpy as jnp
 import numpyro
 from jaxtyping import ArrayLike
@@ -124,6 +128,12 @@ class LatentODE:
                 numpyro.sample("x", x.mask(asked.mask).to_event(2), obs=asked.values)
             else:
                 numpyro.sample("x", x.to_event(2))
+
+    def with_solver(self, **changes: Any) -> LatentODE:
+        """The same model, with other settings of its `Solver`."""
+        model = copy.copy(self)
+        model.solver = replace(self.solver, **changes)
+        return model
 
     def _bind(self):
         """The parts with their parameters, which belong to no trajectory and so to no plate."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float
 
 from np_latentode import baselines
+from np_latentode.calibration import Calibration
 from np_latentode.trajectories import Trajectories
 
-__all__ = ["BAND", "score", "score_levels", "within_band"]
+__all__ = ["BAND", "score", "score_forecast", "score_levels", "within_band"]
 
 BAND = 0.9
 """The central band whose coverage is reported."""
@@ -38,6 +41,23 @@ def score(
         "crps": float(np.mean((crps / unit)[seen])),
     }
     return scores if inside is None else scores | {"coverage_90": float(inside[seen].mean())}
+
+
+def score_forecast(
+    target: Trajectories,
+    unit: Float[np.ndarray, " feature"],
+    draws: dict[str, Any],
+    found: Calibration,
+) -> dict[str, float]:
+    """The scores of draws as `forecast` returns them at the target's times, and of `calibration`.
+
+    Args:
+        target, unit: as in `score`.
+        draws: of which the mean curve is scored.
+        found: of which CRPS and coverage are taken.
+    """
+    mean = np.asarray(draws["x_mean"], float).mean(0)
+    return score(target, unit, mean, found.crps, within_band(found.pit))
 
 
 def score_levels(

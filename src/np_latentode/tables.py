@@ -2,173 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import narwhals as nw
 import numpy as np
 
-__all__ = ["Labels", "MalformedRows", "Problems", "from_rows", "tidy_forecast", "to_rows"]
+from np_latentode.labels import UNITS, Labels
+from np_latentode.problems import Problems
 
-UNITS = {
-    "W": np.timedelta64(1, "W"),
-    "D": np.timedelta64(1, "D"),
-    "h": np.timedelta64(1, "h"),
-    "m": np.timedelta64(1, "m"),
-    "s": np.timedelta64(1, "s"),
-}
-"""What dates can be counted in, by NumPy's codes."""
-
-DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?)?", re.ASCII)
-"""A date as text, in ISO 8601's extended format and without a zone."""
-
-SHOWN = 5
-"""How many problems an error shows; it holds all of them."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What a table calls its trajectories, features and times.
-
-    `ids` are the values of the column `id`, one a trajectory. Where the column `time` held dates,
-    times are counted in `unit` from `origin` on. Of the features in `log`, values are logarithms of
-    what the table held.
-    """
-
-    ids: tuple[Any, ...]
-    features: tuple[str, ...]
-    id: str = "id"
-    time: str = "time"
-    origin: np.datetime64 | None = None
-    unit: str | None = None
-    log: tuple[str, ...] = ()
-
-    def select(self, index: Any) -> Labels:
-        """Those of the trajectories that an index array or a slice picks."""
-        picked = np.arange(len(self.ids))[index]
-        return replace(self, ids=tuple(self.ids[i] for i in picked))
-
-    def like(self, other: Labels) -> bool:
-        """Whether values and times mean the same in both tables."""
-        ours, theirs = ((x.features, x.origin, x.unit, x.log) for x in (self, other))
-        return ours == theirs
-
-    def own_units(self, values: Any) -> np.ndarray:
-        """Values, or draws of them, in the units of the table: exp of those in `log`.
-
-        Args:
-            values: shape (..., feature).
-
-        Raises:
-            ValueError: if there are more features, or fewer, than labels.
-        """
-        values = np.asarray(values)
-        if values.shape[-1:] != (len(self.features),):
-            raise ValueError(
-                f"values must have {len(self.features)} features on their last axis, as the "
-                f"labels; got shape {values.shape}."
-            )
-        logged = np.array([name in self.log for name in self.features])
-        if not logged.any():
-            return values
-        # In double precision, which holds the exponential of every logarithm of a double.
-        own = values.astype(float)
-        own[..., logged] = np.exp(own[..., logged])
-        return own
-
-    def counted(self, dates: Any) -> np.ndarray:
-        """Dates as times, in the unit from the origin on; the inverse of `calendar`.
-
-        Raises:
-            ValueError: if the table held numbers for times, or these are no dates.
-        """
-        if self.origin is None or self.unit is None:
-            raise ValueError(
-                f"dates must be numbers, as those of {self.time!r} are; got {dates!r}."
-            )
-        try:
-            if isinstance(dates, str) and not DATE.fullmatch(dates):
-                raise ValueError("NumPy knows other texts, such as today")
-            since = np.asarray(dates, "datetime64[us]") - self.origin
-            return np.asarray(since / UNITS[self.unit])
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"dates must be dates; got {dates!r}.") from error
-
-    def __str__(self) -> str:
-        times = "" if self.origin is None else f", times in {self.unit} from {self.origin}"
-        names = (f"log({name})" if name in self.log else name for name in self.features)
-        return f"values {', '.join(names)}{times}"
-
-    def calendar(self, times: np.ndarray) -> np.ndarray:
-        """Times as the table had them: numbers, or dates to the microsecond."""
-        if self.origin is None or self.unit is None:
-            return times
-        step = UNITS[self.unit] / np.timedelta64(1, "us")
-        return self.origin + np.round(times * step).astype("timedelta64[us]")
-
-
-class MalformedRows(ValueError):  # noqa: N818 - it is raised with rows, not with an error
-    """Rows of a table that cannot be read, all of them at once.
-
-    Args:
-        problems: pairs (row, sentence); rows are numbered from 0, the lines of a file from 1.
-        name: of the table, which goes before what is said of it.
-    """
-
-    problems: tuple[tuple[int, str], ...]
-    """What is wrong, sorted by row."""
-
-    def __init__(self, problems: Iterable[tuple[int, str]], name: str = ""):
-        self.problems = tuple(sorted(problems, key=lambda problem: problem[0]))
-        self.name = name
-        said = "; ".join(sentence for _, sentence in self.problems[:SHOWN])
-        more = len(self.problems) - SHOWN
-        rows = len({row for row, _ in self.problems})
-        count = f"{rows} row{'s' if rows > 1 else ''} cannot be read: "
-        super().__init__(
-            (f"{name}: " if name else "")
-            + (count if len(self.problems) > 1 else "")
-            + said
-            + (f"; and {more} more." if more > 0 else ".")
-        )
-
-    def __reduce__(self):
-        return type(self), (self.problems, self.name)
-
-
-class Problems:
-    """What is wrong with the rows of a table, collected to be raised at once.
-
-    Args:
-        name: of the table, which goes before what is said of it.
-        noun: what rows are called.
-        numbers: of the rows. Default: 0, 1, and so on.
-    """
-
-    def __init__(self, name: str = "", noun: str = "row", numbers: Sequence[int] | None = None):
-        self.name, self.noun, self.numbers = name, noun, numbers
-        self.found: dict[tuple[int, str], str] = {}
-
-    def add(self, number: int, column: str, what: str) -> None:
-        """Notes what is wrong with a column of a row, unless something is already."""
-        self.found.setdefault((number, column), what)
-
-    def check(self, column: str, rule: str, bad: Any, got: Callable[[int], Any]) -> None:
-        """Notes the rows where `bad` is True, and what each of them has in the column."""
-        for row in np.flatnonzero(bad).tolist():
-            number = row if self.numbers is None else int(self.numbers[row])
-            self.add(number, column, f"column {column!r} {rule}; got {got(row)}")
-
-    def raise_if_any(self) -> None:
-        """Raises MalformedRows with all that was found."""
-        if self.found:
-            raise MalformedRows(
-                ((n, f"{what} in {self.noun} {n}") for (n, _), what in self.found.items()),
-                self.name,
-            )
+__all__ = ["forecast_columns", "from_rows", "tidy_forecast", "to_rows"]
 
 
 def from_rows(
@@ -220,13 +64,14 @@ def from_rows(
         kept = kept[np.argsort(when[kept], kind="stable")]
         pairs.append((when[kept], what[kept]))
         lost[kept[1:]] = (np.diff(when[kept]) > 0) & (np.diff(rounded[kept]) == 0)
-    entries = frame[time].to_list()
-    rule = (
-        f"must not have times of one {id} that are one to floats of JAX; count from a later "
-        "origin, or in double precision (jax_enable_x64)"
-    )
-    problems.check(time, rule, lost, lambda row: repr(entries[row]))
-    problems.raise_if_any()
+    if lost.any():
+        entries = frame[time].to_list()
+        rule = (
+            f"must not have times of one {id} that are one to floats of JAX; count from a later "
+            "origin, or in double precision (jax_enable_x64)"
+        )
+        problems.check(time, rule, lost, lambda row: repr(entries[row]))
+        problems.raise_if_any()
     logged = tuple(name for name in values if name in log)
     labels = Labels(tuple(rows), tuple(values), id, time, origin, counted, logged)
     return pairs, labels
@@ -278,7 +123,8 @@ def tidy_forecast(
         )
     if len(set(quantiles)) != len(quantiles):
         raise ValueError(f"quantiles must differ; got {quantiles}.")
-    names = [labels.id, labels.time, "feature", "mean", "sd", *(f"q{q:g}" for q in quantiles)]
+    of_quantiles = forecast_columns(quantiles)[3:]
+    names = [labels.id, labels.time, *forecast_columns(quantiles)]
     if len(set(names)) != len(names):
         raise ValueError(
             "id, time and quantiles must have names of their own, beside feature, mean and sd; "
@@ -307,9 +153,14 @@ def tidy_forecast(
         "mean": x.mean(0)[i, k, j],
         "sd": x.std(0)[i, k, j],
     }
-    for q, at in zip(quantiles, np.quantile(x, quantiles, axis=0), strict=True):
-        columns[f"q{q:g}"] = at[i, k, j]
+    for name, at in zip(of_quantiles, np.quantile(x, quantiles, axis=0), strict=True):
+        columns[name] = at[i, k, j]
     return _written(columns, (), backend)
+
+
+def forecast_columns(quantiles: Sequence[float]) -> list[str]:
+    """What a tidy forecast has beside id and time."""
+    return ["feature", "mean", "sd", *(f"q{q:g}" for q in quantiles)]
 
 
 def _written(columns: dict[str, Any], holey: Sequence[str], backend: Any) -> Any:

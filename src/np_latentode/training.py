@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +23,9 @@ from np_latentode.conditioning import Conditioning, random_context
 from np_latentode.guide import AmortizedGuide
 from np_latentode.model import LatentODE
 from np_latentode.plate import check_call, check_counts, check_data
-from np_latentode.prediction import log_predictive, posterior
 from np_latentode.saving import describe_parts, initial_params
 from np_latentode.trajectories import Trajectories
+from np_latentode.validation import forecast_score, held_out_pair
 
 __all__ = ["Fit", "History", "dispatches", "fit", "optimizer"]
 
@@ -36,8 +33,6 @@ STEPS_AT_ONCE = 100
 """Steps a dispatch: Python, the progress bar and the validation data wait for so many."""
 SECONDS_BETWEEN = 30.0
 """Checkpoints, at least."""
-NUM_DRAWS = 20
-"""Of z0, from which a validation score is made."""
 
 
 def optimizer(
@@ -151,7 +146,7 @@ def fit(
     check_counts(num_steps=num_steps)
     check_data(model, train)
     check_call(train, None, batch_size=batch_size, kl_weight=1.0, scaling=model.scaling)
-    held_out = _held_out(model, validation)
+    held_out = held_out_pair(model, validation)
     if patience is not None:
         check_counts(patience=patience)
         if held_out is None:
@@ -160,9 +155,8 @@ def fit(
         for step in (0, num_steps - 1):
             if not np.asarray(weight := kl_weight(jnp.asarray(step))) > 0:
                 raise ValueError(f"kl_weight must be positive; got {weight} at step {step}.")
-    model = copy.copy(model)
     # A solve that fails is to cost a step, not all of the training.
-    model.solver = replace(model.solver, throw=False)
+    model = model.with_solver(throw=False)
     svi = SVI(
         model,
         guide,
@@ -204,7 +198,7 @@ def fit(
         while not _finished(fitted.history, num_steps, patience):
             state, losses = next(steps)
             params = svi.get_params(state)
-            score = held_out and _score(score_key, model, guide, params, *held_out)
+            score = held_out and forecast_score(score_key, model, guide, params, *held_out)
             seconds = before + time.perf_counter() - started
             fitted = _after(fitted, state, params, losses, score, seconds)
             bar.set_postfix_str(_summary(fitted.history, len(losses), len(train)), refresh=False)
@@ -263,8 +257,7 @@ def dispatches(
     for first in range(start, num_steps, STEPS_AT_ONCE):
         count = min(STEPS_AT_ONCE, num_steps - first)
         state, losses = take(state, first, count, *args)
-        losses = losses[:count]
-        losses = np.asarray(losses)
+        losses = np.asarray(losses)[:count]
         if not np.isfinite(losses).any():
             raise FloatingPointError(
                 f"None of the steps {first + 1} to {first + len(losses)} was finite: training has "
@@ -326,40 +319,6 @@ def _summary(history: History, count: int, num_trajectories: int) -> str:
         text += f", validation {history.validation[-1]:.3f}"
         text += f" (best {best:.3f} at {history.best_step})"
     return text
-
-
-def _held_out(model: LatentODE, validation: Any) -> tuple[Trajectories, Trajectories] | None:
-    if validation is None:
-        return None
-    if isinstance(validation, Trajectories):
-        validation = validation.split()
-    if not isinstance(validation, tuple) or len(validation) != 2:
-        raise ValueError(
-            "validation must be Trajectories, or a pair (context, target) of them; got "
-            f"{type(validation).__name__}."
-        )
-    context, target = validation
-    check_data(model, context, target, targets=True)
-    return context, target
-
-
-def _score(
-    rng_key: Array,
-    model: LatentODE,
-    guide: AmortizedGuide,
-    params: dict[str, Any],
-    context: Trajectories,
-    target: Trajectories,
-) -> float:
-    """-log p(target | context) an observation; infinite where a solve fails."""
-    score = float(_negative_log_density(rng_key, model, guide, params, context, target))
-    return np.inf if np.isnan(score) else score
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def _negative_log_density(rng_key, model, guide, params, context, target):
-    z0 = posterior(guide, params, context).sample(rng_key, (NUM_DRAWS,))
-    return -log_predictive(model, params, z0, target).sum() / target.mask.sum()
 
 
 def _networks(params: dict[str, Any]) -> dict[str, bool]:

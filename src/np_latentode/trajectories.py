@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from np_latentode.tables import Labels, from_rows, to_rows
+from np_latentode.labels import Labels
+from np_latentode.tables import from_rows, to_rows
 
 __all__ = ["Numbers", "Trajectories", "as_floats", "is_concrete"]
 
@@ -172,9 +173,9 @@ class Trajectories:
         """Trajectories from a file that holds a long table, as `from_dataframe` takes it.
 
         Args:
-            path: of a .csv, .parquet or .nc (netCDF) file. `files.read_csv` says how text is read;
-                ids stay text. What stands in an index of a table, or in coordinates of a grid, are
-                columns.
+            path: of a .csv, .parquet or .nc (netCDF) file. `csv_files.read_csv` says how text is
+                read; ids stay text. What stands in an index of a table, or in coordinates of a
+                grid, are columns.
             id, time, values, log, origin, unit: as in `from_dataframe`.
 
         Raises:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from np_latentode.assemble import latent_ode
-from np_latentode.calibration import Calibration, calibration
+from np_latentode.calibration import calibration
 from np_latentode.conditioning import MOSTLY_PARTS
-from np_latentode.files import check_path, reads_otherwise, write_bytes, write_table
+from np_latentode.csv_files import reads_otherwise
+from np_latentode.files import check_path, write_table
+from np_latentode.labels import Labels
 from np_latentode.model import LatentODE
 from np_latentode.plate import check_counts
 from np_latentode.prediction import forecast, observed_times
-from np_latentode.results import MARKER, check_output_dir, result_dir
+from np_latentode.results import MARKER, check_output_dir, result_dir, write_bytes
 from np_latentode.saving import load, save
 from np_latentode.scaling import Scaling
-from np_latentode.scores import score, score_levels, within_band
-from np_latentode.tables import Labels, tidy_forecast
+from np_latentode.scores import score_forecast, score_levels
+from np_latentode.tables import forecast_columns, tidy_forecast
 from np_latentode.training import fit
 from np_latentode.trajectories import Trajectories
 
@@ -143,7 +143,7 @@ def fit_table(
     )
     trained = (model, guide, fitted.params)
     # Where the dynamics diverge for one, the others' scores are to be had all the same.
-    model = _forgiving(model)
+    model = model.with_solver(throw=False)
     metrics: dict[str, Any] = {
         "settings": settings,
         "trained_on": len(train),
@@ -168,9 +168,13 @@ def fit_table(
         at = observed_times(model, target)
         draws = forecast(draw_key, model, guide, fitted.params, context, at, num_samples=500)
         metrics["held_out"] = len(test)
+        # In standard deviations of each feature in the training data, as it is modelled.
+        scale = model.scaling.scale
+        methods = {"latent ODE": score_forecast(target, scale, draws, found)}
+        methods |= score_levels(train, context, target, scale)
         metrics["methods"] = {
             name: {key: _finite(number) for key, number in scores.items()}
-            for name, scores in _score(train, context, target, draws, found).items()
+            for name, scores in methods.items()
         }
         table = _compared(draws, at, target)
         times = jnp.linspace(t0, float(target.times.max()), 100)
@@ -259,9 +263,9 @@ def forecast_table(
         ) from error
     _check_known(model, context, labels, data)
     times = _times_ahead(model, context, labels, until, ahead, points)
-    made = forecast(
-        jax.random.key(seed), _forgiving(model), guide, params, context, times, num_samples=draws
-    )
+    # So that who diverges can be named.
+    model = model.with_solver(throw=False)
+    made = forecast(jax.random.key(seed), model, guide, params, context, times, num_samples=draws)
     finite = np.isfinite(np.asarray(made["x"])).all((0, 2, 3))
     if not finite.all():
         who = context.names.ids[int(np.argmin(finite))]
@@ -303,20 +307,6 @@ def _divide(
         trajectories[np.sort(validation)],
         trajectories[np.sort(test)] if num_test else None,
     )
-
-
-def _score(
-    train: Trajectories,
-    context: Trajectories,
-    target: Trajectories,
-    draws: dict[str, Array],
-    found: Calibration,
-) -> dict[str, dict[str, float]]:
-    """In standard deviations of each feature in the training data, as it is modelled."""
-    unit = Scaling.fit(train).scale
-    mean = np.asarray(draws["x_mean"], float).mean(0)
-    scores = {"latent ODE": score(target, unit, mean, found.crps, within_band(found.pit))}
-    return scores | score_levels(train, context, target, unit)
 
 
 def _compared(draws: dict[str, Array], times: Array, target: Trajectories) -> Any:
@@ -385,13 +375,6 @@ def _time(until: str | None, labels: Labels) -> float:
     return time
 
 
-def _forgiving(model: LatentODE) -> LatentODE:
-    """The model, but that solves which fail are NaN."""
-    model = copy.copy(model)
-    model.solver = replace(model.solver, throw=False)
-    return model
-
-
 def _finite(number: float) -> float | None:
     return float(number) if np.isfinite(number) else None
 
@@ -404,7 +387,7 @@ def _check_seed(seed: int) -> None:
 def _check_names(trajectories: Trajectories) -> None:
     """Refuses names that heldout.csv could not hold, before there is anything to write there."""
     names = trajectories.names
-    own = {"feature", "observed", "mean", "sd", *(f"q{q:g}" for q in QUANTILES)}
+    own = {"observed", *forecast_columns(QUANTILES)}
     if taken := own & {names.id, names.time}:
         raise ValueError(f"id and time must not be called {', '.join(sorted(own))}; got {taken}.")
     if strange := [i for i in names.ids if isinstance(i, str) and reads_otherwise(i)]:

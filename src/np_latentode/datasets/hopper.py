@@ -6,12 +6,13 @@ import hashlib
 import importlib.metadata
 import io
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from np_latentode.cache import cache_dir
+from np_latentode.results import write_bytes
 from np_latentode.trajectories import Trajectories
 
 __all__ = ["STATES", "hopper", "windows"]
@@ -120,8 +121,7 @@ def _cache_path(num_trajectories: int) -> Path:
         version = importlib.metadata.version("mujoco")
     except importlib.metadata.PackageNotFoundError as error:
         raise _missing() from error
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "np_latentode" / f"hopper-{num_trajectories}-mujoco-{version}.bin"
+    return cache_dir() / f"hopper-{num_trajectories}-mujoco-{version}.bin"
 
 
 def _read(path: Path, num_trajectories: int) -> np.ndarray | None:
@@ -143,12 +143,4 @@ def _write(path: Path, states: np.ndarray) -> None:
     array = io.BytesIO()
     np.save(array, states)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(array.getbuffer()).digest())
-            file.write(array.getbuffer())
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
+    write_bytes(path, hashlib.sha256(array.getbuffer()).digest() + array.getvalue())

@@ -29,7 +29,7 @@ from np_latentode.plate import check_counts
 from np_latentode.prediction import forecast, observed_times
 from np_latentode.results import check_output_dir, result_dir
 from np_latentode.scaling import Scaling
-from np_latentode.scores import BAND, score, score_levels, within_band
+from np_latentode.scores import BAND, score, score_forecast, score_levels, within_band
 from np_latentode.training import fit, optimizer
 from np_latentode.trajectories import Trajectories
 
@@ -150,8 +150,7 @@ def _one_split(patients: Trajectories, seed: int, steps: int, *, progress: bool)
     found = calibration(score_key, model, guide, fitted.params, context, target, num_samples=DRAWS)
     at = observed_times(model, target)
     draws = forecast(mean_key, model, guide, fitted.params, context, at, num_samples=DRAWS)
-    mean = np.asarray(draws["x_mean"], float).mean(0)
-    scores = {"latent ODE": score(target, unit, mean, found.crps, within_band(found.pit))}
+    scores = {"latent ODE": score_forecast(target, unit, draws, found)}
     seconds = time.perf_counter() - started
     times = jnp.linspace(0.0, patients.times.max(), 60)
     return _Split(

@@ -36,10 +36,10 @@ from np_latentode.results import check_output_dir, result_dir
 from np_latentode.scaling import SPAN
 from np_latentode.scores import within_band
 from np_latentode.solve import Solver
-from np_latentode.training import Fit, fit, optimizer
+from np_latentode.training import fit, optimizer
 from np_latentode.trajectories import Trajectories
 
-__all__ = ["TASKS", "Task", "make_model", "run", "see", "train_model"]
+__all__ = ["TASKS", "Task", "make_model", "run", "see"]
 
 LATENT_DIM, WIDTH, HIDDEN_DIM = 64, 256, 128
 STATES_A_STEP = 12.5
@@ -139,8 +139,17 @@ def run(
     train, test = load(cell, num_trajectories)
     model, guide = make_model(train, rngs=nnx.Rngs(seed))
     fit_key, seen_key, score_key = jax.random.split(jax.random.key(seed), 3)
-    fitted = train_model(
-        fit_key, model, guide, train, conditioning=seeing, steps=steps, progress=progress
+    # Without validation: there are more trajectories than the model learns by heart.
+    fitted = fit(
+        fit_key,
+        model,
+        guide,
+        train,
+        num_steps=steps,
+        batch_size=min(BATCH_SIZE, len(train)),
+        conditioning=seeing,
+        optim=optimizer(steps, learning_rate=LEARNING_RATE),
+        progress=progress,
     )
     context = seeing(seen_key, test)
     scores = score(score_key, model, guide, fitted.params, context, test, cell.scored_from)
@@ -221,30 +230,6 @@ def make_model(train: Trajectories, *, rngs: nnx.Rngs) -> tuple[LatentODE, Amort
         posterior=DiagonalNormal(HIDDEN_DIM, LATENT_DIM, width=HIDDEN_DIM, rngs=rngs),
         solver=solver,
         rngs=rngs,
-    )
-
-
-def train_model(
-    rng_key: Array,
-    model: LatentODE,
-    guide: AmortizedGuide,
-    train: Trajectories,
-    *,
-    conditioning: Callable[[Array, Trajectories], Trajectories],
-    steps: int,
-    progress: bool,
-) -> Fit:
-    """Without validation: there are more trajectories than the model learns by heart."""
-    return fit(
-        rng_key,
-        model,
-        guide,
-        train,
-        num_steps=steps,
-        batch_size=min(BATCH_SIZE, len(train)),
-        conditioning=conditioning,
-        optim=optimizer(steps, learning_rate=LEARNING_RATE),
-        progress=progress,
     )
 
 

@@ -1,0 +1,108 @@
+"""Labels: what a table calls its trajectories, features and times, and in what units they are."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+__all__ = ["DATE", "UNITS", "Labels"]
+
+UNITS = {
+    "W": np.timedelta64(1, "W"),
+    "D": np.timedelta64(1, "D"),
+    "h": np.timedelta64(1, "h"),
+    "m": np.timedelta64(1, "m"),
+    "s": np.timedelta64(1, "s"),
+}
+"""What dates can be counted in, by NumPy's codes."""
+
+DATE = re.compile(
+    r"\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d([.,]\d+)?)?)?(?P<zone>Z|[+-]\d\d(:?\d\d)?)?)?", re.ASCII
+)
+"""A date as text, in ISO 8601's extended format."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a table calls its trajectories, features and times.
+
+    `ids` are the values of the column `id`, one a trajectory. Where the column `time` held dates,
+    times are counted in `unit` from `origin` on. Of the features in `log`, values are logarithms of
+    what the table held.
+    """
+
+    ids: tuple[Any, ...]
+    features: tuple[str, ...]
+    id: str = "id"
+    time: str = "time"
+    origin: np.datetime64 | None = None
+    unit: str | None = None
+    log: tuple[str, ...] = ()
+
+    def select(self, index: Any) -> Labels:
+        """Those of the trajectories that an index array or a slice picks."""
+        picked = np.arange(len(self.ids))[index]
+        return replace(self, ids=tuple(self.ids[i] for i in picked))
+
+    def like(self, other: Labels) -> bool:
+        """Whether values and times mean the same in both tables."""
+        ours, theirs = ((x.features, x.origin, x.unit, x.log) for x in (self, other))
+        return ours == theirs
+
+    def own_units(self, values: Any) -> np.ndarray:
+        """Values, or draws of them, in the units of the table: exp of those in `log`.
+
+        Args:
+            values: shape (..., feature).
+
+        Raises:
+            ValueError: if there are more features, or fewer, than labels.
+        """
+        values = np.asarray(values)
+        if values.shape[-1:] != (len(self.features),):
+            raise ValueError(
+                f"values must have {len(self.features)} features on their last axis, as the "
+                f"labels; got shape {values.shape}."
+            )
+        logged = np.array([name in self.log for name in self.features])
+        if not logged.any():
+            return values
+        # In double precision, which holds the exponential of every logarithm of a double.
+        own = values.astype(float)
+        own[..., logged] = np.exp(own[..., logged])
+        return own
+
+    def counted(self, dates: Any) -> np.ndarray:
+        """Dates as times, in the unit from the origin on; the inverse of `calendar`.
+
+        Raises:
+            ValueError: if the table held numbers for times, or these are no dates.
+        """
+        if self.origin is None or self.unit is None:
+            raise ValueError(
+                f"dates must be numbers, as those of {self.time!r} are; got {dates!r}."
+            )
+        try:
+            if isinstance(dates, str):
+                match = DATE.fullmatch(dates)
+                if match is None or match["zone"]:
+                    raise ValueError("NumPy knows other texts, such as today")
+            since = np.asarray(dates, "datetime64[us]") - self.origin
+            return np.asarray(since / UNITS[self.unit])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"dates must be dates; got {dates!r}.") from error
+
+    def __str__(self) -> str:
+        times = "" if self.origin is None else f", times in {self.unit} from {self.origin}"
+        names = (f"log({name})" if name in self.log else name for name in self.features)
+        return f"values {', '.join(names)}{times}"
+
+    def calendar(self, times: np.ndarray) -> np.ndarray:
+        """Times as the table had them: numbers, or dates to the microsecond."""
+        if self.origin is None or self.unit is None:
+            return times
+        step = UNITS[self.unit] / np.timedelta64(1, "us")
+        return self.origin + np.round(times * step).astype("timedelta64[us]")

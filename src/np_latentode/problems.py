@@ -1,0 +1,74 @@
+"""What is wrong with the rows of a table: collected, counted, and told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["MalformedRows", "Problems"]
+
+SHOWN = 5
+"""How many problems an error shows; it holds all of them."""
+
+
+class MalformedRows(ValueError):  # noqa: N818 - it is raised with rows, not with an error
+    """Rows of a table that cannot be read, all of them at once.
+
+    Args:
+        problems: pairs (row, sentence); rows are numbered from 0, the lines of a file from 1.
+        name: of the table, which goes before what is said of it.
+    """
+
+    problems: tuple[tuple[int, str], ...]
+    """What is wrong, sorted by row."""
+
+    def __init__(self, problems: Iterable[tuple[int, str]], name: str = ""):
+        self.problems = tuple(sorted(problems, key=lambda problem: problem[0]))
+        self.name = name
+        said = "; ".join(sentence for _, sentence in self.problems[:SHOWN])
+        more = len(self.problems) - SHOWN
+        rows = len({row for row, _ in self.problems})
+        count = f"{rows} row{'s' if rows > 1 else ''} cannot be read: "
+        super().__init__(
+            (f"{name}: " if name else "")
+            + (count if len(self.problems) > 1 else "")
+            + said
+            + (f"; and {more} more." if more > 0 else ".")
+        )
+
+    def __reduce__(self):
+        return type(self), (self.problems, self.name)
+
+
+class Problems:
+    """What is wrong with the rows of a table, collected to be raised at once.
+
+    Args:
+        name: of the table, which goes before what is said of it.
+        noun: what rows are called.
+        numbers: of the rows. Default: 0, 1, and so on.
+    """
+
+    def __init__(self, name: str = "", noun: str = "row", numbers: Sequence[int] | None = None):
+        self.name, self.noun, self.numbers = name, noun, numbers
+        self.found: dict[tuple[int, str], str] = {}
+
+    def add(self, number: int, column: str, what: str) -> None:
+        """Notes what is wrong with a column of a row, unless something is already."""
+        self.found.setdefault((number, column), what)
+
+    def check(self, column: str, rule: str, bad: Any, got: Callable[[int], Any]) -> None:
+        """Notes the rows where `bad` is True, and what each of them has in the column."""
+        for row in np.flatnonzero(bad).tolist():
+            number = row if self.numbers is None else int(self.numbers[row])
+            self.add(number, column, f"column {column!r} {rule}; got {got(row)}")
+
+    def raise_if_any(self) -> None:
+        """Raises MalformedRows with all that was found."""
+        if self.found:
+            raise MalformedRows(
+                ((n, f"{what} in {self.noun} {n}") for (n, _), what in self.found.items()),
+                self.name,
+            )
