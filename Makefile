@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test format benchmark constraints clean
+.PHONY: help demo lint test test-fast format benchmark constraints clean
 
 # The interpreters to try, in this order: `make demo PYTHON=/path/to/python` names your own.
 # A pyenv shim exists for versions that are not active, too, so a candidate counts once it has run.
@@ -12,7 +12,7 @@ bin := .venv/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help: ## list what make can do
-	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target does; do \
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target does; do \
 		printf 'make %-12s %s\n' "$$target" "$$does"; done
 
 # A stamp is written last, so an environment that was not finished is made anew.
@@ -29,11 +29,17 @@ help: ## list what make can do
 demo: .venv/core ## train on spirals; figures, metrics and posterior draws go to runs/spirals
 	$(bin)/np-latentode spirals --output-dir runs/spirals --overwrite
 
-test: .venv/dev ## lint, check types, run the tests
+lint: .venv/dev ## lint, check the order of imports and the types
 	$(bin)/ruff check
 	$(bin)/ruff format --check
+	$(bin)/lint-imports --no-cache
 	$(bin)/pyright
+
+test: lint ## lint, then run all tests
 	$(bin)/pytest -n 2 --dist loadfile
+
+test-fast: .venv/dev ## run the tests that train nothing, in under two minutes
+	$(bin)/pytest -n 2 --dist loadfile -m 'not slow'
 
 format: .venv/dev ## fix what ruff can fix, and format
 	$(bin)/ruff check --fix

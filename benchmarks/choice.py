@@ -16,11 +16,11 @@ import jax
 from flax import nnx
 
 from np_latentode import GRU, PathODE, fit, latent_ode
-from np_latentode.datasets import SpiralFamily
-from np_latentode.experiments.priors import make_prior
-from np_latentode.experiments.scores import CUT
-from np_latentode.importance import elpd
-from np_latentode.refinement import refine
+from np_latentode.inference.importance import elpd
+from np_latentode.inference.refinement import refine
+from np_latentode.studies.datasets import SpiralFamily
+from np_latentode.studies.spirals_priors import make_prior
+from np_latentode.studies.spirals_scores import CUT
 
 
 def parts(name: str, seed: int) -> dict:

@@ -36,12 +36,12 @@ from np_latentode import (
     Scaling,
     Solver,
     TimeMLPDynamics,
-    conditioning,
     datasets,
     forecast,
     latent_ode,
 )
-from np_latentode.scaling import SPAN
+from np_latentode.data import conditioning
+from np_latentode.data.scaling import SPAN
 
 
 class Narrow(DiagonalNormal):

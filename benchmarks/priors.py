@@ -13,8 +13,8 @@ import argparse
 import jax
 from summary import print_summary
 
-from np_latentode.datasets import SpiralFamily
-from np_latentode.experiments.priors import fit, on_codes, score_prior
+from np_latentode.studies.datasets import SpiralFamily
+from np_latentode.studies.spirals_priors import fit, on_codes, score_prior
 
 KEYS = (
     "elbo",

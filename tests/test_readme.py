@@ -11,15 +11,8 @@ import pandas as pd
 import pytest
 from flax import nnx
 
-from np_latentode import (
-    ODERNN,
-    DiagonalNormal,
-    MLPDecoder,
-    MLPDynamics,
-    Scaling,
-    Trajectories,
-    exact,
-)
+from np_latentode import ODERNN, DiagonalNormal, MLPDecoder, MLPDynamics, Scaling, Trajectories
+from np_latentode.inference import nuts as exact
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from np_latentode import forecast, load, workflow
-from np_latentode.cli import app
-from np_latentode.files import read_table
+from np_latentode import forecast, load
+from np_latentode.app import fit_table as workflow
+from np_latentode.app.cli import app
+from np_latentode.data.files import read_table
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -110,7 +111,7 @@ def test_an_interrupted_fit_goes_on_and_cleans_up(home, monkeypatch):
     assert not target.exists()
     monkeypatch.undo()
     # What was trained is not trained again.
-    monkeypatch.setattr("np_latentode.training.dispatches", lambda *_, **__: iter(()))
+    monkeypatch.setattr("np_latentode.training.fit.dispatches", lambda *_, **__: iter(()))
     outcome = run(*arguments)
     assert outcome.exit_code == 0, outcome.output
     assert not [path for path in home.iterdir() if path.name.startswith(".again")]

@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from np_latentode import Scaling, Trajectories
-from np_latentode.labels import Labels
-from np_latentode.problems import MalformedRows
-from np_latentode.tables import tidy_forecast
+from np_latentode.data.labels import Labels
+from np_latentode.data.problems import MalformedRows
+from np_latentode.data.tables import tidy_forecast
 
 ROWS = {
     "patient": ["b", "a", "b", "a", "c", "b"],

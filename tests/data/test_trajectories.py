@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from np_latentode import Trajectories
-from np_latentode.datasets import SpiralFamily, Spirals
+from np_latentode.studies.datasets import SpiralFamily, Spirals
 
 TIMES = np.array([[0.0, 1.0, 2.0, 3.0], [0.5, 0.5, 1.5, 4.0], [1.0, 2.0, 3.0, 4.0]])
 VALUES = np.arange(1.0, 25.0).reshape(3, 4, 2)

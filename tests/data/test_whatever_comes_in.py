@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from np_latentode import (
     MLPDynamics,
@@ -22,7 +21,7 @@ from np_latentode import (
     latent_ode,
     random_context,
 )
-from np_latentode.prediction import log_predictive, posterior
+from np_latentode.forecasts.prediction import log_predictive, posterior
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 

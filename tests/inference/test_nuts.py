@@ -29,13 +29,13 @@ from np_latentode import (
     Solver,
     StandardNormal,
     Trajectories,
-    exact,
     posterior,
 )
-from np_latentode.amortization import amortization
-from np_latentode.density import enough_steps
-from np_latentode.exact import convergence, exact_posterior
-from np_latentode.refinement import refine
+from np_latentode.inference import nuts as exact
+from np_latentode.inference.amortization import amortization
+from np_latentode.inference.density import enough_steps
+from np_latentode.inference.nuts import convergence, exact_posterior
+from np_latentode.inference.refinement import refine
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 

@@ -10,13 +10,13 @@ from numpyro.distributions.transforms import biject_to
 from scipy import integrate, special, stats
 
 from np_latentode import FullRankNormal
-from np_latentode.distributions import (
+from np_latentode.parts.distributions import (
     ProductDistribution,
     ProjectedCircle,
     Ring,
     TriangularNormal,
 )
-from np_latentode.supports import describe_support
+from np_latentode.parts.supports import describe_support
 
 CONCENTRATIONS = [(0.0, 0.0), (0.7, -0.2), (-3.0, 4.0), (20.0, 5.0), (0.0, 200.0)]
 

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from np_latentode import BoundedDynamics, LatentODE, MLPDecoder, MLPDynamics, TimeMLPDynamics
-from np_latentode.priors import StandardNormal
-from np_latentode.scaling import Scaling
-from np_latentode.solve import Solver, solve
+from np_latentode.data.scaling import Scaling
+from np_latentode.parts.priors import StandardNormal
+from np_latentode.parts.solve import Solver, solve
 
 LATENT, SPEED = 3, 2.0
 FIELDS = {

@@ -45,7 +45,7 @@ from np_latentode import (
     posterior,
     prior,
 )
-from np_latentode.diagnostics import to_datatree
+from np_latentode.report.datatree import to_datatree
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 

@@ -21,9 +21,9 @@ from np_latentode import (
     Trajectories,
     latent_ode,
 )
-from np_latentode.diagnostics import gaussianization, to_datatree
-from np_latentode.scaling import Scaling
-from np_latentode.solve import Solver
+from np_latentode.data.scaling import Scaling
+from np_latentode.parts.solve import Solver
+from np_latentode.report.datatree import gaussianization, to_datatree
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 

@@ -10,8 +10,8 @@ from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
 from np_latentode import Trajectories
-from np_latentode.plots import DATA, MODEL, TRUTH, plot_forecasts, plot_latent, plot_training
-from np_latentode.training import History
+from np_latentode.report.plots import DATA, MODEL, TRUTH, plot_forecasts, plot_latent, plot_training
+from np_latentode.training.fit import History
 
 RNG = np.random.default_rng(0)
 TIMES = np.linspace(0.0, 4.0, 9)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from np_latentode.results import MARKER, check_output_dir, result_dir
+from np_latentode.storage.results import MARKER, check_output_dir, result_dir
 
 
 def write(path, text, **options):

@@ -13,10 +13,10 @@ from flax import nnx
 
 import np_latentode as nl
 from np_latentode import GRU, ODERNN, datasets, latent_ode, load, save
-from np_latentode.checkpoints import read
-from np_latentode.descriptions import build, describe
-from np_latentode.prediction import check_params
-from np_latentode.saving import describe_parts, initial_params
+from np_latentode.forecasts.prediction import check_params
+from np_latentode.storage.descriptions import build, describe
+from np_latentode.storage.saving import describe_parts, initial_params
+from np_latentode.training.checkpoints import read
 
 SPIRALS = datasets.spirals(jax.random.key(0), num_trajectories=3)
 RNGS = nnx.Rngs(0)
@@ -179,6 +179,6 @@ def test_a_description_of_another_version_is_refused_with_a_sentence(tmp_path, m
     save(tmp_path / "fit", model, guide, params)
     arrays, settings = read(tmp_path / "fit")
     settings["parts"]["dynamics"]["from"]["breadth"] = 3
-    monkeypatch.setattr("np_latentode.saving.read", lambda path: (arrays, settings))
+    monkeypatch.setattr("np_latentode.storage.saving.read", lambda path: (arrays, settings))
     with pytest.raises(ValueError, match=r"must be of this version .*breadth"):
         load(tmp_path / "fit")

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from np_latentode import SummaryEncoder, Trajectories, datasets
-from np_latentode.datasets.clinical import LABS, LOGGED
-from np_latentode.experiments import clinical as study
-from np_latentode.scores import score
+from np_latentode.forecasts.scores import score
+from np_latentode.studies import clinical as study
+from np_latentode.studies.datasets.clinical import LABS, LOGGED
 
 NAN = np.nan
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from test_calibration import DATA, KEY, MODEL, make_guide
 
-from np_latentode.experiments.diagnosis import diagnose
+from np_latentode.studies.diagnosis import diagnose
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from np_latentode import Trajectories, datasets
-from np_latentode.datasets.hopper import windows
-from np_latentode.experiments import hopper as experiment
+from np_latentode.studies import hopper as experiment
+from np_latentode.studies.datasets.hopper import windows
 
 # The function of this name hides the module from `import ... as`.
-module = importlib.import_module("np_latentode.datasets.hopper")
+module = importlib.import_module("np_latentode.studies.datasets.hopper")
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from np_latentode import Trajectories
-from np_latentode.datasets import SpiralFamily, spirals
+from np_latentode.studies.datasets import SpiralFamily, spirals
 
 OTHER = dict(
     end=2.0, num_dense=11, num_observed=6, noise_scale=0.3, radius=1.2, growth=-0.1, speed=3.0

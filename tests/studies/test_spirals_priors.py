@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from np_latentode import FullRankNormal, latent_ode, prior_predictive
-from np_latentode.datasets import SpiralFamily
-from np_latentode.experiments.priors import make_prior
+from np_latentode.studies.datasets import SpiralFamily
+from np_latentode.studies.spirals_priors import make_prior
 
 FAMILY = SpiralFamily()
 

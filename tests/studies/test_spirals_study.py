@@ -7,8 +7,8 @@ import pytest
 import xarray
 from typer.testing import CliRunner
 
-from np_latentode.cli import app
-from np_latentode.experiments import spirals as experiment
+from np_latentode.app.cli import app
+from np_latentode.studies import spirals as experiment
 
 FILES = {
     "metrics.json",

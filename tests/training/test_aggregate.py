@@ -18,7 +18,7 @@ from np_latentode import (
     Trajectories,
     optimizer,
 )
-from np_latentode.aggregate import fit_prior
+from np_latentode.training.aggregate import fit_prior
 
 
 class First(nnx.Module):

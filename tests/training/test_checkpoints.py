@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from np_latentode.checkpoints import Checkpoints, digest, fill, read, write
+from np_latentode.training.checkpoints import Checkpoints, digest, fill, read, write
 
 resource = pytest.importorskip("resource", reason="there are no limits to set")
 

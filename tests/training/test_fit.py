@@ -25,10 +25,9 @@ from np_latentode import (
     load,
     optimizer,
     random_context,
-    training,
-    validation,
 )
-from np_latentode.prediction import log_predictive, posterior
+from np_latentode.forecasts.prediction import log_predictive, posterior
+from np_latentode.training import fit as training, validation
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -209,7 +208,8 @@ SCRIPT = """
     import sys
     import jax
     from flax import nnx
-    from np_latentode import MLPDynamics, datasets, fit, latent_ode, save, training
+    from np_latentode import MLPDynamics, datasets, fit, latent_ode, save
+    from np_latentode.training import fit as training
 
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_compilation_cache_dir", sys.argv[1] + "/xla")

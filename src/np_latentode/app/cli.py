@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from np_latentode._started import STARTED
-
 __all__ = ["app"]
+
+STARTED = time.perf_counter()
+"""When the program started, before JAX is imported."""
 
 app = typer.Typer(
     help="Latent ODEs for irregular time series.",
@@ -86,7 +88,7 @@ def fit(
     Writes fit/ (which `np_latentode.load` reads, too), metrics.json, heldout.csv and figures as
     PNG. Interrupted, the same command goes on where it was; finished, it is not done again.
     """
-    from np_latentode.workflow import fit_table
+    from np_latentode.app.fit_table import fit_table
 
     _keep_compiled_programs()
     with _told("fit"):
@@ -140,7 +142,7 @@ def forecast(
     ] = False,
 ) -> None:
     """Forecast every id of a table: mean, standard deviation and quantiles of new observations."""
-    from np_latentode.workflow import forecast_table
+    from np_latentode.app.fit_table import forecast_table
 
     _keep_compiled_programs()
     with _told("forecast"):
@@ -194,7 +196,7 @@ def spirals(
     Writes metrics.json, posterior.nc (for ArviZ) and figures as PNG.
     """
     # Imported here, as bad options should be refused before more is loaded.
-    from np_latentode.experiments import spirals as experiment
+    from np_latentode.studies import spirals as experiment
 
     _keep_compiled_programs()
     with _told("spirals"):
@@ -223,7 +225,7 @@ def clinical(
     The second half of each held-out patient's visits from the first half, seven labs. Writes
     metrics.json and figures as PNG. Needs pip install 'np-latentode[data]'.
     """
-    from np_latentode.experiments import clinical as experiment
+    from np_latentode.studies import clinical as experiment
 
     _keep_compiled_programs()
     with _told("clinical"):
@@ -262,7 +264,7 @@ def hopper(
     Writes metrics.json and figures as PNG. Needs pip install 'np-latentode[hopper]'; trajectories
     are simulated once, in half a minute, and kept in ~/.cache/np_latentode.
     """
-    from np_latentode.experiments import hopper as experiment
+    from np_latentode.studies import hopper as experiment
 
     _keep_compiled_programs()
     with _told("hopper"):
@@ -307,7 +309,7 @@ def _keep_compiled_programs() -> None:
     """Lets JAX keep compiled programs on disk, so that a second run starts in seconds."""
     import jax
 
-    from np_latentode.cache import cache_dir
+    from np_latentode.storage.cache import cache_dir
 
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

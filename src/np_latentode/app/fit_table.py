@@ -16,22 +16,23 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from np_latentode.assemble import latent_ode
-from np_latentode.calibration import calibration
-from np_latentode.conditioning import MOSTLY_PARTS
-from np_latentode.csv_files import reads_otherwise
-from np_latentode.files import check_path, write_table
-from np_latentode.labels import Labels
-from np_latentode.model import LatentODE
-from np_latentode.plate import check_counts
-from np_latentode.prediction import forecast, observed_times
-from np_latentode.results import MARKER, check_output_dir, result_dir, write_bytes
-from np_latentode.saving import load, save
-from np_latentode.scaling import Scaling
-from np_latentode.scores import score_forecast, score_levels
-from np_latentode.tables import forecast_columns, tidy_forecast
-from np_latentode.training import fit
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.atomic import write_bytes
+from np_latentode.data.checks import check_counts
+from np_latentode.data.conditioning import MOSTLY_PARTS
+from np_latentode.data.csv_files import reads_otherwise
+from np_latentode.data.files import check_path, write_table
+from np_latentode.data.labels import Labels
+from np_latentode.data.scaling import Scaling
+from np_latentode.data.tables import forecast_columns, tidy_forecast
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.calibration import calibration
+from np_latentode.forecasts.prediction import forecast, observed_times
+from np_latentode.forecasts.scores import score_forecast, score_levels
+from np_latentode.programs.assemble import latent_ode
+from np_latentode.programs.model import LatentODE
+from np_latentode.storage.results import MARKER, check_output_dir, result_dir
+from np_latentode.storage.saving import load, save
+from np_latentode.training.fit import fit
 
 __all__ = ["fit_table", "forecast_table"]
 
@@ -154,7 +155,7 @@ def fit_table(
         "seconds": float(fitted.history.seconds[-1]),
     }
     # Imported after training, which should not wait for matplotlib.
-    from np_latentode import plots
+    from np_latentode.report import plots
 
     figures = {
         "training": plots.plot_training(
@@ -277,7 +278,7 @@ def forecast_table(
     table = tidy_forecast(made, times, context.names, quantiles=quantiles)
     write_table(table, output)
     if plot:
-        from np_latentode import plots
+        from np_latentode.report import plots
 
         image = io.BytesIO()
         plots.plot_forecasts(context, made, times).savefig(image, format="png")

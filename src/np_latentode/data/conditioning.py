@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.trajectories import Trajectories
 
 __all__ = ["MOSTLY_PARTS", "Conditioning", "random_context", "random_points", "random_prefix"]
 

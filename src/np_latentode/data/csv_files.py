@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from np_latentode.labels import DATE
-from np_latentode.problems import Problems
+from np_latentode.data.labels import DATE
+from np_latentode.data.problems import Problems
 
 __all__ = ["MISSING", "read_csv", "reads_otherwise", "write_csv"]
 

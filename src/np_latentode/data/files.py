@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from np_latentode.csv_files import read_csv, write_csv
-from np_latentode.labels import Labels
-from np_latentode.problems import MalformedRows, Problems
-from np_latentode.results import write_bytes
-from np_latentode.tables import from_rows
+from np_latentode.data.atomic import write_bytes
+from np_latentode.data.csv_files import read_csv, write_csv
+from np_latentode.data.labels import Labels
+from np_latentode.data.problems import MalformedRows, Problems
+from np_latentode.data.tables import from_rows
 
 __all__ = ["check_path", "read_rows", "read_table", "write_table"]
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from np_latentode.labels import Labels
-from np_latentode.trajectories import Trajectories, is_concrete
+from np_latentode.data.labels import Labels
+from np_latentode.data.trajectories import Trajectories, is_concrete
 
 __all__ = ["Scaling", "check_scaling"]
 

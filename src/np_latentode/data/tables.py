@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import narwhals as nw
 import numpy as np
 
-from np_latentode.labels import UNITS, Labels
-from np_latentode.problems import Problems
+from np_latentode.data.labels import UNITS, Labels
+from np_latentode.data.problems import Problems
 
 __all__ = ["forecast_columns", "from_rows", "tidy_forecast", "to_rows"]
 

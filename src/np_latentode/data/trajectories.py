@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from np_latentode.labels import Labels
-from np_latentode.tables import from_rows, to_rows
+from np_latentode.data.labels import Labels
+from np_latentode.data.tables import from_rows, to_rows
 
 __all__ = ["Numbers", "Trajectories", "as_floats", "is_concrete"]
 
@@ -186,7 +186,7 @@ class Trajectories:
             OSError: if the system cannot read the file.
         """
         # With pandas and xarray, which take most of a second to import.
-        from np_latentode.files import read_rows
+        from np_latentode.data.files import read_rows
 
         return cls._labelled(
             read_rows(path, id=id, time=time, values=values, log=log, origin=origin, unit=unit)
@@ -227,7 +227,7 @@ class Trajectories:
             ImportError: if pyarrow, which writes Parquet, is missing.
             OSError: if the system cannot write the file; what was there is left as it was.
         """
-        from np_latentode.files import write_table
+        from np_latentode.data.files import write_table
 
         write_table(self.to_dataframe(), path)
 

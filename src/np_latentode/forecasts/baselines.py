@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import PchipInterpolator
 
-from np_latentode.trajectories import Numbers, Trajectories
+from np_latentode.data.trajectories import Numbers, Trajectories
 
 __all__ = ["constant", "last_value", "linear", "mixed_model", "pchip"]
 

@@ -1,4 +1,4 @@
-"""Are the bands right? Coverage, PIT and scores of forecasts, and calibration by simulation."""
+"""Calibration: coverage, PIT and scores of forecasts, and ranks by simulation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import scoringrules
 from arviz_stats.base.array import array_stats
 from jaxtyping import Array
 
-from np_latentode.guide import AmortizedGuide
-from np_latentode.model import LatentODE
-from np_latentode.plate import check_context, check_counts, check_data
-from np_latentode.prediction import (
+from np_latentode.data.checks import check_counts
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.prediction import (
     decode,
     forecast,
     log_predictive,
@@ -23,7 +22,8 @@ from np_latentode.prediction import (
     posterior,
     prior,
 )
-from np_latentode.trajectories import Trajectories
+from np_latentode.programs.fitted import Fitted
+from np_latentode.programs.plate import check_context, check_data
 
 __all__ = ["Calibration", "SimulationRanks", "calibration", "simulation_ranks"]
 
@@ -32,14 +32,14 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 @dataclass(frozen=True)
 class Calibration:
-    """How forecasts compare with what was observed.
+    """How forecasts compare with the observations.
 
     `pit`, `crps` and `log_score` have the target's shape (trajectory, time, feature) and are NaN
-    where it was not observed. `pit` is the share of draws below the observation, uniform where
-    forecasts are right; the continuous ranked probability score is in the feature's unit, and the
-    logarithmic score is -log of the forecast's density: less is better in both. `coverage` is the
-    share of observations within the central bands of `levels`, whose ends, where the feature
-    counts, hold only so much of their probability as makes up the level.
+    where nothing was observed. `pit` is the share of draws below the observation; it is uniform if
+    the forecasts are right. `crps`, the continuous ranked probability score, is in the feature's
+    unit, and `log_score` is -log of the forecast's density; lower is better for both. `coverage`
+    is the share of observations inside the central band of each level. For counts, an observation
+    at the end of a band is inside with the probability that makes the band's level exact.
     """
 
     levels: tuple[float, ...]
@@ -61,9 +61,7 @@ class Calibration:
 
 def calibration(
     rng_key: Array,
-    model: LatentODE,
-    guide: AmortizedGuide,
-    params: dict,
+    fitted: Fitted,
     context: Trajectories,
     target: Trajectories,
     *,
@@ -74,16 +72,16 @@ def calibration(
 
     PIT_k = the share of draws x_k | context below the observed x_k      (Gneiting et al. 2007)
 
-    Observations of one trajectory share its z0, and so their errors are correlated: what a test of
-    uniformity takes for n independent values are fewer.
+    Observations of one trajectory share its z0, so their errors are correlated. A test of
+    uniformity that takes n of them as independent is too strict.
 
     Args:
         rng_key: a key.
-        model, guide, params: as fitted.
-        context: what forecasts are made from.
-        target: what was observed of the same trajectories, and not shown to the guide.
+        fitted: the fit.
+        context: the observations to forecast from.
+        target: later observations of the same trajectories, not shown to the guide.
         levels: of the central bands, between 0 and 1.
-        num_samples: draws of each forecast, at least 2.
+        num_samples: draws per forecast, at least 2.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -93,29 +91,19 @@ def calibration(
         raise ValueError(f"levels must be numbers between 0 and 1; got {levels}.")
     if not (isinstance(num_samples, int) and num_samples >= 2):
         raise ValueError(f"num_samples must be an integer of at least 2; got {num_samples!r}.")
-    check_data(model, context, target, targets=True)
+    check_data(fitted.model, context, target, targets=True)
     forecast_key, tie_key = jax.random.split(rng_key)
-    forecasts = forecast(
-        forecast_key,
-        model,
-        guide,
-        params,
-        context,
-        observed_times(model, target),
-        num_samples=num_samples,
-    )
-    draws = np.asarray(forecasts["x"])
-    mask, x = np.asarray(target.mask), np.asarray(target.values)
+    times = observed_times(fitted.model, target)
+    forecasts = forecast(forecast_key, fitted, context, times, num_samples=num_samples)
+    draws, x = np.asarray(forecasts["x"]), np.asarray(target.values)
+    mask = np.asarray(target.mask)
 
     def where_observed(scores: np.ndarray) -> np.ndarray:
         return np.where(mask, scores, np.nan)
 
-    # At random between ties, or counts and bits would never be calibrated.
-    below, ties = (draws < x).sum(0), (draws == x).sum(0)
-    share = np.asarray(jax.random.uniform(tie_key, x.shape))
-    pit = where_observed((below + share * (ties + 1)) / (num_samples + 1))
+    pit = where_observed(_pit(tie_key, draws, x))
     inside = np.abs(pit[mask] - 0.5) <= np.array(levels)[:, None] / 2
-    log_density = np.asarray(log_predictive(model, params, forecasts["z0"], target))
+    log_density = np.asarray(log_predictive(fitted, forecasts["z0"], target))
     return Calibration(
         levels=levels,
         coverage=inside.mean(-1),
@@ -125,13 +113,23 @@ def calibration(
     )
 
 
+def _pit(rng_key: Array, draws: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The share of draws below each observation, random between ties.
+
+    Without the randomness, counts and bits could never be calibrated.
+    """
+    below, ties = (draws < x).sum(0), (draws == x).sum(0)
+    share = np.asarray(jax.random.uniform(rng_key, x.shape))
+    return (below + share * (ties + 1)) / (len(draws) + 1)
+
+
 @dataclass(frozen=True)
 class SimulationRanks:
-    """Where z0 that were drawn from the prior fall among the guide's draws for what they caused.
+    """Ranks of z0 from the prior among the guide's draws given the data simulated from it.
 
-    `ranks`, shape (simulation, latent), lie between 0 and 1, uniform where the guide is exact; too
-    often in the middle where it is too wide, at the ends where it is too narrow, to one side where
-    it is biased. `p_value`, shape (latent,), tests for uniformity.
+    `ranks`, shape (simulation, latent), lie between 0 and 1. They are uniform if the guide is
+    exact. They crowd in the middle if it is too wide, at the ends if it is too narrow, and on one
+    side if it is biased. `p_value`, shape (latent,), is that of a test for uniformity.
     """
 
     ranks: np.ndarray
@@ -145,36 +143,31 @@ class SimulationRanks:
 
 
 def simulation_ranks(
-    rng_key: Array,
-    model: LatentODE,
-    guide: AmortizedGuide,
-    params: dict,
-    like: Trajectories,
-    *,
-    num_samples: int = 200,
+    rng_key: Array, fitted: Fitted, like: Trajectories, *, num_samples: int = 200
 ) -> SimulationRanks:
     """Simulation-based calibration of model and guide together (Talts et al. 2018).
 
     z0 ~ prior,  x ~ likelihood at the observed times of `like`,  rank of z0 among draws of q(. | x)
 
-    Whatever the data are, the ranks of an exact posterior are uniform in every coordinate.
+    The ranks of an exact posterior are uniform in every coordinate, for any data.
 
     Args:
         rng_key: a key.
-        model, guide, params: as fitted.
-        like: one simulation for each of its trajectories, observed where that is.
-        num_samples: draws from the guide that z0 is ranked among.
+        fitted: the fit.
+        like: each of its trajectories gives one simulation, observed at the same points.
+        num_samples: draws from the guide, among which z0 is ranked.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
     check_counts(num_samples=num_samples)
+    model = fitted.model
     check_context(like, model.scaling, name="like")
     z0_key, x_key, draw_key, tie_key = jax.random.split(rng_key, 4)
-    z0 = jnp.asarray(prior(model, params).sample(z0_key, (len(like),)))
-    x = decode(x_key, model, params, z0[None], observed_times(model, like))["x"][0]
+    z0 = jnp.asarray(prior(fitted).sample(z0_key, (len(like),)))
+    x = decode(x_key, fitted, z0[None], observed_times(model, like))["x"][0]
     seen = Trajectories(like.times, x, like.mask)
-    draws = jnp.asarray(posterior(guide, params, seen).sample(draw_key, (num_samples,)))
+    draws = jnp.asarray(posterior(fitted, seen).sample(draw_key, (num_samples,)))
     share = jax.random.uniform(tie_key, z0.shape)
     ranks = np.asarray(((draws < z0).sum(0) + share) / (num_samples + 1), float)
     p_value = np.array([array_stats.uniformity_test(column)[0] for column in ranks.T])

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from np_latentode import baselines
-from np_latentode.calibration import Calibration
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts import baselines
+from np_latentode.forecasts.calibration import Calibration
 
 __all__ = ["BAND", "score", "score_forecast", "score_levels", "within_band"]
 

@@ -11,13 +11,14 @@ import scoringrules
 from jaxtyping import Array
 from xarray import DataTree
 
-from np_latentode.exact import Convergence, check_exact, convergence
-from np_latentode.guide import AmortizedGuide
-from np_latentode.model import LatentODE
-from np_latentode.plate import check_counts, check_data
-from np_latentode.prediction import decode, observed_times, posterior
-from np_latentode.refinement import Refined
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.checks import check_counts
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.prediction import decode, observed_times, posterior
+from np_latentode.inference.nuts import Convergence, check_exact, convergence
+from np_latentode.inference.refinement import Refined
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.model import LatentODE
+from np_latentode.programs.plate import check_data
 
 __all__ = ["AmortizationReport", "amortization"]
 

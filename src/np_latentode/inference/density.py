@@ -14,9 +14,9 @@ from jaxtyping import Array, Float
 from numpyro.distributions.transforms import Transform
 from numpyro.infer.util import compute_log_probs
 
-from np_latentode.model import LatentODE
-from np_latentode.prediction import check_params, observed_times
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.prediction import check_params, observed_times
+from np_latentode.programs.model import LatentODE
 
 __all__ = ["check_q", "enough_steps", "log_joint", "whitening", "with_networks_fixed"]
 

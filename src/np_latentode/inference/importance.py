@@ -17,12 +17,13 @@ from numpyro.infer import log_likelihood
 from scipy.special import logsumexp
 from xarray import DataArray
 
-from np_latentode.density import check_q, enough_steps, log_joint, with_networks_fixed
-from np_latentode.guide import AmortizedGuide
-from np_latentode.model import LatentODE
-from np_latentode.plate import check_counts, check_data
-from np_latentode.prediction import draw_and_score, posterior
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.checks import check_counts
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.prediction import draw_and_score, posterior
+from np_latentode.inference.density import check_q, enough_steps, log_joint, with_networks_fixed
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.model import LatentODE
+from np_latentode.programs.plate import check_data
 
 __all__ = ["ImportanceReport", "elpd", "importance"]
 

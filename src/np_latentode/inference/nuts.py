@@ -21,16 +21,17 @@ from numpyro.infer.util import ParamInfo
 from tqdm import tqdm
 from xarray import DataTree
 
-from np_latentode.density import (
+from np_latentode.data.checks import check_counts
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.inference.density import (
     check_q,
     enough_steps,
     log_joint,
     whitening,
     with_networks_fixed,
 )
-from np_latentode.model import LatentODE
-from np_latentode.plate import check_counts, check_data
-from np_latentode.trajectories import Trajectories
+from np_latentode.programs.model import LatentODE
+from np_latentode.programs.plate import check_data
 
 __all__ = ["Convergence", "check_exact", "convergence", "exact_posterior"]
 

@@ -16,17 +16,18 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import SVI, Trace_ELBO
 
-from np_latentode.density import (
+from np_latentode.data.checks import check_counts
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.prediction import draw_and_score, posterior
+from np_latentode.inference.density import (
     enough_steps,
     log_joint,
     whitening,
     with_networks_fixed,
 )
-from np_latentode.guide import AmortizedGuide
-from np_latentode.model import LatentODE
-from np_latentode.plate import check_counts, check_data, trajectory_plate
-from np_latentode.prediction import draw_and_score, posterior
-from np_latentode.trajectories import Trajectories
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.model import LatentODE
+from np_latentode.programs.plate import check_data, trajectory_plate
 
 __all__ = ["Refined", "refine"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flax import nnx
 from jaxtyping import Array, Float
 
-from np_latentode.modules import mlp
+from np_latentode.parts.modules import mlp
 
 __all__ = ["MLPDecoder"]
 

@@ -12,7 +12,7 @@ from jax.scipy.special import i0e, log_ndtr, ndtr
 from jaxtyping import Array, ArrayLike
 from numpyro.distributions import constraints
 
-from np_latentode.supports import Product, circle, split
+from np_latentode.parts.supports import Product, circle, split
 
 __all__ = ["ProductDistribution", "ProjectedCircle", "Ring", "TriangularNormal"]
 

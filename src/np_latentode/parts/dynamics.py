@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from np_latentode.modules import mlp
-from np_latentode.solve import Dynamics
+from np_latentode.parts.modules import mlp
+from np_latentode.parts.solve import Dynamics
 
 __all__ = ["BoundedDynamics", "MLPDynamics", "TimeMLPDynamics"]
 

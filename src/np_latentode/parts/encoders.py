@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from np_latentode.modules import mlp
-from np_latentode.solve import Solver, solve
+from np_latentode.parts.modules import mlp
+from np_latentode.parts.solve import Solver, solve
 
 __all__ = ["GRU", "ODERNN", "PathODE", "SummaryEncoder"]
 

@@ -15,7 +15,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.flows import InverseAutoregressiveTransform
 from numpyro.nn import AutoregressiveNN
 
-from np_latentode.plate import check_counts
+from np_latentode.data.checks import check_counts
 
 __all__ = ["FlowjaxParameters", "inverse_autoregressive"]
 

@@ -26,8 +26,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike
 from numpyro.distributions import constraints
 
-from np_latentode.scaling import Scaling
-from np_latentode.trajectories import Trajectories, is_concrete
+from np_latentode.data.scaling import Scaling
+from np_latentode.data.trajectories import Trajectories, is_concrete
 
 __all__ = [
     "BernoulliLikelihood",

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array
 from numpyro.contrib.module import nnx_module
 
-from np_latentode.supports import describe_support
+from np_latentode.parts.supports import describe_support
 
 __all__ = [
     "Part",

@@ -24,9 +24,9 @@ import numpyro.distributions as dist
 from flax import nnx
 from jaxtyping import Array, Float
 
-from np_latentode.distributions import ProductDistribution, ProjectedCircle, TriangularNormal
-from np_latentode.flows import FlowjaxParameters, inverse_autoregressive
-from np_latentode.modules import check_factors, mlp
+from np_latentode.parts.distributions import ProductDistribution, ProjectedCircle, TriangularNormal
+from np_latentode.parts.flows import FlowjaxParameters, inverse_autoregressive
+from np_latentode.parts.modules import check_factors, mlp
 
 __all__ = [
     "CirclePosterior",

@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from flax import nnx
 
-from np_latentode.distributions import ProductDistribution, ProjectedCircle, Ring
-from np_latentode.flows import FlowjaxParameters, inverse_autoregressive
-from np_latentode.modules import check_factors, check_module, vector_distribution
-from np_latentode.plate import check_counts
+from np_latentode.data.checks import check_counts
+from np_latentode.parts.distributions import ProductDistribution, ProjectedCircle, Ring
+from np_latentode.parts.flows import FlowjaxParameters, inverse_autoregressive
+from np_latentode.parts.modules import check_factors, check_module, vector_distribution
 
 __all__ = [
     "CirclePrior",

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from flax import nnx
 
-from np_latentode.decoder import MLPDecoder
-from np_latentode.dynamics import MLPDynamics
-from np_latentode.encoders import ODERNN
-from np_latentode.guide import AmortizedGuide
-from np_latentode.likelihoods import Likelihood, check_observed
-from np_latentode.model import LatentODE
-from np_latentode.modules import Part, check_module, feature_dim, vector_distribution
-from np_latentode.posteriors import on_support
-from np_latentode.priors import StandardNormal
-from np_latentode.scaling import Scaling
-from np_latentode.solve import Solver
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.scaling import Scaling
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.parts.decoder import MLPDecoder
+from np_latentode.parts.dynamics import MLPDynamics
+from np_latentode.parts.encoders import ODERNN
+from np_latentode.parts.likelihoods import Likelihood, check_observed
+from np_latentode.parts.modules import Part, check_module, feature_dim, vector_distribution
+from np_latentode.parts.posteriors import on_support
+from np_latentode.parts.priors import StandardNormal
+from np_latentode.parts.solve import Solver
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.model import LatentODE
 
 __all__ = ["latent_ode"]
 

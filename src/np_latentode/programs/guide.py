@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpyro
 from jaxtyping import ArrayLike
 
-from np_latentode.conditioning import Conditioning
-from np_latentode.modules import (
+from np_latentode.data.conditioning import Conditioning
+from np_latentode.data.scaling import Scaling, check_scaling
+from np_latentode.data.trajectories import Numbers, Trajectories
+from np_latentode.parts.modules import (
     Part,
     bind,
     check_module,
@@ -15,9 +17,7 @@ from np_latentode.modules import (
     parameter_names,
     vector_distribution,
 )
-from np_latentode.plate import check_call, subsample, trajectory_plate
-from np_latentode.scaling import Scaling, check_scaling
-from np_latentode.trajectories import Numbers, Trajectories
+from np_latentode.programs.plate import check_call, subsample, trajectory_plate
 
 __all__ = ["AmortizedGuide"]
 

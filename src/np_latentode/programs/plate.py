@@ -9,14 +9,13 @@ import numpy as np
 import numpyro
 from jaxtyping import Array, ArrayLike, Float
 
-from np_latentode.likelihoods import check_observed
-from np_latentode.scaling import Scaling
-from np_latentode.trajectories import Numbers, Trajectories, as_floats, is_concrete
+from np_latentode.data.scaling import Scaling
+from np_latentode.data.trajectories import Numbers, Trajectories, as_floats, is_concrete
+from np_latentode.parts.likelihoods import check_observed
 
 __all__ = [
     "check_call",
     "check_context",
-    "check_counts",
     "check_data",
     "prediction_times",
     "subsample",
@@ -93,17 +92,6 @@ def check_data(model: Any, context: Any, target: Any = None, *, targets: bool = 
     check_observed(model.likelihood, context, name="context")
     if target is not None:
         check_observed(model.likelihood, target, name="target")
-
-
-def check_counts(**counts: Any) -> None:
-    """Refuses numbers of which there must be some.
-
-    Raises:
-        ValueError: naming the argument, the rule and what came.
-    """
-    for name, count in counts.items():
-        if not (isinstance(count, int) and count > 0):
-            raise ValueError(f"{name} must be a positive integer; got {count!r}.")
 
 
 def prediction_times(

@@ -18,9 +18,9 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from np_latentode.calibration import Calibration, SimulationRanks
-from np_latentode.training import History
-from np_latentode.trajectories import Numbers, Trajectories
+from np_latentode.data.trajectories import Numbers, Trajectories
+from np_latentode.forecasts.calibration import Calibration, SimulationRanks
+from np_latentode.training.fit import History
 
 __all__ = [
     "DATA",

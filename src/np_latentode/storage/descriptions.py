@@ -9,10 +9,10 @@ import diffrax
 import numpy as np
 from flax import nnx
 
-from np_latentode import decoder, dynamics, encoders, likelihoods, posteriors, priors
-from np_latentode.labels import Labels
-from np_latentode.scaling import Scaling
-from np_latentode.solve import Solver
+from np_latentode.data.labels import Labels
+from np_latentode.data.scaling import Scaling
+from np_latentode.parts import decoder, dynamics, encoders, likelihoods, posteriors, priors
+from np_latentode.parts.solve import Solver
 
 __all__ = ["build", "describe"]
 

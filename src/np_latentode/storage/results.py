@@ -1,16 +1,15 @@
-"""Results that are there as a whole, or not at all: directories, and files."""
+"""Directories of results: each is written whole, or not at all."""
 
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["MARKER", "check_output_dir", "result_dir", "write_bytes"]
+__all__ = ["MARKER", "check_output_dir", "result_dir"]
 
 MARKER = "metrics.json"
 """Every result directory holds this file; a directory without it is not ours to replace."""
@@ -76,21 +75,3 @@ def result_dir(path: Path, *, overwrite: bool) -> Iterator[Path]:
         # Earlier results that could not be put back stay where they are.
         if path.exists() or not old.exists():
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Puts a file in the place of what is there, if anything, in one step."""
-    # A link stays one.
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            # A full disk may be told of no earlier.
-            os.fsync(file.fileno())
-        if path.is_file():
-            shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

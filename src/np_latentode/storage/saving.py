@@ -7,45 +7,38 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpyro.handlers as handlers
+from np_latentode.parts.likelihoods import Likelihood
+from np_latentode.parts.modules import Part
+from np_latentode.parts.solve import Solver
+from np_latentode.programs.fitted import Fitted
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.model import LatentODE
+from np_latentode.programs.params import initial_params
+from np_latentode.storage.arrays import fill, read, write
+from np_latentode.storage.descriptions import build, describe
 
-from np_latentode.checkpoints import fill, named_leaves, read, write
-from np_latentode.descriptions import build, describe
-from np_latentode.guide import AmortizedGuide
-from np_latentode.likelihoods import Likelihood
-from np_latentode.model import LatentODE
-from np_latentode.modules import Part
-from np_latentode.prediction import check_params
-from np_latentode.solve import Solver
-
-__all__ = ["describe_parts", "initial_params", "load", "save"]
+__all__ = ["describe_parts", "load", "save"]
 
 OF_MODEL = ("dynamics", "decoder", "prior", "likelihood", "solver")
 OF_GUIDE = ("encoder", "posterior")
 
 
-def save(
-    path: str | PathLike[str], model: LatentODE, guide: AmortizedGuide, params: dict[str, Any]
-) -> None:
-    """Writes a fit into a new directory, from which `load` makes it anew: as a whole or not at all.
+def save(path: str | PathLike[str], fitted: Fitted) -> None:
+    """Writes a fit into a new directory, whole or not at all; `load` reads it.
 
-    It holds the parameters, the units with what the table trained on called its columns, and of
-    each part its name and its constructor's arguments; no ids and no data.
+    The directory holds the parameters, the units, the column names of the training table, and the
+    name and constructor arguments of each part. It holds no ids, no data and no history.
 
     Args:
-        path: where; nothing may be there.
-        model, guide, params: as fitted.
+        path: the new directory.
+        fitted: the fit.
 
     Raises:
-        ValueError: if something is at `path`, or params are those of no fit.
+        ValueError: if something is at `path`.
         OSError: if it cannot be written.
     """
-    check_params(params, model, guide)
-    # What could not be loaded is not saved.
-    fill(initial_params(model, guide), named_leaves(params), name="params")
-    write(Path(path), params, {"kind": "fit", "parts": describe_parts(model, guide)})
+    parts = describe_parts(fitted.model, fitted.guide)
+    write(Path(path), fitted.params, {"kind": "fit", "parts": parts})
 
 
 def load(
@@ -58,7 +51,7 @@ def load(
     solver: Solver | None = None,
     encoder: Part | None = None,
     posterior: Part | None = None,
-) -> tuple[LatentODE, AmortizedGuide, dict[str, Any]]:
+) -> Fitted:
     """Model, guide and params as they were saved. No code is read from the files, and so none run.
 
     Args:
@@ -101,7 +94,7 @@ def load(
     scaling = parts["scaling"]
     model = LatentODE(**{name: parts[name] for name in OF_MODEL}, scaling=scaling)
     guide = AmortizedGuide(**{name: parts[name] for name in OF_GUIDE}, scaling=scaling)
-    return model, guide, fill(initial_params(model, guide), arrays, name="path")
+    return Fitted(model, guide, fill(initial_params(model, guide), arrays, name="path"))
 
 
 def describe_parts(model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
@@ -117,12 +110,3 @@ def describe_parts(model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
             except TypeError:
                 parts[name] = {"own": getattr(part, "__name__", type(part).__name__)}
     return parts
-
-
-def initial_params(model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
-    """Parameters before any training, by their sites."""
-    with handlers.seed(rng_seed=0), handlers.trace() as sites:
-        model._bind()
-        guide._bind()
-    values = {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
-    return jax.tree.map(jnp.asarray, values)

@@ -15,23 +15,23 @@ from flax import nnx
 from jaxtyping import Array, Float
 from scipy.stats import norm
 
-from np_latentode import baselines
-from np_latentode.assemble import latent_ode
-from np_latentode.calibration import Calibration, calibration
-from np_latentode.conditioning import MOSTLY_PARTS
-from np_latentode.datasets import clinical
-from np_latentode.decoder import MLPDecoder
-from np_latentode.encoders import SummaryEncoder
-from np_latentode.guide import AmortizedGuide
-from np_latentode.likelihoods import StudentTLikelihood
-from np_latentode.model import LatentODE
-from np_latentode.plate import check_counts
-from np_latentode.prediction import forecast, observed_times
-from np_latentode.results import check_output_dir, result_dir
-from np_latentode.scaling import Scaling
-from np_latentode.scores import BAND, score, score_forecast, score_levels, within_band
-from np_latentode.training import fit, optimizer
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.checks import check_counts
+from np_latentode.data.conditioning import MOSTLY_PARTS
+from np_latentode.data.scaling import Scaling
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts import baselines
+from np_latentode.forecasts.calibration import Calibration, calibration
+from np_latentode.forecasts.prediction import forecast, observed_times
+from np_latentode.forecasts.scores import BAND, score, score_forecast, score_levels, within_band
+from np_latentode.parts.decoder import MLPDecoder
+from np_latentode.parts.encoders import SummaryEncoder
+from np_latentode.parts.likelihoods import StudentTLikelihood
+from np_latentode.programs.assemble import latent_ode
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.model import LatentODE
+from np_latentode.storage.results import check_output_dir, result_dir
+from np_latentode.studies.datasets import clinical
+from np_latentode.training.fit import fit, optimizer
 
 __all__ = ["run", "split_patients"]
 
@@ -92,7 +92,7 @@ def run(
         },
     }
     # Imported after training, which should not wait for matplotlib.
-    from np_latentode import plots
+    from np_latentode.report import plots
 
     figures = {
         "forecasts": _forecast_figure(done[0]),
@@ -208,7 +208,7 @@ def _pooled(parts: list[Calibration]) -> Calibration:
 
 def _forecast_figure(one: _Split) -> Any:
     """Those patients of whom most was to be forecast, in the table's own units."""
-    from np_latentode import plots
+    from np_latentode.report import plots
 
     most = np.argsort(-np.asarray(one.target.observed).sum(1), kind="stable")[:4]
     draws = {name: np.asarray(values)[:, most] for name, values in one.draws.items()}

@@ -10,16 +10,16 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 from xarray import DataTree
 
-from np_latentode import plots
-from np_latentode.amortization import amortization
-from np_latentode.calibration import calibration, simulation_ranks
-from np_latentode.exact import exact_posterior
-from np_latentode.guide import AmortizedGuide
-from np_latentode.importance import TRUSTED, elpd, importance
-from np_latentode.model import LatentODE
-from np_latentode.prediction import forecast, posterior
-from np_latentode.refinement import refine
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.calibration import calibration, simulation_ranks
+from np_latentode.forecasts.prediction import forecast, posterior
+from np_latentode.inference.amortization import amortization
+from np_latentode.inference.importance import TRUSTED, elpd, importance
+from np_latentode.inference.nuts import exact_posterior
+from np_latentode.inference.refinement import refine
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.model import LatentODE
+from np_latentode.report import plots
 
 __all__ = ["Diagnosis", "diagnose"]
 

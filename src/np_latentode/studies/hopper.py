@@ -22,22 +22,22 @@ import scoringrules
 from flax import nnx
 from jaxtyping import Array
 
-from np_latentode import baselines
-from np_latentode.assemble import latent_ode
-from np_latentode.datasets.hopper import hopper, windows
-from np_latentode.decoder import MLPDecoder
-from np_latentode.dynamics import MLPDynamics
-from np_latentode.encoders import ODERNN
-from np_latentode.guide import AmortizedGuide
-from np_latentode.model import LatentODE
-from np_latentode.posteriors import DiagonalNormal
-from np_latentode.prediction import forecast
-from np_latentode.results import check_output_dir, result_dir
-from np_latentode.scaling import SPAN
-from np_latentode.scores import within_band
-from np_latentode.solve import Solver
-from np_latentode.training import fit, optimizer
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.scaling import SPAN
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts import baselines
+from np_latentode.forecasts.prediction import forecast
+from np_latentode.forecasts.scores import within_band
+from np_latentode.parts.decoder import MLPDecoder
+from np_latentode.parts.dynamics import MLPDynamics
+from np_latentode.parts.encoders import ODERNN
+from np_latentode.parts.posteriors import DiagonalNormal
+from np_latentode.parts.solve import Solver
+from np_latentode.programs.assemble import latent_ode
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.model import LatentODE
+from np_latentode.storage.results import check_output_dir, result_dir
+from np_latentode.studies.datasets.hopper import hopper, windows
+from np_latentode.training.fit import fit, optimizer
 
 __all__ = ["TASKS", "Task", "make_model", "run", "see"]
 
@@ -169,7 +169,7 @@ def run(
         "published": published(task, observed),
     }
     # Imported after training, as a first step should not wait for ArviZ and matplotlib.
-    from np_latentode.plots import plot_training
+    from np_latentode.report.plots import plot_training
 
     figures = {
         "trajectories": plot_some(score_key, model, guide, fitted.params, context, test),
@@ -300,7 +300,7 @@ def plot_some(
     count: int = 4,
 ) -> Any:
     """The first few test trajectories: what was seen of them, the truth, and forecasts."""
-    from np_latentode.plots import plot_forecasts
+    from np_latentode.report.plots import plot_forecasts
 
     count = min(count, len(test))
     context, test, shown = context[:count], test[:count], jnp.array([*SHOWN.values()])

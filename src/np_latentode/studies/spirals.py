@@ -12,11 +12,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from np_latentode.datasets import SpiralFamily
-from np_latentode.experiments.priors import fit, make_prior, on_codes, score_prior
-from np_latentode.experiments.scores import CUT, forecasts, score_draws, score_others
-from np_latentode.prediction import posterior, prior, prior_predictive
-from np_latentode.results import check_output_dir, result_dir
+from np_latentode.forecasts.prediction import posterior, prior, prior_predictive
+from np_latentode.storage.results import check_output_dir, result_dir
+from np_latentode.studies.datasets import SpiralFamily
+from np_latentode.studies.spirals_priors import fit, make_prior, on_codes, score_prior
+from np_latentode.studies.spirals_scores import CUT, forecasts, score_draws, score_others
 
 __all__ = ["run"]
 
@@ -74,8 +74,8 @@ def run(
         "seconds_to_first_step": first_done - started,
     }
     # Imported after training, as a first step should not wait for ArviZ and matplotlib.
-    from np_latentode import diagnostics, plots
-    from np_latentode.experiments import figures as drawn
+    from np_latentode.report import datatree as diagnostics, plots
+    from np_latentode.studies import figures as drawn
 
     _, score_key = jax.random.split(jax.random.key(seed))
     (
@@ -128,7 +128,7 @@ def run(
     }
     found = None
     if diagnose:
-        from np_latentode.experiments.diagnosis import diagnose as check
+        from np_latentode.studies.diagnosis import diagnose as check
 
         found = check(
             diagnose_key, model, guide, params, test, cut=CUT, many=fresh, progress=progress

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import ArrayLike
 from matplotlib.figure import Figure
 
-from np_latentode.datasets import SpiralFamily, Spirals
-from np_latentode.plots import DATA, MODEL, TRUTH, fan, panels
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.report.plots import DATA, MODEL, TRUTH, fan, panels
+from np_latentode.studies.datasets import SpiralFamily, Spirals
 
 __all__ = ["plot_prior_draws", "plot_sampling", "plot_spirals"]
 

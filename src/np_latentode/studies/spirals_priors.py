@@ -13,16 +13,10 @@ from flax import nnx
 from jaxtyping import Array
 from numpyro.infer import Trace_ELBO
 
-from np_latentode.aggregate import fit_prior
-from np_latentode.assemble import latent_ode
-from np_latentode.datasets import SpiralFamily, Spirals
-from np_latentode.encoders import ODERNN
-from np_latentode.experiments.scores import forecasts, score_draws
-from np_latentode.guide import AmortizedGuide
-from np_latentode.model import LatentODE
-from np_latentode.posteriors import FullRankNormal
-from np_latentode.prediction import posterior, prior_predictive
-from np_latentode.priors import (
+from np_latentode.forecasts.prediction import posterior, prior_predictive
+from np_latentode.parts.encoders import ODERNN
+from np_latentode.parts.posteriors import FullRankNormal
+from np_latentode.parts.priors import (
     CirclePrior,
     FlowPrior,
     MixturePrior,
@@ -30,8 +24,13 @@ from np_latentode.priors import (
     RingPrior,
     StandardNormal,
 )
-from np_latentode.training import STEPS_AT_ONCE, History
-from np_latentode.training import fit as train_both
+from np_latentode.programs.assemble import latent_ode
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.model import LatentODE
+from np_latentode.studies.datasets import SpiralFamily, Spirals
+from np_latentode.studies.spirals_scores import forecasts, score_draws
+from np_latentode.training.aggregate import fit_prior
+from np_latentode.training.fit import STEPS_AT_ONCE, History, fit as train_both
 
 __all__ = ["Fit", "fit", "make_prior", "on_codes", "score_prior"]
 
@@ -172,7 +171,7 @@ def score_prior(
         codes' angles, `code_phase_ks`; `reconstruction_mse` and `extrapolation_mse`.
     """
     # Imported here and below, as ArviZ and SciPy's statistics take seconds.
-    from np_latentode.diagnostics import gaussianization
+    from np_latentode.report.gaussianization import gaussianization
 
     model, guide, params = trained = fitted.model, fitted.guide, fitted.params
     prior_key, forecast_key = jax.random.split(rng_key)

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from np_latentode import baselines
-from np_latentode.datasets import SpiralFamily, Spirals
-from np_latentode.prediction import forecast
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts import baselines
+from np_latentode.forecasts.prediction import forecast
+from np_latentode.studies.datasets import SpiralFamily, Spirals
 
 __all__ = ["CUT", "forecasts", "score", "score_draws", "score_others"]
 

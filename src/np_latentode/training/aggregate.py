@@ -13,19 +13,20 @@ from jaxtyping import Array
 from numpyro.infer import SVI, Trace_ELBO
 from tqdm import tqdm
 
-from np_latentode.conditioning import Conditioning, random_context
-from np_latentode.guide import AmortizedGuide
-from np_latentode.modules import (
+from np_latentode.data.checks import check_counts
+from np_latentode.data.conditioning import Conditioning, random_context
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.prediction import posterior
+from np_latentode.parts.modules import (
     Part,
     bind_prior,
     check_module,
     parameter_names,
     vector_distribution,
 )
-from np_latentode.plate import check_context, check_counts
-from np_latentode.prediction import posterior
-from np_latentode.training import dispatches, optimizer
-from np_latentode.trajectories import Trajectories
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.plate import check_context
+from np_latentode.training.fit import dispatches, optimizer
 
 __all__ = ["fit_prior"]
 

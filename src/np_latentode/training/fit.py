@@ -18,14 +18,17 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.svi import SVIState
 from tqdm import tqdm
 
-from np_latentode.checkpoints import Checkpoints, digest, fill
-from np_latentode.conditioning import Conditioning, random_context
-from np_latentode.guide import AmortizedGuide
-from np_latentode.model import LatentODE
-from np_latentode.plate import check_call, check_counts, check_data
-from np_latentode.saving import describe_parts, initial_params
-from np_latentode.trajectories import Trajectories
-from np_latentode.validation import forecast_score, held_out_pair
+from np_latentode.data.checks import check_counts
+from np_latentode.data.conditioning import Conditioning, random_context
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.model import LatentODE
+from np_latentode.programs.params import initial_params
+from np_latentode.programs.plate import check_call, check_data
+from np_latentode.storage.arrays import digest, fill
+from np_latentode.storage.saving import describe_parts
+from np_latentode.training.checkpoints import Checkpoints
+from np_latentode.training.validation import forecast_score, held_out_pair
 
 __all__ = ["Fit", "History", "dispatches", "fit", "optimizer"]
 

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from np_latentode.guide import AmortizedGuide
-from np_latentode.model import LatentODE
-from np_latentode.plate import check_data
-from np_latentode.prediction import log_predictive, posterior
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.prediction import log_predictive, posterior
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.model import LatentODE
+from np_latentode.programs.plate import check_data
 
 __all__ = ["NUM_DRAWS", "forecast_score", "held_out_pair"]
 

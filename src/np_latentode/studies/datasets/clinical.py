@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.trajectories import Trajectories
 
 __all__ = ["LABS", "LOGGED", "clinical"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from np_latentode.cache import cache_dir
-from np_latentode.results import write_bytes
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.atomic import write_bytes
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.storage.cache import cache_dir
 
 __all__ = ["STATES", "hopper", "windows"]
 

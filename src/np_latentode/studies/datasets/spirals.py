@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from jax.scipy.special import i0e, i1e, logsumexp
 from jaxtyping import Array, ArrayLike, Float
 
-from np_latentode.trajectories import Trajectories
+from np_latentode.data.trajectories import Trajectories
 
 __all__ = ["SpiralFamily", "SpiralPosterior", "Spirals", "spirals"]
 

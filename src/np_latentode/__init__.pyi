@@ -1,0 +1,102 @@
+# The public names: one flat list, whatever file they live in.
+from .data.conditioning import (
+    random_context as random_context,
+    random_points as random_points,
+    random_prefix as random_prefix,
+)
+from .data.labels import Labels as Labels
+from .data.problems import MalformedRows as MalformedRows
+from .data.scaling import Scaling as Scaling
+from .data.tables import tidy_forecast as tidy_forecast
+from .data.trajectories import Trajectories as Trajectories
+from .forecasts import baselines as baselines
+from .forecasts.calibration import (
+    Calibration as Calibration,
+    SimulationRanks as SimulationRanks,
+    calibration as calibration,
+    simulation_ranks as simulation_ranks,
+)
+from .forecasts.prediction import (
+    decode as decode,
+    forecast as forecast,
+    log_likelihood as log_likelihood,
+    log_predictive as log_predictive,
+    observed_times as observed_times,
+    posterior as posterior,
+    prior as prior,
+    prior_predictive as prior_predictive,
+)
+from .inference.amortization import (
+    AmortizationReport as AmortizationReport,
+    amortization as amortization,
+)
+from .inference.importance import (
+    ImportanceReport as ImportanceReport,
+    elpd as elpd,
+    importance as importance,
+)
+from .inference.nuts import (
+    Convergence as Convergence,
+    convergence as convergence,
+    exact_posterior as exact_posterior,
+)
+from .inference.refinement import Refined as Refined, refine as refine
+from .parts.decoder import MLPDecoder as MLPDecoder
+from .parts.dynamics import (
+    BoundedDynamics as BoundedDynamics,
+    MLPDynamics as MLPDynamics,
+    TimeMLPDynamics as TimeMLPDynamics,
+)
+from .parts.encoders import (
+    GRU as GRU,
+    ODERNN as ODERNN,
+    PathODE as PathODE,
+    SummaryEncoder as SummaryEncoder,
+)
+from .parts.likelihoods import (
+    BernoulliLikelihood as BernoulliLikelihood,
+    FeatureLikelihoods as FeatureLikelihoods,
+    GaussianLikelihood as GaussianLikelihood,
+    PoissonLikelihood as PoissonLikelihood,
+    StudentTLikelihood as StudentTLikelihood,
+)
+from .parts.posteriors import (
+    CirclePosterior as CirclePosterior,
+    DiagonalNormal as DiagonalNormal,
+    FlowjaxPosterior as FlowjaxPosterior,
+    FlowPosterior as FlowPosterior,
+    FullRankNormal as FullRankNormal,
+    ProductPosterior as ProductPosterior,
+)
+from .parts.priors import (
+    CirclePrior as CirclePrior,
+    FlowjaxPrior as FlowjaxPrior,
+    FlowPrior as FlowPrior,
+    MixturePrior as MixturePrior,
+    ProductPrior as ProductPrior,
+    RingPrior as RingPrior,
+    StandardNormal as StandardNormal,
+)
+from .parts.solve import Solver as Solver
+from .programs.assemble import latent_ode as latent_ode
+from .programs.fitted import Fitted as Fitted, History as History
+from .programs.guide import AmortizedGuide as AmortizedGuide
+from .programs.model import LatentODE as LatentODE
+from .report.datatree import to_datatree as to_datatree
+from .report.gaussianization import (
+    GaussianizationReport as GaussianizationReport,
+    gaussianization as gaussianization,
+)
+from .report.plots import (
+    plot_calibration as plot_calibration,
+    plot_forecasts as plot_forecasts,
+    plot_guide as plot_guide,
+    plot_latent as plot_latent,
+    plot_pareto_k as plot_pareto_k,
+    plot_ranks as plot_ranks,
+    plot_training as plot_training,
+)
+from .storage.saving import load as load, save as save
+from .studies import datasets as datasets
+from .training.aggregate import fit_prior as fit_prior
+from .training.fit import fit as fit, optimizer as optimizer

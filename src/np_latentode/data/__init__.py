@@ -1,0 +1,1 @@
+"""What was observed, when and in which units, and which part of it is shown."""

@@ -1,0 +1,28 @@
+"""One file, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+__all__ = ["write_bytes"]
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Puts a file in the place of what is there, if anything, in one step."""
+    # A link stays one.
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            # A full disk may be told of no earlier.
+            os.fsync(file.fileno())
+        if path.is_file():
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

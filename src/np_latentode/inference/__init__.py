@@ -1,0 +1,1 @@
+"""The posterior of z0 beyond the guide."""

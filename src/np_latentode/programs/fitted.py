@@ -1,0 +1,85 @@
+"""A fit: model, guide and parameters that belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+from numpyro.infer.svi import SVIState
+
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.model import LatentODE
+from np_latentode.programs.params import check_params
+
+__all__ = ["Fitted", "History"]
+
+
+class History(NamedTuple):
+    """What happened in training."""
+
+    losses: Float[np.ndarray, " step"]
+    """-ELBO of each step, summed over the data; NaN for a step that was skipped as not finite."""
+    evaluated: Int[np.ndarray, " evaluation"]
+    """The number of steps taken at each validation."""
+    validation: Float[np.ndarray, " evaluation"]
+    """-log p(target | context) per observation at each validation; lower is better."""
+    seconds: Float[np.ndarray, " dispatch"]
+    """Seconds since `fit` began, after each dispatch of steps."""
+
+    @property
+    def best_step(self) -> int:
+        """The step with the lowest validation score, or the last step if no score is finite."""
+        if not np.isfinite(self.validation).any():
+            return len(self.losses)
+        return int(self.evaluated[np.argmin(self.validation)])
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A model and its guide with trained parameters: what `fit` and `load` return.
+
+    `Fitted(model, guide, result.params)` makes one of the result of NumPyro's `SVI.run`. Names and
+    shapes of the parameters are checked here, once.
+
+    A pytree of its parameters, so that `jax.jit` takes it as an argument. Behind JAX's
+    transformations `history` and `state` are None.
+
+    Args:
+        model, guide: the NumPyro programs.
+        params: their parameters by site, as `SVI.get_params` returns them.
+        history: of the training; None unless `fit` trained it.
+        state: of SVI after the last step; None unless `fit` trained it.
+
+    Raises:
+        ValueError: if model or guide are something else, or a parameter is missing, unknown, or of
+            another shape.
+    """
+
+    model: LatentODE
+    guide: AmortizedGuide
+    params: dict[str, Any] = field(repr=False)
+    history: History | None = field(default=None, repr=False)
+    state: SVIState | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("model", LatentODE), ("guide", AmortizedGuide)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(
+                    f"{name} must be of {kind.__name__}; got {type(getattr(self, name)).__name__}."
+                )
+        check_params(self.model, self.guide, self.params)
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[Any, Any]]:
+        return [(jax.tree_util.GetAttrKey("params"), self.params)], (self.model, self.guide)
+
+    @classmethod
+    def tree_unflatten(cls, programs: tuple[Any, Any], children: Any) -> Fitted:
+        # Unchecked, as JAX puts other things than arrays in their place.
+        self = object.__new__(cls)
+        fields = dict(zip(("model", "guide", "params"), (*programs, *children), strict=True))
+        self.__dict__.update(fields, history=None, state=None)
+        return self
