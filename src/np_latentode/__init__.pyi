@@ -30,16 +30,13 @@ from .inference.amortization import (
     AmortizationReport as AmortizationReport,
     amortization as amortization,
 )
+from .inference.convergence import Convergence as Convergence, convergence as convergence
 from .inference.importance import (
     ImportanceReport as ImportanceReport,
     elpd as elpd,
     importance as importance,
 )
-from .inference.nuts import (
-    Convergence as Convergence,
-    convergence as convergence,
-    exact_posterior as exact_posterior,
-)
+from .inference.nuts import exact_posterior as exact_posterior
 from .inference.refinement import Refined as Refined, refine as refine
 from .parts.decoder import MLPDecoder as MLPDecoder
 from .parts.dynamics import (
@@ -99,4 +96,5 @@ from .report.plots import (
 from .storage.saving import load as load, save as save
 from .studies import datasets as datasets
 from .training.aggregate import fit_prior as fit_prior
-from .training.fit import fit as fit, optimizer as optimizer
+from .training.fit import fit as fit
+from .training.optimizer import optimizer as optimizer

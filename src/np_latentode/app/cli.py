@@ -2,43 +2,170 @@
 
 from __future__ import annotations
 
-import time
+import time as clock
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+# JAX, NumPy and all that needs them are imported by the command that needs them.
+
 __all__ = ["app"]
 
-STARTED = time.perf_counter()
-"""When the program started, before JAX is imported."""
+STARTED = clock.perf_counter()
+"""When the program started."""
 
 app = typer.Typer(
-    help="Latent ODEs for irregular time series.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
-
 OutputDir = Annotated[
-    Path, typer.Option(help="Where the results go; must be new, unless --overwrite.")
+    Path, typer.Option(help="Directory of the results; must be new, unless --overwrite.")
 ]
-Seed = Annotated[int, typer.Option(help="Of the networks and of training.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the results of an earlier run as a whole.")
 ]
+Seed = Annotated[int, typer.Option(help="Seed of the networks and of training.")]
+Steps = Annotated[int, typer.Option(min=1, help="Training steps.")]
+LatentDim = Annotated[int, typer.Option(min=1, help="Dimension of the latent state.")]
+
+# of `fit`
+Data = Annotated[Path, typer.Argument(help="A .csv, .parquet or .nc file, one row per visit.")]
+Id = Annotated[str, typer.Option(help="Column of the ids: who was observed.")]
+Time = Annotated[
+    str, typer.Option(help="Column of the times: numbers, or dates such as 2020-01-31.")
+]
+Values = Annotated[
+    list[str],
+    typer.Option(
+        help="Columns of the measured values, separated by commas or repeated. They hold numbers, "
+        "and are empty where nothing was measured."
+    ),
+]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(help="Those of the values to model by their logarithm; they must be positive."),
+]
+Unit = Annotated[
+    str | None,
+    typer.Option(
+        help="Unit in which dates are counted: W, D, h, m or s. Ignored for numeric times.  "
+        "[default: D]"
+    ),
+]
+Holdout = Annotated[
+    float, typer.Option(help="Share of the ids to hold out and to score forecasts of.")
+]
+MostSteps = Annotated[int, typer.Option(min=1, help="Highest number of training steps.")]
+Patience = Annotated[
+    int, typer.Option(min=1, help="Stop after this many steps without a better validation score.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Trajectories per step, at most.")]
+SeedOfAll = Annotated[
+    int, typer.Option(help="Seed of the networks, of training, and of the ids held out.")
+]
+OverwriteFit = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the results of another fit as a whole.")
+]
+
+# of `forecast`
+Run = Annotated[Path, typer.Argument(help="The output directory of `fit`.")]
+Known = Annotated[
+    Path,
+    typer.Argument(help="A table with what is known of each id, with the columns of the fit."),
+]
+Until = Annotated[str | None, typer.Option(help="The last time to forecast, a number or a date.")]
+Ahead = Annotated[
+    float | None,
+    typer.Option(help="Instead of --until: how far to forecast beyond each id's last measurement."),
+]
+Points = Annotated[int, typer.Option(min=1, help="Times per id, evenly spaced.")]
+Quantiles = Annotated[
+    str,
+    typer.Option(help="Quantiles of new observations, between 0 and 1, separated by commas."),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="The file to write: .csv, .parquet or .nc.")
+]
+Draws = Annotated[int, typer.Option(min=2, help="Draws from the posterior predictive.")]
+SeedOfDraws = Annotated[int, typer.Option(help="Seed of the draws.")]
+Plot = Annotated[
+    bool, typer.Option("--plot", help="Also draw the first four ids, into a .png file.")
+]
+OverwriteFiles = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+
+# of the studies
+BatchOf200 = Annotated[int, typer.Option(min=1, max=200, help="Trajectories per step, of 200.")]
+Priors = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Also fit under this prior, and compare with N(0, I). One of: mixture, flow, circle, "
+        "ring; circle or ring joined with the prior of the other dimensions, as in ring+mixture; a "
+        "flow over one of these, as in flow/ring+mixture. Can be repeated."
+    ),
+]
+Diagnose = Annotated[
+    bool,
+    typer.Option(
+        "--diagnose",
+        help="Also check guide and bands by exact posteriors: writes diagnosis.txt, exact.nc, "
+        "predictions into posterior.nc, and figures. Takes two more minutes.",
+    ),
+]
+Splits = Annotated[int, typer.Option(min=1, help="Number of splits, with the seeds 0, 1, ...")]
+StepsOfEach = Annotated[int, typer.Option(min=1, help="Training steps per split.")]
+Task = Annotated[str, typer.Option(help="interpolation or extrapolation.")]
+Observed = Annotated[
+    float,
+    typer.Option(help="Share of the points that is seen; the paper has 0.1, 0.2, 0.3 and 0.5."),
+]
+Protocol = Annotated[
+    str,
+    typer.Option(
+        help="paper: extrapolate from the first 100 of 200 states. released: from the first 66, "
+        "as the code released with the paper does."
+    ),
+]
+NumTrajectories = Annotated[
+    int,
+    typer.Option(
+        "--trajectories",
+        min=5,
+        help="Trajectories for training and test together; the paper has 10,000.",
+    ),
+]
+StepsOfTask = Annotated[
+    int | None,
+    typer.Option(min=1, help="Training steps.  [default: 25,000; 12,000 for extrapolation]"),
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"np-latentode {version('np-latentode')}")
+        raise typer.Exit
 
 
 @app.callback()
-def commands() -> None:
+def commands(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
     """Latent ODEs for irregular time series.
 
-    Exit codes: 0 when all is done, 2 when something that was given cannot be used, 1 when a file
-    cannot be written or training diverges, 130 when interrupted.
+    Exit codes: 0 on success, 2 if an argument or a file given cannot be used, 1 if a file cannot be
+    written or training diverges, 130 if interrupted.
     """
 
 
@@ -47,67 +174,37 @@ def commands() -> None:
     "--log bili --holdout 0.2 --output-dir run/"
 )
 def fit(
-    data: Annotated[Path, typer.Argument(help="A .csv, .parquet or .nc file, a row a visit.")],
-    id: Annotated[str, typer.Option(help="The column that says who was observed.")],
-    time: Annotated[
-        str, typer.Option(help="The column that says when: numbers, or dates as 2020-01-31.")
-    ],
-    values: Annotated[
-        list[str],
-        typer.Option(
-            help="The columns of what was measured, numbers, divided by commas or repeated; empty "
-            "where nothing was."
-        ),
-    ],
-    output_dir: Annotated[Path, typer.Option(help="Where the results go.")],
-    log: Annotated[
-        list[str] | None,
-        typer.Option(help="Those of the values to model by their logarithm; they are positive."),
-    ] = None,
-    unit: Annotated[
-        str, typer.Option(help="What dates are counted in: W, D, h, m or s; of no account else.")
-    ] = "D",
-    holdout: Annotated[
-        float, typer.Option(help="The share of the ids to hold out and score forecasts of.")
-    ] = 0.2,
-    latent_dim: Annotated[int, typer.Option(min=1, help="Dimension of the latent state.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps, at most.")] = 5_000,
-    patience: Annotated[
-        int, typer.Option(min=1, help="Steps without a better validation score before it ends.")
-    ] = 1_000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Trajectories a step, at most.")] = 50,
-    seed: Annotated[
-        int, typer.Option(help="Of the networks, of training, and of who is held out.")
-    ] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the results of another fit as a whole.")
-    ] = False,
+    data: Data,
+    *,
+    id: Id,
+    time: Time,
+    values: Values,
+    output_dir: OutputDir,
+    log: Log = None,
+    unit: Unit = None,
+    holdout: Holdout = 0.2,
+    latent_dim: LatentDim = 4,
+    steps: MostSteps = 5_000,
+    patience: Patience = 1_000,
+    batch_size: BatchSize = 50,
+    seed: SeedOfAll = 0,
+    overwrite: OverwriteFit = False,
 ) -> None:
-    """Fit a table, score forecasts of ids held out, and keep the fit for `forecast`.
+    """Fit a table, score forecasts of held-out ids, and save the fit for `forecast`.
 
-    Writes fit/ (which `np_latentode.load` reads, too), metrics.json, heldout.csv and figures as
-    PNG. Interrupted, the same command goes on where it was; finished, it is not done again.
+    Writes fit/ (which `np_latentode.load` also reads), metrics.json, heldout.csv and figures as
+    PNG. After an interruption the same command goes on; a finished fit is not repeated.
     """
-    from np_latentode.app.fit_table import fit_table
+    given: dict[str, Any] = dict(
+        id=id, time=time, values=_names(values), log=_names(log), unit=unit
+    )
+    given |= dict(holdout=holdout, latent_dim=latent_dim, steps=steps, patience=patience)
+    given |= dict(batch_size=batch_size, seed=seed, overwrite=overwrite)
+    with _reported("fit"):
+        from np_latentode.app.fit_table import fit_table
 
-    _keep_compiled_programs()
-    with _told("fit"):
-        fit_table(
-            data,
-            output_dir,
-            id=id,
-            time=time,
-            values=_names(values),
-            log=_names(log),
-            unit=unit,
-            holdout=holdout,
-            latent_dim=latent_dim,
-            steps=steps,
-            patience=patience,
-            batch_size=batch_size,
-            seed=seed,
-            overwrite=overwrite,
-        )
+        _keep_compiled_programs()
+        fit_table(data, output_dir, **given)
 
 
 @app.command(
@@ -115,49 +212,30 @@ def fit(
     "np-latentode forecast run/ new.csv --ahead 90 --quantiles 0.1,0.9 -o forecast.parquet"
 )
 def forecast(
-    run: Annotated[Path, typer.Argument(help="The output directory of `fit`.")],
-    data: Annotated[
-        Path, typer.Argument(help="What is known of each id, in columns named as those fitted.")
-    ],
-    until: Annotated[
-        str | None, typer.Option(help="The last time to forecast, a number or a date.")
-    ] = None,
-    ahead: Annotated[
-        float | None, typer.Option(help="Or how far beyond each id's last measurement.")
-    ] = None,
-    points: Annotated[int, typer.Option(min=1, help="Times for each id, evenly spaced.")] = 50,
-    quantiles: Annotated[
-        str, typer.Option(help="Of new observations, between 0 and 1, divided by commas.")
-    ] = "0.05,0.5,0.95",
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="A .csv, .parquet or .nc file.")
-    ] = Path("forecast.csv"),
-    draws: Annotated[int, typer.Option(min=2, help="From the posterior predictive.")] = 500,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    plot: Annotated[
-        bool, typer.Option("--plot", help="Draw the first four as well, into a .png file.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that are there.")
-    ] = False,
+    run: Run,
+    data: Known,
+    *,
+    until: Until = None,
+    ahead: Ahead = None,
+    points: Points = 50,
+    quantiles: Quantiles = "0.05,0.5,0.95",
+    output: Output = Path("forecast.csv"),
+    draws: Draws = 500,
+    seed: SeedOfDraws = 0,
+    plot: Plot = False,
+    overwrite: OverwriteFiles = False,
 ) -> None:
     """Forecast every id of a table: mean, standard deviation and quantiles of new observations."""
-    from np_latentode.app.fit_table import forecast_table
+    with _reported("forecast"):
+        levels = _numbers("quantiles", quantiles)
+        given: dict[str, Any] = dict(
+            until=until, ahead=ahead, points=points, quantiles=levels, draws=draws
+        )
+        from np_latentode.app.forecast_table import forecast_table
 
-    _keep_compiled_programs()
-    with _told("forecast"):
+        _keep_compiled_programs()
         table = forecast_table(
-            run,
-            data,
-            output,
-            until=until,
-            ahead=ahead,
-            points=points,
-            quantiles=_numbers("quantiles", quantiles),
-            draws=draws,
-            seed=seed,
-            plot=plot,
-            overwrite=overwrite,
+            run, data, output, quantiles=levels, **given, seed=seed, plot=plot, overwrite=overwrite
         )
         print(f"{len(table)} forecasts in {output}")
 
@@ -166,41 +244,25 @@ def forecast(
     epilog="Example:  np-latentode spirals --output-dir runs/priors --prior ring+mixture --seed 1"
 )
 def spirals(
+    *,
     output_dir: OutputDir = Path("runs/spirals"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 14_000,
+    steps: Steps = 14_000,
     seed: Seed = 0,
-    latent_dim: Annotated[int, typer.Option(min=1, help="Dimension of the latent state.")] = 4,
-    batch_size: Annotated[
-        int, typer.Option(min=1, max=200, help="Trajectories a step, of 200.")
-    ] = 50,
-    prior: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Fit under this prior as well, and compare with N(0, I): mixture, flow, circle, "
-            "ring, one of the last two and what the other numbers follow, as in ring+mixture, or a "
-            "flow over one of these, as in flow/ring+mixture. Can be repeated."
-        ),
-    ] = None,
-    diagnose: Annotated[
-        bool,
-        typer.Option(
-            "--diagnose",
-            help="Check guide and bands by exact posteriors, too: writes diagnosis.txt, exact.nc, "
-            "predictions into posterior.nc, and figures; takes two minutes more.",
-        ),
-    ] = False,
+    latent_dim: LatentDim = 4,
+    batch_size: BatchOf200 = 50,
+    prior: Priors = None,
+    diagnose: Diagnose = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fit noisy spirals, reconstruct and extrapolate held-out ones, and report how good it is.
+    """Fit noisy spirals, reconstruct and extrapolate held-out ones, and score both.
 
     Writes metrics.json, posterior.nc (for ArviZ) and figures as PNG.
     """
-    # Imported here, as bad options should be refused before more is loaded.
-    from np_latentode.studies import spirals as experiment
+    with _reported("spirals"):
+        from np_latentode.studies import spirals as study
 
-    _keep_compiled_programs()
-    with _told("spirals"):
-        experiment.run(
+        _keep_compiled_programs()
+        study.run(
             output_dir,
             steps=steps,
             seed=seed,
@@ -215,21 +277,22 @@ def spirals(
 
 @app.command(epilog="Example:  np-latentode clinical --output-dir runs/clinical --splits 1")
 def clinical(
+    *,
     output_dir: OutputDir = Path("runs/clinical"),
-    splits: Annotated[int, typer.Option(min=1, help="How many, of the seeds 0, 1, ...")] = 5,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each.")] = 1_000,
+    splits: Splits = 5,
+    steps: StepsOfEach = 1_000,
     overwrite: Overwrite = False,
 ) -> None:
     """Forecast held-out patients of the Mayo PBC trial, beside mixed models and the last value.
 
-    The second half of each held-out patient's visits from the first half, seven labs. Writes
-    metrics.json and figures as PNG. Needs pip install 'np-latentode[data]'.
+    The second half of each held-out patient's visits is forecast from the first half, for seven
+    labs. Writes metrics.json and figures as PNG. Needs pip install 'np-latentode[data]'.
     """
-    from np_latentode.studies import clinical as experiment
+    with _reported("clinical"):
+        from np_latentode.studies import clinical as study
 
-    _keep_compiled_programs()
-    with _told("clinical"):
-        experiment.run(output_dir, splits=splits, steps=steps, overwrite=overwrite)
+        _keep_compiled_programs()
+        study.run(output_dir, splits=splits, steps=steps, overwrite=overwrite)
 
 
 @app.command(
@@ -237,38 +300,26 @@ def clinical(
     "--output-dir runs/hopper"
 )
 def hopper(
+    *,
     output_dir: OutputDir = Path("runs/hopper"),
-    task: Annotated[str, typer.Option(help="interpolation or extrapolation.")] = "interpolation",
-    observed: Annotated[
-        float, typer.Option(help="The share of points seen; published are 0.1, 0.2, 0.3 and 0.5.")
-    ] = 0.1,
-    protocol: Annotated[
-        str,
-        typer.Option(
-            help="paper: extrapolate from the first 100 of 200 states; released: from the first "
-            "66, as the code released with the paper does."
-        ),
-    ] = "paper",
-    trajectories: Annotated[
-        int, typer.Option(min=5, help="To train on and to test; published scores are of 10,000.")
-    ] = 10_000,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Training steps.  [default: 25,000; 12,000 for extrapolation]"),
-    ] = None,
+    task: Task = "interpolation",
+    observed: Observed = 0.1,
+    protocol: Protocol = "paper",
+    trajectories: NumTrajectories = 10_000,
+    steps: StepsOfTask = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """One cell of table 3 of Rubanova, Chen & Duvenaud (2019), beside what learns nothing.
+    """One cell of table 3 of Rubanova, Chen & Duvenaud (2019), beside trivial baselines.
 
-    Writes metrics.json and figures as PNG. Needs pip install 'np-latentode[hopper]'; trajectories
+    Writes metrics.json and figures as PNG. Needs pip install 'np-latentode[hopper]'. Trajectories
     are simulated once, in half a minute, and kept in ~/.cache/np_latentode.
     """
-    from np_latentode.studies import hopper as experiment
+    with _reported("hopper"):
+        from np_latentode.studies import hopper as study
 
-    _keep_compiled_programs()
-    with _told("hopper"):
-        experiment.run(
+        _keep_compiled_programs()
+        study.run(
             output_dir,
             task=task,
             observed=observed,
@@ -281,8 +332,8 @@ def hopper(
 
 
 @contextmanager
-def _told(command: str) -> Iterator[None]:
-    """Errors in a sentence, and their exit codes."""
+def _reported(command: str) -> Iterator[None]:
+    """Reports an error in one sentence, and exits with its code."""
     try:
         yield
     except KeyboardInterrupt:
@@ -302,7 +353,7 @@ def _numbers(name: str, text: str) -> list[float]:
     try:
         return [float(number) for number in text.split(",")]
     except ValueError as error:
-        raise ValueError(f"{name} must be numbers, divided by commas; got {text!r}.") from error
+        raise ValueError(f"{name} must be numbers, separated by commas; got {text!r}.") from error
 
 
 def _keep_compiled_programs() -> None:

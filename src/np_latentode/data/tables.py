@@ -34,7 +34,23 @@ def from_rows(
     problems = problems or Problems()
     frame = _frame(df)
     values, log = _listed(values), _listed(log)
-    columns = [id, time, *values]
+    _check_columns(frame, [id, time, *values], log)
+    if not len(frame):
+        problems.raise_if_any()
+        raise ValueError("df must hold at least one row; got none.")
+    who = _ids(frame[id], id, problems)
+    when, origin, counted = _times(frame[time], time, origin, unit, problems)
+    what = np.stack([_values(frame[name], name, name in log, problems) for name in values], axis=1)
+    problems.raise_if_any()
+    rows = _rows_by_id(who, when, what)
+    _check_precision(frame[time], id, time, when, list(rows.values()), problems)
+    logged = tuple(name for name in values if name in log)
+    labels = Labels(tuple(rows), tuple(values), id, time, origin, counted, logged)
+    return [(when[mine], what[mine]) for mine in rows.values()], labels
+
+
+def _check_columns(frame: nw.DataFrame, columns: list[str], log: list[str]) -> None:
+    values = columns[2:]
     if not values or len(set(columns)) != len(columns):
         raise ValueError(
             f"id, time and values must name different columns, one value at least; got {columns}."
@@ -46,35 +62,38 @@ def from_rows(
         )
     if strange := [name for name in log if name not in values]:
         raise ValueError(f"log must name columns among values, {values}; got {strange}.")
-    if not len(frame):
-        problems.raise_if_any()
-        raise ValueError("df must hold at least one row; got none.")
-    who = _ids(frame[id], id, problems)
-    when, origin, counted = _times(frame[time], time, origin, unit, problems)
-    what = np.stack([_values(frame[name], name, name in log, problems) for name in values], axis=1)
-    problems.raise_if_any()
+
+
+def _rows_by_id(who: list[Any], when: np.ndarray, what: np.ndarray) -> dict[Any, np.ndarray]:
+    """The rows of each id that hold a measurement, in the order of their times."""
     rows: dict[Any, list[int]] = {}
     for row, name in enumerate(who):
         rows.setdefault(name, []).append(row)
-    pairs = []
     measured = ~np.isnan(what).all(1)
+    kept = {name: np.array(mine)[measured[mine]] for name, mine in rows.items()}
+    return {name: mine[np.argsort(when[mine], kind="stable")] for name, mine in kept.items()}
+
+
+def _check_precision(
+    column: nw.Series,
+    id: str,
+    time: str,
+    when: np.ndarray,
+    rows: list[np.ndarray],
+    problems: Problems,
+) -> None:
+    """Refuses different times of one id that are equal in JAX's float type."""
     rounded, lost = when.astype(jnp.result_type(float)), np.zeros(len(when), bool)
-    for mine in rows.values():
-        kept = np.array(mine)[measured[mine]]
-        kept = kept[np.argsort(when[kept], kind="stable")]
-        pairs.append((when[kept], what[kept]))
-        lost[kept[1:]] = (np.diff(when[kept]) > 0) & (np.diff(rounded[kept]) == 0)
+    for mine in rows:
+        lost[mine[1:]] = (np.diff(when[mine]) > 0) & (np.diff(rounded[mine]) == 0)
     if lost.any():
-        entries = frame[time].to_list()
+        entries = column.to_list()
         rule = (
-            f"must not have times of one {id} that are one to floats of JAX; count from a later "
+            f"must not have times of one {id} that are equal as floats of JAX; count from a later "
             "origin, or in double precision (jax_enable_x64)"
         )
         problems.check(time, rule, lost, lambda row: repr(entries[row]))
         problems.raise_if_any()
-    logged = tuple(name for name in values if name in log)
-    labels = Labels(tuple(rows), tuple(values), id, time, origin, counted, logged)
-    return pairs, labels
 
 
 def to_rows(
@@ -115,15 +134,11 @@ def tidy_forecast(
         ValueError: if the draws are of other trajectories or features, or a quantile is none.
     """
     quantiles = [float(q) for q in quantiles]
-    if not all(0 < q < 1 for q in quantiles):
-        raise ValueError(f"quantiles must lie between 0 and 1; got {quantiles}.")
+    _check_quantiles(quantiles)
     if not isinstance(labels, Labels):
         raise ValueError(
             f"labels must be `names` of the context, a Labels; got {type(labels).__name__}."
         )
-    if len(set(quantiles)) != len(quantiles):
-        raise ValueError(f"quantiles must differ; got {quantiles}.")
-    of_quantiles = forecast_columns(quantiles)[3:]
     names = [labels.id, labels.time, *forecast_columns(quantiles)]
     if len(set(names)) != len(names):
         raise ValueError(
@@ -131,6 +146,31 @@ def tidy_forecast(
             f"got {names}."
         )
     x = np.asarray(draws["x"], dtype=float)
+    when = _draw_times(x, times, labels)
+    x = labels.own_units(x)
+    i, k, j = (index.ravel() for index in np.indices(x.shape[1:]))
+    columns = {
+        labels.id: [labels.ids[n] for n in i],
+        labels.time: labels.calendar(when[i, k]),
+        "feature": [labels.features[d] for d in j],
+        "mean": x.mean(0)[i, k, j],
+        "sd": x.std(0)[i, k, j],
+    }
+    levels = np.quantile(x, quantiles, axis=0)
+    for name, level in zip(names[len(columns) :], levels, strict=True):
+        columns[name] = level[i, k, j]
+    return _written(columns, (), backend)
+
+
+def _check_quantiles(quantiles: list[float]) -> None:
+    if not all(0 < q < 1 for q in quantiles):
+        raise ValueError(f"quantiles must lie between 0 and 1; got {quantiles}.")
+    if len(set(quantiles)) != len(quantiles):
+        raise ValueError(f"quantiles must differ; got {quantiles}.")
+
+
+def _draw_times(x: np.ndarray, times: Any, labels: Labels) -> np.ndarray:
+    """The times of draws of x, shape (trajectory, time), if draws, times and labels agree."""
     shape = (len(labels.ids), len(labels.features))
     if (x.shape[1], x.shape[3]) != shape:
         raise ValueError(
@@ -143,19 +183,7 @@ def tidy_forecast(
             f"times must be those of the draws, shape {x.shape[2:3]} or {x.shape[1:3]}; "
             f"got shape {when.shape}."
         )
-    when = np.broadcast_to(when, x.shape[1:3])
-    x = labels.own_units(x)
-    i, k, j = (index.ravel() for index in np.indices(x.shape[1:]))
-    columns = {
-        labels.id: [labels.ids[n] for n in i],
-        labels.time: labels.calendar(when[i, k]),
-        "feature": [labels.features[d] for d in j],
-        "mean": x.mean(0)[i, k, j],
-        "sd": x.std(0)[i, k, j],
-    }
-    for name, at in zip(of_quantiles, np.quantile(x, quantiles, axis=0), strict=True):
-        columns[name] = at[i, k, j]
-    return _written(columns, (), backend)
+    return np.broadcast_to(when, x.shape[1:3])
 
 
 def forecast_columns(quantiles: Sequence[float]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How far amortized answers are from exact ones, and what that costs in forecasts."""
+"""The amortization gap: how far the guide is from the exact posterior, and what that costs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from xarray import DataTree
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import decode, observed_times, posterior
-from np_latentode.inference.nuts import Convergence, check_exact, convergence
+from np_latentode.inference.convergence import Convergence, check_exact, convergence
 from np_latentode.inference.refinement import Refined
-from np_latentode.programs.guide import AmortizedGuide
-from np_latentode.programs.model import LatentODE
+from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.plate import check_data
 
 __all__ = ["AmortizationReport", "amortization"]
@@ -27,11 +26,11 @@ __all__ = ["AmortizationReport", "amortization"]
 class AmortizationReport:
     """How far a guide and its refinement are from the exact posterior, and what that costs.
 
-    Keys are "guide" and "refined", in `crps` also "exact". In the coordinates of z0 itself,
-    `shift` is the difference of means in units of the exact standard deviation, and `sd_ratio`
-    that of standard deviations, shape (trajectory, latent). `crps` is the continuous ranked
-    probability score of the target's observed values, averaged over each trajectory, in original
-    units (features are averaged as they are).
+    The keys are "guide" and "refined", and in `crps` also "exact". `shift` and `sd_ratio`, shape
+    (trajectory, latent), are in the coordinates of z0: the difference of means in units of the
+    exact standard deviation, and the ratio of standard deviations. `crps` is the continuous ranked
+    probability score of the target, averaged over the observed values of each trajectory, in
+    original units.
     """
 
     shift: dict[str, np.ndarray]
@@ -56,9 +55,7 @@ class AmortizationReport:
 
 def amortization(
     rng_key: Array,
-    model: LatentODE,
-    guide: AmortizedGuide,
-    params: dict,
+    fitted: Fitted,
     context: Trajectories,
     target: Trajectories,
     *,
@@ -71,32 +68,32 @@ def amortization(
 
     Args:
         rng_key: a key.
-        model, guide, params: as fitted.
-        context: what z0 was inferred from.
-        target: what was observed of the same trajectories, to score forecasts by.
-        exact: what `exact_posterior` drew for this context.
-        refined: what `refine` returned for it. Default: the guide alone is compared.
-        num_moments: draws that means and standard deviations are taken from.
-        num_samples: draws of each forecast.
+        fitted: the fit.
+        context: the observations from which z0 is inferred.
+        target: later observations of the same trajectories, with which forecasts are scored.
+        exact: the result of `exact_posterior` for this context.
+        refined: the result of `refine` for it. Default: only the guide is compared.
+        num_moments: draws for means and standard deviations.
+        num_samples: draws per forecast.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
     check_counts(num_moments=num_moments, num_samples=num_samples)
-    check_data(model, context, target, targets=True)
+    check_data(fitted.model, context, target, targets=True)
     nuts = np.asarray(check_exact(exact, context)["posterior"]["z0"], dtype=float)
     nuts = nuts.reshape(-1, *nuts.shape[2:])
     guide_key, refined_key, pick_key, x_key = jax.random.split(rng_key, 4)
-    z0 = {"guide": posterior(guide, params, context).sample(guide_key, (num_moments,))}
+    z0 = {"guide": posterior(fitted, context).sample(guide_key, (num_moments,))}
     if refined is not None:
         z0["refined"] = refined.q.sample(refined_key, (num_moments,))
     draws = {name: np.asarray(value, dtype=float) for name, value in z0.items()}
     exact_mean, exact_sd = nuts.mean(0), nuts.std(0)
-    crps, times = {}, observed_times(model, target)
+    crps, times = {}, observed_times(fitted.model, target)
     for name, all_draws in (draws | {"exact": nuts}).items():
         picked = jax.random.choice(pick_key, len(all_draws), (num_samples,))
-        # The same noise for all, so that their scores differ by z0 alone.
-        x = decode(x_key, model, params, jnp.asarray(all_draws)[picked], times)["x"]
+        # All get the same noise, so that scores differ by z0 only.
+        x = decode(x_key, fitted, jnp.asarray(all_draws)[picked], times)["x"]
         crps[name] = _mean_crps(target, np.asarray(x, dtype=float))
     return AmortizationReport(
         shift={name: (d.mean(0) - exact_mean) / exact_sd for name, d in draws.items()},

@@ -1,8 +1,9 @@
-"""log p(x, z0) under trained networks, and the coordinates in which it is explored."""
+"""log p(x, z0) under trained networks, and the coordinates in which inference explores it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -15,14 +16,15 @@ from numpyro.distributions.transforms import Transform
 from numpyro.infer.util import compute_log_probs
 
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.prediction import check_params, observed_times
+from np_latentode.forecasts.prediction import observed_times
+from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.model import LatentODE
 
 __all__ = ["check_q", "enough_steps", "log_joint", "whitening", "with_networks_fixed"]
 
 
 def check_q[Q: dist.Distribution | None](q: Q, model: LatentODE, context: Trajectories) -> Q:
-    """Refuses a distribution that is not over z0, one a trajectory.
+    """Refuses a distribution that is not over z0 with one entry per trajectory.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -30,45 +32,44 @@ def check_q[Q: dist.Distribution | None](q: Q, model: LatentODE, context: Trajec
     shape = (len(context), model.latent_dim)
     if q is not None and (not isinstance(q, dist.Distribution) or q.shape() != shape):
         came = q.shape() if isinstance(q, dist.Distribution) else type(q).__name__
-        raise ValueError(f"q must be over z0, one a trajectory, shape {shape}; got {came}.")
+        raise ValueError(f"q must be over z0, one per trajectory, shape {shape}; got {came}.")
     return q
 
 
 def enough_steps(model: LatentODE, context: Trajectories) -> int:
-    """How large `max_steps` has to be: a solver's buffer costs more than the steps it takes."""
+    """The `max_steps` that this context needs: the solver's buffer costs more than its steps."""
     solver = model.solver
     if solver.dt0 is None or not isinstance(solver.controller, diffrax.ConstantStepSize):
         return solver.max_steps
     end = float(model.scaling.scale_times(observed_times(model, context)).max())
     needed = math.ceil(end / solver.dt0) + 1
-    # A power of two, as another number is another program to compile.
+    # A power of two, as each number is another program to compile.
     return min(solver.max_steps, 2 ** math.ceil(math.log2(needed)))
 
 
 def with_networks_fixed(
-    model: LatentODE, params: dict, context: Trajectories, max_steps: int
-) -> tuple[Any, dist.Distribution]:
-    """The model with its networks fixed, whose failed solves are NaN, and its prior.
+    fitted: Fitted, context: Trajectories, max_steps: int
+) -> tuple[Callable[..., Any], dist.Distribution]:
+    """The model with its networks fixed, and its prior; a failed solve gives NaN.
 
     Raises:
-        ValueError: if a parameter is missing, or z0 is not the one site to infer.
+        ValueError: if z0 is not the only site to infer.
     """
-    model = model.with_solver(max_steps=max_steps, throw=False)
-    check_params(params, model)
-    fitted = handlers.substitute(model, data=params)
+    model = fitted.model.with_solver(max_steps=max_steps, throw=False)
+    fixed = handlers.substitute(model, data=fitted.params)
     with handlers.seed(rng_seed=0), handlers.trace() as sites:
-        fitted(context)
+        fixed(context)
     latent = [n for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]]
     if latent != ["z0"]:
         raise ValueError(f"model must have z0 as its only unobserved site; got {latent}.")
-    return fitted, sites["z0"]["fn"]
+    return fixed, sites["z0"]["fn"]
 
 
 def log_joint(
-    fitted: Any, context: Trajectories, z0: Float[Array, "trajectory latent"]
+    fixed: Callable[..., Any], context: Trajectories, z0: Float[Array, "trajectory latent"]
 ) -> Float[Array, " trajectory"]:
-    """log p(x, z0), one a trajectory, as the model has it."""
-    log_probs, _ = compute_log_probs(fitted, (context,), {}, {"z0": z0}, sum_log_prob=False)
+    """log p(x, z0) of the model with its networks fixed, one number per trajectory."""
+    log_probs, _ = compute_log_probs(fixed, (context,), {}, {"z0": z0}, sum_log_prob=False)
     terms = [value.reshape(-1, len(context)).sum(0) for value in log_probs.values()]
     total = jnp.stack(terms).sum(0)
     return jnp.where(jnp.isnan(total), -jnp.inf, total)
@@ -77,10 +78,10 @@ def log_joint(
 def whitening(
     rng_key: Array, q: dist.Distribution, to_support: Transform, num_draws: int = 1_000
 ) -> tuple[Array, Array]:
-    """Mean and Cholesky factor of the covariance of unconstrained z0, one a trajectory.
+    """Mean and Cholesky factor of the covariance of unconstrained z0, one per trajectory.
 
-    By the delta method, exact where T is linear. The moments of T^-1 of each draw would split a
-    posterior in two that lies across the cut of an angle.
+    By the delta method, which is exact if T is linear. Moments of T^-1 of the draws would be wrong
+    for a posterior across the cut of an angle, which T^-1 splits in two.
     """
     draws = jnp.asarray(q.sample(rng_key, (num_draws,)))
     centre = to_support.inv(draws.mean(0))
@@ -89,6 +90,6 @@ def whitening(
     steps = jnp.einsum("nuz,snz->snu", jnp.linalg.pinv(slope), gaps)
     mean = steps.mean(0)
     covariance = jnp.einsum("snu,snv->nuv", steps - mean, steps - mean) / num_draws
-    # Rounding must not make it indefinite where coordinates are all but collinear.
+    # Keeps it positive definite under rounding, where coordinates are nearly collinear.
     tril = jnp.linalg.cholesky(covariance * (1 + 1e-5 * jnp.eye(covariance.shape[-1])))
     return jnp.asarray(centre + mean), tril

@@ -1,4 +1,4 @@
-"""How far a guide is from the posterior, by importance weights: no sampler, one pass."""
+"""Importance weights: Pareto k of a guide, bounds of log p(x), and elpd, in one pass."""
 
 from __future__ import annotations
 
@@ -21,25 +21,23 @@ from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import draw_and_score, posterior
 from np_latentode.inference.density import check_q, enough_steps, log_joint, with_networks_fixed
-from np_latentode.programs.guide import AmortizedGuide
-from np_latentode.programs.model import LatentODE
+from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.plate import check_data
 
 __all__ = ["ImportanceReport", "elpd", "importance"]
 
 TRUSTED = 0.7
-"""Pareto k up to which importance weights are trusted (Vehtari et al. 2024)."""
+"""The highest Pareto k at which importance weights are trusted (Vehtari et al. 2024)."""
 
 
 @dataclass(frozen=True)
 class ImportanceReport:
-    """What importance weights p(x, z0) / q(z0 | x) say of a guide; one entry a trajectory.
+    """What importance weights p(x, z0) / q(z0 | x) say of a guide; one entry per trajectory.
 
-    `pareto_k` up to 0.5 is good (0 where all weights agree), and above 0.7 the guide misses part of
-    the posterior; it is infinite where too few weights are positive to tell. `elbo` is E_q[log
-    weight] and `bound` the log of the mean weight, both lower bounds of log p(x) in expectation,
-    the second one tight where the guide is any good (Burda et al. 2016); `gap` is what the guide
-    loses.
+    `pareto_k` up to 0.5 is good, and 0 if all weights agree. Above 0.7 the guide misses part of the
+    posterior. It is infinite if too few weights are positive. `elbo` is E_q[log weight] and `bound`
+    the log of the mean weight. Both are lower bounds of log p(x) in expectation, and the second is
+    tight if the guide is good (Burda et al. 2016). `gap` is bound - elbo, what the guide loses.
     """
 
     num_samples: int
@@ -63,33 +61,31 @@ class ImportanceReport:
 
 def importance(
     rng_key: Array,
-    model: LatentODE,
-    guide: AmortizedGuide,
-    params: dict,
+    fitted: Fitted,
     trajectories: Trajectories,
     *,
     q: Distribution | None = None,
     num_samples: int = 1_000,
 ) -> ImportanceReport:
-    """Weighs a guide's draws by what the model thinks of them (Yao et al. 2018).
+    """Weighs a guide's draws by the model's density (Yao et al. 2018).
 
     log w_s = log p(x, z0_s) - log q(z0_s | x),  z0_s ~ q(. | x)
 
     Args:
         rng_key: a key.
-        model, guide, params: as fitted.
-        trajectories: the contexts, scored as a whole.
-        q: what z0 is drawn from instead of the guide's posterior: `refine(...).q`, say.
-        num_samples: draws a trajectory, at least 25, as a tail of them is fitted.
+        fitted: the fit.
+        trajectories: the contexts, each scored as a whole.
+        q: the distribution of the draws, such as `refine(...).q`. Default: the guide's posterior.
+        num_samples: draws per trajectory, at least 25, as a tail of them is fitted.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
     _check_num_samples(num_samples)
-    check_data(model, trajectories)
-    log_weights, _ = _log_weights(rng_key, model, guide, params, trajectories, None, q, num_samples)
+    check_data(fitted.model, trajectories)
+    log_weights, _ = _log_weights(rng_key, fitted, trajectories, None, q, num_samples)
     _, pareto_k, _ = _smooth(log_weights)
-    # Not smoothed, which would lift it above the bound.
+    # Not smoothed: smoothing would lift it above the bound.
     bound = np.asarray(logsumexp(log_weights, axis=0)) - np.log(num_samples)
     return ImportanceReport(
         num_samples=num_samples, pareto_k=pareto_k, elbo=log_weights.mean(0), bound=bound
@@ -98,53 +94,50 @@ def importance(
 
 def elpd(
     rng_key: Array,
-    model: LatentODE,
-    guide: AmortizedGuide,
-    params: dict,
+    fitted: Fitted,
     context: Trajectories,
     target: Trajectories | None = None,
     *,
     q: Distribution | None = None,
     num_samples: int = 1_000,
 ) -> ELPDDataLOO:
-    """How much probability a model gives to trajectories, whatever its guide, for `az.compare`.
+    """The expected log predictive density of trajectories, for `az.compare`.
 
     elpd_i = log p(x_i),  or with a target  log p(target_i | context_i),
 
-    by importance weights of the guide's draws, smoothed by Pareto's (Vehtari et al. 2024). Given
-    the networks trajectories are independent, so that leaving one out leaves log p(x_i) of it:
-    of trajectories that were not trained on, this is the leave-one-out score of `az.loo`, without
-    its weights 1 / p(x_i | z0_i), which hardly ever can be trusted for a whole trajectory.
+    by importance weights of the guide's draws, smoothed by Pareto's (Vehtari et al. 2024). It
+    scores the model and not the guide. Given the networks, trajectories are independent: for
+    trajectories that were not trained on, log p(x_i) is the leave-one-out score of `az.loo`. It
+    avoids the weights 1 / p(x_i | z0_i) of `az.loo`, which can hardly ever be trusted for a whole
+    trajectory.
 
     Args:
         rng_key: a key.
-        model, guide, params: as fitted.
-        context: what is known.
-        target: what is to be forecast of the same trajectories. Default: how probable the context
-            itself is.
-        q: what z0 is drawn from, given the context. Default: the guide's posterior. Where Pareto k
-            is large, `refine(...).q`.
-        num_samples: draws a trajectory, at least 25.
+        fitted: the fit.
+        context: the known observations.
+        target: observations of the same trajectories to forecast. Default: none, and the context
+            itself is scored.
+        q: the distribution of the draws given the context, such as `refine(...).q` where Pareto k
+            is large. Default: the guide's posterior.
+        num_samples: draws per trajectory, at least 25.
 
     Returns:
-        ArviZ's own result, pointwise, with Pareto k and one entry a trajectory; `p`, the effective
-        number of parameters, is how much less surprised the model is once it has seen the data.
+        ArviZ's own result, pointwise, with Pareto k and one entry per trajectory. `p`, the
+        effective number of parameters, is the gain in log density once the model has seen the data.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
     _check_num_samples(num_samples)
-    check_data(model, context, target)
-    log_weights, log_liks = _log_weights(
-        rng_key, model, guide, params, context, target, q, num_samples
-    )
+    check_data(fitted.model, context, target)
+    log_weights, log_liks = _log_weights(rng_key, fitted, context, target, q, num_samples)
     before, pareto_k = np.zeros(len(context)), np.zeros(len(context))
     if target is not None:
         _, pareto_k, before = _smooth(log_weights)
         log_weights = log_weights + log_liks
     smoothed, last_k, after = _smooth(log_weights)
     elpd_i = after - before
-    # Without a target nothing was weighted before.
+    # Without a target there was no weighting before.
     pareto_k = last_k if target is None else np.maximum(pareto_k, last_k)
     seen = np.asarray(logsumexp(smoothed + log_liks, axis=0))
     good_k = min(1 - 1 / np.log10(num_samples), TRUSTED)
@@ -162,33 +155,49 @@ def elpd(
     )
 
 
-def _log_weights(rng_key, model, guide, params, context, target, q, num_samples):
+def _log_weights(
+    rng_key: Array,
+    fitted: Fitted,
+    context: Trajectories,
+    target: Trajectories | None,
+    q: Distribution | None,
+    num_samples: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    model = fitted.model
     max_steps = max(enough_steps(model, x) for x in (context, target) if x is not None)
     if check_q(q, model, context) is None:
-        q = jax.jit(posterior, static_argnums=0)(guide, params, context)
-    weights, liks = _weigh(rng_key, model, params, context, target, q, num_samples, max_steps)
+        q = jax.jit(posterior)(fitted, context)
+    weights, liks = _weigh(rng_key, fitted, context, target, q, num_samples, max_steps)
     return np.asarray(weights, np.float64), np.asarray(liks, np.float64)
 
 
-@partial(jax.jit, static_argnums=(1, 6, 7))
-def _weigh(rng_key, model, params, context, target, q, num_samples, max_steps):
-    fitted, p = with_networks_fixed(model, params, context, max_steps)
+@partial(jax.jit, static_argnums=(5, 6))
+def _weigh(
+    rng_key: Array,
+    fitted: Fitted,
+    context: Trajectories,
+    target: Trajectories | None,
+    q: Distribution,
+    num_samples: int,
+    max_steps: int,
+) -> tuple[Array, ...]:
+    fixed, p = with_networks_fixed(fitted, context, max_steps)
     z0s, log_q = draw_and_score(rng_key, q, num_samples)
 
     def explain(z0: Array) -> tuple[Array, Array]:
-        log_p = log_joint(fitted, context, z0)
+        log_p = log_joint(fixed, context, z0)
         if target is None:
             return log_p, log_p - p.log_prob(z0)
-        return log_p, log_likelihood(fitted, {"z0": z0[None]}, context, target)["x"][0]
+        return log_p, log_likelihood(fixed, {"z0": z0[None]}, context, target)["x"][0]
 
     log_p, log_lik = jax.lax.map(explain, z0s, batch_size=min(20, num_samples))
     return tuple(jnp.where(jnp.isnan(x), -jnp.inf, x) for x in (log_p - log_q, log_lik))
 
 
 def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Normalised log weights whose tail is smoothed, Pareto k, and the log of their mean weight.
+    """Normalised log weights with a smoothed tail, Pareto k, and the log of the mean weight.
 
-    Of a trajectory with too few weights to smooth, they are left as they are.
+    A trajectory with too few positive weights keeps them as they are.
     """
     total = np.asarray(logsumexp(log_weights, axis=0))
     with np.errstate(invalid="ignore"):
@@ -197,19 +206,19 @@ def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     pareto_k = np.zeros(log_weights.shape[1])
     for i, column in enumerate(log_weights.T):
         finite = np.sort(column[np.isfinite(column)])
-        # The tail, as long as ArviZ makes it, and the weight below it, which is left alone.
+        # The tail, of ArviZ's length, and the largest weight below it, which does not change.
         tail = finite[-_tail_length(len(column)) - 1 :]
         if len(tail) <= _tail_length(len(column)):
             pareto_k[i] = np.inf
             continue
-        # To the precision of the weights; ArviZ refuses a tail of equal values.
+        # Equal to the precision of the weights; ArviZ refuses a tail of equal values.
         if np.ptp(tail) <= 1e-3:
             continue
-        # It takes log likelihoods, of which the weights of leave-one-out are the inverse.
+        # ArviZ takes log likelihoods, and its weights are their inverse.
         new, k = array_stats.psislw(-column)
         lowest = np.flatnonzero(column == tail[0])[0]
         smoothed[:, i], pareto_k[i] = new, k if np.isfinite(k) else np.inf
-        # It normalises, too: by how much, tells the weight below the tail.
+        # It normalises as well; the weight below the tail tells by how much.
         log_mean[i] = logsumexp(new + column[lowest] - new[lowest]) - np.log(len(column))
     return smoothed, pareto_k, log_mean
 

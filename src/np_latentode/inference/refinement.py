@@ -1,7 +1,8 @@
-"""A guide's answers, refined one by one: local SVI under trained networks."""
+"""Refinement: local SVI from the guide's posteriors, under trained networks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,22 +26,21 @@ from np_latentode.inference.density import (
     whitening,
     with_networks_fixed,
 )
-from np_latentode.programs.guide import AmortizedGuide
-from np_latentode.programs.model import LatentODE
+from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.plate import check_data, trajectory_plate
 
 __all__ = ["Refined", "refine"]
 
 LEARNING_RATE = 0.1
-"""At first, in units of the guide: spirals whose guide is nine deviations off arrive."""
+"""The first one, in units of the guide. A guide nine standard deviations off still converges."""
 
 
 class Refined(NamedTuple):
-    """A guide's answers after local steps.
+    """The guide's posteriors after local steps.
 
-    `q` is a distribution over z0, one a trajectory. The ELBOs, shape (trajectory,), are those of
+    `q` is a distribution over z0, one per trajectory. The ELBOs, shape (trajectory,), are those of
     the guide and of `q`: E[log p(x, z0) - log q(z0)], no larger than log p(x). On a circle `q` is
-    taken for a normal over the line of angles, which holds while it is narrow.
+    treated as a normal over the line of angles, which holds while it is narrow.
     """
 
     q: dist.Distribution
@@ -50,79 +50,89 @@ class Refined(NamedTuple):
 
 def refine(
     rng_key: Array,
-    model: LatentODE,
-    guide: AmortizedGuide,
-    params: dict,
+    fitted: Fitted,
     context: Trajectories,
     *,
     num_steps: int = 500,
     num_particles: int = 8,
 ) -> Refined:
-    """Closes the amortization gap: a few steps of SVI from the guide's answers, one by one.
+    """Closes the amortization gap by a few steps of SVI from each of the guide's posteriors.
 
     q(z0) = T(loc + scale_tril Normal(m, S S^T))
 
-    With T, loc and scale_tril as in `exact_posterior`, SVI moves m from 0 and S from the identity,
-    so that steps are in units of the guide (Kim et al. 2018, "Semi-amortized variational
+    T, loc and scale_tril are those of `exact_posterior`. SVI moves m from 0 and S from the
+    identity, so its steps are in units of the guide (Kim et al. 2018, "Semi-amortized variational
     autoencoders"). The networks stay as they are.
 
     Args:
         rng_key: a key.
-        model, guide, params: as fitted.
-        context: what is known of each trajectory.
+        fitted: the fit.
+        context: the known observations of each trajectory.
         num_steps: steps of SVI.
-        num_particles: draws a step.
+        num_particles: draws per step.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
     check_counts(num_steps=num_steps, num_particles=num_particles)
-    check_data(model, context)
-    max_steps = enough_steps(model, context)
-    return _refine(rng_key, model, guide, params, context, max_steps, num_steps, num_particles)
+    check_data(fitted.model, context)
+    max_steps = enough_steps(fitted.model, context)
+    return _refine(rng_key, fitted, context, max_steps, num_steps, num_particles)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 5, 6, 7))
-def _refine(rng_key, model, guide, params, context, max_steps, num_steps, num_particles):
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _refine(
+    rng_key: Array,
+    fitted: Fitted,
+    context: Trajectories,
+    max_steps: int,
+    num_steps: int,
+    num_particles: int,
+) -> Refined:
     moments_key, run_key, elbo_key = jax.random.split(rng_key, 3)
-    fitted, prior = with_networks_fixed(model, params, context, max_steps)
+    fixed, prior = with_networks_fixed(fitted, context, max_steps)
     to_support = biject_to(prior.support)
-    amortized = posterior(guide, params, context)
+    amortized = posterior(fitted, context)
     loc, scale_tril = whitening(moments_key, amortized, to_support)
     identity = jnp.broadcast_to(jnp.eye(loc.shape[-1]), scale_tril.shape)
 
-    def pushed(m, s):
+    def pushed(m: Array, s: Array) -> dist.Distribution:
         mean = loc + jnp.einsum("nij,nj->ni", scale_tril, m)
         normal = dist.MultivariateNormal(mean, scale_tril=scale_tril @ s)
         return dist.TransformedDistribution(normal, to_support)
 
-    def local(context):
-        m = numpyro.param("m", jnp.zeros_like(loc))
-        s = numpyro.param("s", identity, constraint=constraints.softplus_lower_cholesky)
+    def local(context: Trajectories) -> None:
+        m = jnp.asarray(numpyro.param("m", jnp.zeros_like(loc)))
+        lower = constraints.softplus_lower_cholesky
+        s = jnp.asarray(numpyro.param("s", identity, constraint=lower))
         with trajectory_plate(context, None):
             numpyro.sample("z0", pushed(m, s))
 
+    # Hidden from the optimizer, the networks stay as they are.
+    model = handlers.block(fixed, hide_fn=lambda site: site["type"] == "param")
+    svi = SVI(model, local, _optimizer(num_steps), Trace_ELBO(num_particles=num_particles))
+    result = svi.run(run_key, num_steps, context, progress_bar=False)
+    refined = pushed(result.params["m"], result.params["s"])
+    return Refined(refined, *_elbos(elbo_key, fixed, context, amortized, refined))
+
+
+def _optimizer(num_steps: int) -> optax.GradientTransformation:
+    # In units of the guide, gradients are of order one. A draw at which the ODE cannot be solved,
+    # or hardly, has a huge or NaN gradient, from which Adam would not recover.
     rate = optax.cosine_decay_schedule(LEARNING_RATE, num_steps)
-    svi = SVI(
-        # Out of the optimizer's sight, the networks stay as they are.
-        handlers.block(fitted, hide_fn=lambda site: site["type"] == "param"),
-        local,
-        # In units of the guide slopes are of order one, but a draw for which the ODE can hardly be
-        # solved, or cannot, has one that is huge or NaN, which Adam would not forget.
-        optax.chain(optax.zero_nans(), optax.clip(10.0), optax.adam(rate)),
-        Trace_ELBO(num_particles=num_particles),
-    )
-    fit = svi.run(run_key, num_steps, context, progress_bar=False)
-    refined = pushed(fit.params["m"], fit.params["s"])
-    return Refined(refined, *_elbos(elbo_key, fitted, context, amortized, refined))
+    return optax.chain(optax.zero_nans(), optax.clip(10.0), optax.adam(rate))
 
 
 def _elbos(
-    rng_key: Array, fitted: Any, context: Trajectories, *qs: Any, num_draws: int = 256
+    rng_key: Array,
+    fixed: Callable[..., Any],
+    context: Trajectories,
+    *qs: dist.Distribution,
+    num_draws: int = 256,
 ) -> Float[Array, "q trajectory"]:
     keys = jax.random.split(rng_key, len(qs))
     scored = [draw_and_score(key, q, num_draws) for key, q in zip(keys, qs, strict=True)]
     draws, log_q = zip(*scored, strict=True)
-    log_p = jax.lax.map(partial(log_joint, fitted, context), jnp.concatenate(draws), batch_size=8)
+    log_p = jax.lax.map(partial(log_joint, fixed, context), jnp.concatenate(draws), batch_size=8)
     log_q = jnp.stack(log_q)
     return jnp.mean(log_p.reshape(log_q.shape) - log_q, axis=1)

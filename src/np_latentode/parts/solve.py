@@ -117,9 +117,26 @@ def solve(
         dynamics = jax.tree_util.Partial(dynamics)
     end = jnp.maximum(times.max(), jnp.finfo(times.dtype).tiny)
     if isinstance(solver.controller, diffrax.ConstantStepSize) and solver.dt0 is not None:
-        # Whole steps: the grid, and so the answer, is the same whoever else is in the batch.
+        # Whole steps: the grid, and so the answer, does not depend on the rest of the batch.
         end = jnp.maximum(jnp.ceil(end / solver.dt0), 1) * solver.dt0
-    solution: Any = diffrax.diffeqsolve(
+    solution = _integrate(dynamics, z0, end, solver)
+    # diffrax pads the buffer with infinities, which would make gradients NaN. They are moved past
+    # the end, so that the latest time still finds the last state on its left.
+    taken = jnp.isfinite(solution.ts)
+    grid = jnp.where(taken, solution.ts, end + 1)
+    states, slopes = (jnp.where(taken[:, None, None], a, 0.0) for a in solution.ys)
+    z = _read_off(jnp.clip(times, 0, end), grid, states, slopes)
+    # All states count, also those that are not read, as gradients flow through all of them.
+    diverged = ~jnp.isfinite(states).all((0, 2))
+    if not solver.throw:
+        failed = diverged | ~diffrax.is_successful(solution.result)
+        return jnp.where(failed[:, None, None], jnp.nan, z)
+    return _raise_if_failed(z, diverged, solution.result, solver)
+
+
+def _integrate(dynamics: jax.tree_util.Partial, z0: Array, end: Array, solver: Solver) -> Any:
+    """States and slopes at every step from 0 to `end`."""
+    return diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, z, dynamics: dynamics(t, z)),
         solver.method,
         t0=jnp.zeros_like(end),
@@ -127,25 +144,13 @@ def solve(
         dt0=solver.dt0,
         y0=z0,
         args=dynamics,
-        # The slopes are saved inside the loop: afterwards they would cost max_steps evaluations.
+        # Slopes are saved inside the loop; outside they would cost max_steps evaluations.
         saveat=diffrax.SaveAt(t0=True, steps=True, fn=lambda t, z, dynamics: (z, dynamics(t, z))),
         stepsize_controller=solver.controller,
         adjoint=solver.adjoint,
         max_steps=solver.max_steps,
         throw=False,
     )
-    # Steps that were not taken are padded with infinities, which no gradient survives; they go
-    # past the end, where the latest time still finds the last state on its left.
-    taken = jnp.isfinite(solution.ts)
-    grid = jnp.where(taken, solution.ts, end + 1)
-    states, slopes = (jnp.where(taken[:, None, None], a, 0.0) for a in solution.ys)
-    z = _read_off(jnp.clip(times, 0, end), grid, states, slopes)
-    # Every state, also where nobody reads it, as gradients flow through all of them.
-    diverged = ~jnp.isfinite(states).all((0, 2))
-    if not solver.throw:
-        failed = diverged | ~diffrax.is_successful(solution.result)
-        return jnp.where(failed[:, None, None], jnp.nan, z)
-    return _raise_if_failed(z, diverged, solution.result, solver)
 
 
 def _read_off(

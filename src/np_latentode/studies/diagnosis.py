@@ -1,43 +1,49 @@
-"""Can the forecasts be trusted? Everything that the library knows to ask of a fit."""
+"""Diagnosis: all checks of a fit at once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from arviz_stats.utils import ELPDDataLOO
 from jaxtyping import Array
 from matplotlib.figure import Figure
+from numpyro.distributions import Distribution
 from xarray import DataTree
 
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.calibration import calibration, simulation_ranks
+from np_latentode.forecasts.calibration import (
+    Calibration,
+    SimulationRanks,
+    calibration,
+    simulation_ranks,
+)
 from np_latentode.forecasts.prediction import forecast, posterior
-from np_latentode.inference.amortization import amortization
-from np_latentode.inference.importance import TRUSTED, elpd, importance
+from np_latentode.inference.amortization import AmortizationReport, amortization
+from np_latentode.inference.importance import TRUSTED, ImportanceReport, elpd, importance
 from np_latentode.inference.nuts import exact_posterior
-from np_latentode.inference.refinement import refine
-from np_latentode.programs.guide import AmortizedGuide
-from np_latentode.programs.model import LatentODE
+from np_latentode.inference.refinement import Refined, refine
+from np_latentode.programs.fitted import Fitted
 from np_latentode.report import plots
 
 __all__ = ["Diagnosis", "diagnose"]
 
 
 class Diagnosis(NamedTuple):
-    """What was found: numbers, figures, draws of the exact posteriors, and sentences."""
+    """The result of all checks."""
 
     metrics: dict[str, Any]
     figures: dict[str, Figure]
     exact: DataTree
+    """Draws from the exact posteriors."""
     text: str
 
 
 def diagnose(
     rng_key: Array,
-    model: LatentODE,
-    guide: AmortizedGuide,
-    params: dict,
+    fitted: Fitted,
     trajectories: Trajectories,
     *,
     cut: float,
@@ -48,49 +54,75 @@ def diagnose(
 
     Args:
         rng_key: a key.
-        model, guide, params: as fitted.
+        fitted: the fit.
         trajectories: for the exact posterior: their observations up to `cut` are the context, the
             later ones the target.
         cut: where forecasts begin.
         many: more trajectories, for calibration.
-        progress: whether to say what is being done.
+        progress: whether to print each step.
     """
     keys = iter(jax.random.split(rng_key, 10))
-    fitted = model, guide, params
     context, target = trajectories.before(cut), trajectories.after(cut)
-    q = posterior(guide, params, context)
-
-    def say(what: str) -> None:
-        if progress:
-            print(f"{what} ...", flush=True)
-
+    say = _say if progress else lambda what: None
     say("importance weights, bands and ranks")
-    weights = importance(next(keys), *fitted, context)
-    scores = elpd(next(keys), *fitted, context)
-    ahead = elpd(next(keys), *fitted, context, target)
-    bands = calibration(next(keys), *fitted, many.before(cut), many.after(cut))
-    ranks = simulation_ranks(next(keys), *fitted, many)
-    times = np.linspace(model.scaling.t0, float(trajectories.times.max()), 101)
-    fans = forecast(next(keys), *fitted, context, times)
+    guide = _check_guide(keys, fitted, context, target, many, cut)
+    times = np.linspace(fitted.model.scaling.t0, float(trajectories.times.max()), 101)
+    fans = forecast(next(keys), fitted, context, times)
     say("exact posteriors")
-    exact = exact_posterior(next(keys), model, params, context, q=q, progress=progress)
+    q = posterior(fitted, context)
+    exact = exact_posterior(next(keys), fitted, context, q=q, progress=progress)
     say("refinement")
-    refined = refine(next(keys), *fitted, context)
-    report = amortization(next(keys), *fitted, context, target, exact=exact, refined=refined)
-    shift = {name: np.abs(values) for name, values in report.shift.items()}
-    worst = int(shift["guide"].max(-1).argmax())
-    nuts = np.asarray(exact["posterior"]["z0"])[:, :, worst].reshape(-1, model.latent_dim)
-    draw_key = next(keys)
-    draws = {
-        "exact (NUTS)": nuts[:: max(1, len(nuts) // 600)],
-        "guide": np.asarray(q.sample(draw_key, (400,)))[:, worst],
-        "refined": np.asarray(refined.q.sample(draw_key, (400,)))[:, worst],
+    refined = refine(next(keys), fitted, context)
+    report = amortization(next(keys), fitted, context, target, exact=exact, refined=refined)
+    figures = {
+        "fans": plots.plot_forecasts(context, fans, times, target=target),
+        "calibration": plots.plot_calibration(guide.bands),
+        "ranks": plots.plot_ranks(guide.ranks),
+        "pareto_k": plots.plot_pareto_k(guide.scores),
+        "guide": _plot_worst(next(keys), report, exact, q, refined),
     }
+    text = "\n".join(map(str, (guide.bands, guide.weights, guide.ranks, report)))
+    return Diagnosis(_guide_metrics(guide) | _exact_metrics(report), figures, exact, text)
+
+
+def _say(what: str) -> None:
+    print(f"{what} ...", flush=True)
+
+
+class _Guide(NamedTuple):
+    """Checks of the guide that need no exact posterior."""
+
+    weights: ImportanceReport
+    scores: ELPDDataLOO
+    ahead: ELPDDataLOO
+    bands: Calibration
+    ranks: SimulationRanks
+
+
+def _check_guide(
+    keys: Iterator[Array],
+    fitted: Fitted,
+    context: Trajectories,
+    target: Trajectories,
+    many: Trajectories,
+    cut: float,
+) -> _Guide:
+    return _Guide(
+        weights=importance(next(keys), fitted, context),
+        scores=elpd(next(keys), fitted, context),
+        ahead=elpd(next(keys), fitted, context, target),
+        bands=calibration(next(keys), fitted, many.before(cut), many.after(cut)),
+        ranks=simulation_ranks(next(keys), fitted, many),
+    )
+
+
+def _guide_metrics(guide: _Guide) -> dict[str, Any]:
+    weights, scores, ahead, bands = guide.weights, guide.scores, guide.ahead, guide.bands
     coverage = {
         f"coverage_{round(100 * level)}_forecasts": float(share)
         for level, share in zip(bands.levels, bands.coverage, strict=True)
     }
-    metrics = coverage | {
+    return coverage | {
         "crps": float(np.nanmean(bands.crps)),
         "log_score": float(np.nanmean(bands.log_score)),
         "elpd": scores.elpd / scores.n_data_points,
@@ -99,7 +131,13 @@ def diagnose(
         "pareto_k_worst": float(weights.pareto_k.max()),
         "pareto_k_trusted": float(np.mean(weights.pareto_k <= TRUSTED)),
         "elbo_gap_median": float(np.median(weights.gap)),
-        "sbc_p_values": ranks.p_value.tolist(),
+        "sbc_p_values": guide.ranks.p_value.tolist(),
+    }
+
+
+def _exact_metrics(report: AmortizationReport) -> dict[str, Any]:
+    shift = {name: np.abs(values) for name, values in report.shift.items()}
+    return {
         "rhat_worst": float(report.convergence.rhat.max()),
         "ess_least": float(report.convergence.ess.min()),
         "divergences": int(report.convergence.divergences.sum()),
@@ -108,12 +146,22 @@ def diagnose(
         **{f"shift_worst_{name}": float(s.max()) for name, s in shift.items()},
         **{f"crps_{name}": float(np.nanmean(c)) for name, c in report.crps.items()},
     }
-    figures = {
-        "fans": plots.plot_forecasts(context, fans, times, target=target),
-        "calibration": plots.plot_calibration(bands),
-        "ranks": plots.plot_ranks(ranks),
-        "pareto_k": plots.plot_pareto_k(scores),
-        "guide": plots.plot_guide(draws, title=f"trajectory {worst}, where the guide is worst"),
+
+
+def _plot_worst(
+    rng_key: Array,
+    report: AmortizationReport,
+    exact: DataTree,
+    q: Distribution,
+    refined: Refined,
+) -> Figure:
+    """Draws of the trajectory whose guide is furthest from the exact posterior."""
+    worst = int(np.abs(report.shift["guide"]).max(-1).argmax())
+    z0 = np.asarray(exact["posterior"]["z0"])
+    nuts = z0[:, :, worst].reshape(-1, z0.shape[-1])
+    draws = {
+        "exact (NUTS)": nuts[:: max(1, len(nuts) // 600)],
+        "guide": np.asarray(q.sample(rng_key, (400,)))[:, worst],
+        "refined": np.asarray(refined.q.sample(rng_key, (400,)))[:, worst],
     }
-    text = "\n".join(map(str, (bands, weights, ranks, report)))
-    return Diagnosis(metrics, figures, exact, text)
+    return plots.plot_guide(draws, title=f"trajectory {worst}, where the guide is worst")

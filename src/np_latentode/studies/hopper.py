@@ -1,8 +1,8 @@
-"""The hopper: one cell of table 3 of Rubanova, Chen & Duvenaud (2019), beside what learns nothing.
+"""The study of hoppers: a cell of table 3 of Rubanova, Chen & Duvenaud (2019), and baselines.
 
-The data, the share of points that is seen and the score are the paper's. What is trained is a true
-ELBO of all states, whatever the task, and the model another one: a state of many dimensions, of
-which a linear decoder makes the trajectory.
+The data, the share of points that is seen and the score are the paper's. The training objective is
+an ELBO of all states in both tasks. The model is another one: its state has many dimensions, and
+its decoder is linear.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import scoringrules
 from flax import nnx
 from jaxtyping import Array
 
+from np_latentode.data.conditioning import Conditioning
 from np_latentode.data.scaling import SPAN
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts import baselines
@@ -33,6 +34,7 @@ from np_latentode.parts.encoders import ODERNN
 from np_latentode.parts.posteriors import DiagonalNormal
 from np_latentode.parts.solve import Solver
 from np_latentode.programs.assemble import latent_ode
+from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.storage.results import check_output_dir, result_dir
@@ -46,20 +48,20 @@ STATES_A_STEP = 12.5
 BATCH_SIZE, LEARNING_RATE = 100, 4e-3
 STEPS = {"interpolation": 25_000, "extrapolation": 12_000}
 NUM_SAMPLES, NUM_DRAWS = 3, 59
-"""Of z0 in the paper's score; and for means and bands, which hold 54 of 60 ranks."""
+"""Draws of z0 in the paper's score, and for means and bands, which hold 54 of 60 ranks."""
 TRAJECTORIES_AT_ONCE = 250
 SHOWN = {"height": 1, "knee": 5, "speed of the waist": 10, "speed of the knee": 12}
 
 
 class Task(NamedTuple):
-    """Which states may be seen, and which are scored."""
+    """The states that may be seen, and those that are scored."""
 
     whole: bool
-    """Whether trajectories are whole, or one window of 100 states of each."""
+    """Whether trajectories are whole, or a window of 100 states of each."""
     context: int
-    """The first so many states may be seen."""
+    """The number of states, from the first on, that may be seen."""
     scored_from: int
-    """The first state that is scored; all later ones are, too."""
+    """The first state that is scored; all later ones are scored as well."""
 
 
 TASKS = {
@@ -126,55 +128,29 @@ def run(
         progress: whether to show progress and print the scores.
 
     Returns:
-        What metrics.json holds.
+        The content of metrics.json.
 
     Raises:
-        ValueError: if an argument is out of range, or output_dir is in the way.
-        ImportError: if the trajectories are to be simulated and dm_control is not installed.
+        ValueError: if an argument is out of range, or output_dir cannot be used.
+        ImportError: if trajectories must be simulated and dm_control is not installed.
     """
     started = time.perf_counter()
     check_output_dir(output_dir, overwrite=overwrite)
     cell, seeing = _check(task, observed, protocol, num_trajectories)
     steps = STEPS[task] if steps is None else steps
     train, test = load(cell, num_trajectories)
-    model, guide = make_model(train, rngs=nnx.Rngs(seed))
     fit_key, seen_key, score_key = jax.random.split(jax.random.key(seed), 3)
-    # Without validation: there are more trajectories than the model learns by heart.
-    fitted = fit(
-        fit_key,
-        model,
-        guide,
-        train,
-        num_steps=steps,
-        batch_size=min(BATCH_SIZE, len(train)),
-        conditioning=seeing,
-        optim=optimizer(steps, learning_rate=LEARNING_RATE),
-        progress=progress,
-    )
+    fitted = _fit(fit_key, train, seeing, steps=steps, seed=seed, progress=progress)
     context = seeing(seen_key, test)
-    scores = score(score_key, model, guide, fitted.params, context, test, cell.scored_from)
-    seconds = fitted.history.seconds
     metrics: dict[str, Any] = {
-        "task": task,
-        "observed": observed,
-        "protocol": protocol,
-        "num_trajectories": num_trajectories,
-        "steps": steps,
-        "seed": seed,
-        **scores,
-        "noise_scale": np.asarray(fitted.params["noise_scale"]).tolist(),
-        "loss": float(np.nanmean(fitted.history.losses[-1_000:])) / len(train),
-        "seconds_training": float(seconds[-1]),
+        **dict(task=task, observed=observed, protocol=protocol),
+        **dict(num_trajectories=num_trajectories, steps=steps, seed=seed),
+        **score(score_key, fitted, context, test, cell.scored_from),
+        **_fit_metrics(fitted, len(train)),
         "others": score_others(train, context, test, cell.scored_from),
         "published": published(task, observed),
     }
-    # Imported after training, as a first step should not wait for ArviZ and matplotlib.
-    from np_latentode.report.plots import plot_training
-
-    figures = {
-        "trajectories": plot_some(score_key, model, guide, fitted.params, context, test),
-        "training": plot_training(fitted.history.losses, num_trajectories=len(train)),
-    }
+    figures = _figures(score_key, fitted, train, context, test)
     with result_dir(output_dir, overwrite=overwrite) as directory:
         for name, figure in figures.items():
             figure.savefig(directory / f"{name}.png")
@@ -183,6 +159,48 @@ def run(
     if progress:
         print(_summary(metrics, len(test), output_dir))
     return metrics
+
+
+def _fit(
+    rng_key: Array,
+    train: Trajectories,
+    seeing: Conditioning,
+    *,
+    steps: int,
+    seed: int,
+    progress: bool,
+) -> Fitted:
+    # Without validation: the model cannot learn so many trajectories by heart.
+    return fit(
+        rng_key,
+        *make_model(train, rngs=nnx.Rngs(seed)),
+        train,
+        num_steps=steps,
+        batch_size=min(BATCH_SIZE, len(train)),
+        conditioning=seeing,
+        optim=optimizer(steps, learning_rate=LEARNING_RATE),
+        progress=progress,
+    )
+
+
+def _fit_metrics(fitted: Fitted, num_train: int) -> dict[str, Any]:
+    return {
+        "noise_scale": np.asarray(fitted.params["noise_scale"]).tolist(),
+        "loss": float(np.nanmean(fitted.history.losses[-1_000:])) / num_train,
+        "seconds_training": float(fitted.history.seconds[-1]),
+    }
+
+
+def _figures(
+    rng_key: Array, fitted: Fitted, train: Trajectories, context: Trajectories, test: Trajectories
+) -> dict[str, Any]:
+    # Imported after training, as the first step should not wait for ArviZ and matplotlib.
+    from np_latentode.report.plots import plot_training
+
+    return {
+        "trajectories": plot_some(rng_key, fitted, context, test),
+        "training": plot_training(fitted.history.losses, num_trajectories=len(train)),
+    }
 
 
 def load(cell: Task, num_trajectories: int) -> tuple[Trajectories, Trajectories]:
@@ -194,10 +212,10 @@ def load(cell: Task, num_trajectories: int) -> tuple[Trajectories, Trajectories]
 
 
 def see(rng_key: Array, trajectories: Trajectories, *, count: int, context: int) -> Trajectories:
-    """`count` of the first `context` times of each trajectory, drawn at random, and no others.
+    """Keeps only `count` of the first `context` times of each trajectory, drawn at random.
 
-    A conditioning that shortens: an encoder that reads one time after the other need not pass over
-    those that it may not see.
+    It shortens the arrays, so that an encoder that reads one time after the other does not pass
+    over hidden ones.
     """
     order = jax.random.uniform(rng_key, (len(trajectories), context))
     slots = jnp.sort(jax.lax.top_k(order, count)[1], axis=1)
@@ -212,13 +230,13 @@ def see(rng_key: Array, trajectories: Trajectories, *, count: int, context: int)
 
 
 def make_model(train: Trajectories, *, rngs: nnx.Rngs) -> tuple[LatentODE, AmortizedGuide]:
-    """A latent ODE of many dimensions and few, long steps, decoded linearly.
+    """A latent ODE of many dimensions and few, long steps, with a linear decoder.
 
-    What hits the ground is no smooth function of the 14 numbers that it starts from: such curves
-    need many dimensions, of which a linear decoder can then make them.
+    A hopper hits the ground, so its path is not smooth in the 14 numbers of its start. A linear
+    read-out of such curves needs a state of many dimensions.
     """
     steps = int(np.ceil(train.times.shape[1] / STATES_A_STEP))
-    # A little longer, or rounding makes the last time later than the last step.
+    # A little longer, as rounding could put the last time after the last step.
     solver = Solver(diffrax.Heun(), dt0=SPAN / steps * (1 + 1e-5), max_steps=steps + 1)
     features = train.num_features
     return latent_ode(
@@ -235,18 +253,16 @@ def make_model(train: Trajectories, *, rngs: nnx.Rngs) -> tuple[LatentODE, Amort
 
 def score(
     rng_key: Array,
-    model: LatentODE,
-    guide: AmortizedGuide,
-    params: dict[str, Any],
+    fitted: Fitted,
     context: Trajectories,
     test: Trajectories,
     scored_from: int,
 ) -> dict[str, float]:
-    """The paper's error, a few samples' errors averaged; that of the mean; and how good bands are.
+    """The paper's error, averaged over a few samples; the error of the mean; CRPS and coverage.
 
     Args:
         rng_key: a key.
-        model, guide, params: as fitted.
+        fitted: the fit.
         context: what is seen of `test`.
         test: the truth.
         scored_from: the first state that counts.
@@ -257,7 +273,7 @@ def score(
         truth = np.asarray(test.values[some])[:, scored_from:]
         key = jax.random.fold_in(rng_key, first)
         times = test.times[some, scored_from:]
-        draws = forecast(key, model, guide, params, context[some], times, num_samples=NUM_DRAWS)
+        draws = forecast(key, fitted, context[some], times, num_samples=NUM_DRAWS)
         x_mean, x = np.asarray(draws["x_mean"]), np.asarray(draws["x"])
         # Among n draws, a new value has each of n + 1 ranks equally often.
         rank = ((x < truth).sum(0) + 0.5) / (NUM_DRAWS + 1)
@@ -274,7 +290,7 @@ def score(
 def score_others(
     train: Trajectories, context: Trajectories, test: Trajectories, scored_from: int
 ) -> dict[str, float]:
-    """The errors of what learns nothing, from the same points on the same trajectories."""
+    """The errors of trivial baselines, from the same points of the same trajectories."""
     truth = np.asarray(test.values)[:, scored_from:]
     times = np.asarray(test.times[0, scored_from:])
     return {
@@ -284,16 +300,14 @@ def score_others(
 
 
 def published(task: str, observed: float) -> dict[str, float]:
-    """The paper's errors at this share; none where it has no such column."""
+    """The paper's errors at this share; empty if the paper has no such column."""
     columns = [k for k, share in enumerate(SHARES) if abs(share - observed) < 1e-9]
     return {name: row[k] for name, row in PUBLISHED[task].items() for k in columns}
 
 
 def plot_some(
     rng_key: Array,
-    model: LatentODE,
-    guide: AmortizedGuide,
-    params: dict[str, Any],
+    fitted: Fitted,
     context: Trajectories,
     test: Trajectories,
     *,
@@ -304,8 +318,8 @@ def plot_some(
 
     count = min(count, len(test))
     context, test, shown = context[:count], test[:count], jnp.array([*SHOWN.values()])
-    draws = forecast(rng_key, model, guide, params, context, test.times)
-    # A few of the others, or they would hide the bands.
+    draws = forecast(rng_key, fitted, context, test.times)
+    # A few of the hidden states, as all of them would hide the bands.
     some = test.times[:, ::4]
     seen = (some[:, :, None] == context.times[:, None, :]).any(-1)
     others = Trajectories(some, test.values[:, ::4]).keep(~seen)
@@ -332,7 +346,7 @@ def _check(
     if (task, protocol) not in TASKS:
         raise ValueError(f"protocol must be paper or released; got {protocol!r}.")
     cell = TASKS[task, protocol]
-    # As int() does in the original, but for shares that are not what they seem: 0.29 * 100 < 29.
+    # As int() in the original, but right for shares such as 0.29, where 0.29 * 100 < 29.
     count = int(cell.context * observed + 1e-6) if 0 < observed <= 1 else 0
     if not count:
         raise ValueError(

@@ -1,21 +1,24 @@
-"""Spirals: fit, reconstruct, extrapolate, and ask how Gaussian the code is."""
+"""The study of spirals: fit, reconstruct, extrapolate, and ask how Gaussian the codes are."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 
 from np_latentode.forecasts.prediction import posterior, prior, prior_predictive
 from np_latentode.storage.results import check_output_dir, result_dir
-from np_latentode.studies.datasets import SpiralFamily
-from np_latentode.studies.spirals_priors import fit, make_prior, on_codes, score_prior
+from np_latentode.studies.datasets import SpiralFamily, Spirals
+from np_latentode.studies.spirals_priors import Trained, make_prior, on_codes, score_prior, train
 from np_latentode.studies.spirals_scores import CUT, forecasts, score_draws, score_others
 
 __all__ = ["run"]
@@ -34,73 +37,121 @@ def run(
     progress: bool = True,
     started: float | None = None,
 ) -> dict[str, Any]:
-    """The main job: trains on 200 spirals and writes scores, draws and figures on 50 others.
+    """The main study: trains on 200 spirals, and writes scores, draws and figures of 50 others.
 
     Args:
         output_dir: where metrics.json, posterior.nc and the figures go.
         steps, seed, latent_dim, batch_size: of each fit.
-        priors: names as in `make_prior`, of priors to fit under and to compare with N(0, I).
-        diagnose: whether to check guide and bands, which takes a minute or two.
-        overwrite: whether an earlier run's results are replaced.
+        priors: names as in `make_prior`, of priors to compare with N(0, I).
+        diagnose: whether to check guide and bands, which takes one or two minutes.
+        overwrite: whether the results of an earlier run are replaced.
         progress: whether to show progress and print the scores.
         started: when the program started, by `time.perf_counter`.
 
     Returns:
-        What metrics.json holds.
+        The content of metrics.json.
 
     Raises:
-        ValueError: if an argument is out of range, or output_dir is in the way.
+        ValueError: if an argument is out of range, or output_dir cannot be used.
     """
     started = time.perf_counter() if started is None else started
     check_output_dir(output_dir, overwrite=overwrite)
     for name in priors:
         make_prior(name, latent_dim, rngs=nnx.Rngs(0))
-    family = SpiralFamily()
-    spirals = family.sample(jax.random.key(0), 250)
-    train, test = spirals[:200], spirals[200:]
-
     settings = dict(steps=steps, seed=seed, latent_dim=latent_dim, batch_size=batch_size)
-    normal = fit("normal", train, **settings, progress=progress)
-    model, guide, params, history, ms_per_step, first_done = normal
-    metrics = {
-        "steps": steps,
-        "seed": seed,
-        "latent_dim": latent_dim,
-        "batch_size": batch_size,
-        "noise_scale": np.asarray(params["noise_scale"]).tolist(),
-        "loss": float(np.nanmean(history.losses[-steps // 20 :])) / len(train),
-        "exact_loss": -float(family.posterior(train).log_evidence.mean()),
-        "ms_per_step": ms_per_step,
-        "seconds_to_first_step": first_done - started,
-    }
-    # Imported after training, as a first step should not wait for ArviZ and matplotlib.
-    from np_latentode.report import datatree as diagnostics, plots
-    from np_latentode.studies import figures as drawn
+    data, keys = _Data(), _keys(seed)
+    normal = train("normal", data.train, **settings, progress=progress)
+    found = _Results({**settings, **_fit_metrics(normal, data, steps, started)})
+    whole, half = _score(found, keys, normal, data)
+    _draw(found, keys, normal, data, whole, half)
+    if diagnose:
+        _diagnose(found, keys, normal, data, progress=progress)
+    if priors:
+        _compare_priors(found, keys, normal, data, priors, settings, progress=progress)
+    _write(found, keys, normal, data, output_dir, overwrite=overwrite, started=started)
+    if progress:
+        print(_summary(found, output_dir))
+    return found.metrics
 
+
+class _Data:
+    """The spirals of the study; those that training does not need are drawn when first used."""
+
+    def __init__(self):
+        self.family = SpiralFamily()
+        spirals = self.family.sample(jax.random.key(0), 250)
+        self.train, self.test = spirals[:200], spirals[200:]
+
+    @cached_property
+    def fresh(self) -> Spirals:
+        """To score forecasts with less noise than 50 spirals allow."""
+        return self.family.sample(jax.random.key(1_000), 500)
+
+    @cached_property
+    def many(self) -> Spirals:
+        """For the KL from codes to prior."""
+        return self.family.sample(jax.random.key(2_000), 20_000)
+
+
+class _Keys(NamedTuple):
+    """One random key for each step of the study."""
+
+    test: Array
+    fresh: Array
+    noise: Array
+    gauss: Array
+    tree: Array
+    code: Array
+    prior: Array
+    diagnose: Array
+
+
+@dataclass
+class _Results:
+    """What the steps of the study find."""
+
+    metrics: dict[str, Any]
+    methods: Any = None
+    figures: Any = None
+    gaussianization: Any = None
+    diagnosis: Any = None
+
+
+def _keys(seed: int) -> _Keys:
     _, score_key = jax.random.split(jax.random.key(seed))
-    (
-        test_key,
-        fresh_key,
-        noise_key,
-        gauss_key,
-        tree_key,
-        code_key,
-        prior_key,
-        diagnose_key,
-    ) = jax.random.split(score_key, 8)
-    whole, half = forecasts(test_key, model, guide, params, test)
+    return _Keys(*jax.random.split(score_key, len(_Keys._fields)))
+
+
+def _fit_metrics(trained: Trained, data: _Data, steps: int, started: float) -> dict[str, Any]:
+    losses = trained.losses
+    return {
+        "noise_scale": np.asarray(trained.fitted.params["noise_scale"]).tolist(),
+        "loss": float(np.nanmean(losses[-steps // 20 :])) / len(data.train),
+        "exact_loss": -float(data.family.posterior(data.train).log_evidence.mean()),
+        "ms_per_step": trained.ms_per_step,
+        "seconds_to_first_step": trained.first_done - started,
+    }
+
+
+def _score(
+    found: _Results, keys: _Keys, trained: Trained, data: _Data
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Scores forecasts and codes; returns draws given all, and given the early observations."""
+    # Imported after training, as the first step should not wait for ArviZ.
+    from np_latentode.report.gaussianization import gaussianization
+
+    fitted, test = trained.fitted, data.test
+    whole, half = forecasts(keys.test, fitted, test)
     methods = {"model": score_draws(whole, half, test)}
-    methods |= score_others(noise_key, family, train, test)
-    metrics |= methods["model"]
-    fresh = family.sample(jax.random.key(1_000), 500)
-    # Half the draws: their number of trajectories makes up for it.
-    fresh_draws = forecasts(fresh_key, model, guide, params, fresh, num_samples=100)
-    fresh_scores = score_draws(*fresh_draws, fresh)
-    metrics |= {f"fresh_{name}": value for name, value in fresh_scores.items()}
-    metrics["others"] = {name: scores for name, scores in methods.items() if name != "model"}
-    many = family.sample(jax.random.key(2_000), 20_000)
-    report = diagnostics.gaussianization(gauss_key, model, guide, params, many)
-    metrics |= {
+    methods |= score_others(keys.noise, data.family, data.train, test)
+    # Half the draws are enough, as there are ten times as many trajectories.
+    fresh = score_draws(*forecasts(keys.fresh, fitted, data.fresh, num_samples=100), data.fresh)
+    report = gaussianization(keys.gauss, fitted, data.many)
+    found.methods, found.gaussianization = methods, report
+    found.metrics |= methods["model"]
+    found.metrics |= {f"fresh_{name}": value for name, value in fresh.items()}
+    found.metrics["others"] = {name: scores for name, scores in methods.items() if name != "model"}
+    found.metrics |= {
         "kl": report.kl,
         "mutual_information": report.mutual_information,
         "kl_marginal": report.kl_marginal,
@@ -115,98 +166,142 @@ def run(
         "latent_skew": report.skew.tolist(),
         "latent_excess_kurtosis": report.excess_kurtosis.tolist(),
     }
+    return whole, half
+
+
+def _draw(
+    found: _Results,
+    keys: _Keys,
+    trained: Trained,
+    data: _Data,
+    whole: dict[str, Array],
+    half: dict[str, Array],
+) -> None:
+    """Draws the data, the training, forecasts and codes."""
+    from np_latentode.report import plots
+    from np_latentode.studies import spirals_figures as drawn
+
+    fitted, test = trained.fitted, data.test
     times = np.asarray(test.dense_times)
-    z0 = posterior(guide, params, many[:2_000]).sample(code_key)
-    figures = {
-        "data": drawn.plot_sampling(train),
+    z0 = posterior(fitted, data.many[:2_000]).sample(keys.code)
+    found.figures = {
+        "data": drawn.plot_sampling(data.train),
         "training": plots.plot_training(
-            history.losses, num_trajectories=len(train), best=metrics["exact_loss"]
+            trained.losses,
+            num_trajectories=len(data.train),
+            best=found.metrics["exact_loss"],
         ),
         "reconstructions": drawn.plot_spirals(test, test, whole, times),
         "extrapolations": drawn.plot_spirals(test, test.before(CUT), half, times),
-        "latent": plots.plot_latent(z0, prior(model, params).sample(code_key, (2_000,))),
+        "latent": plots.plot_latent(z0, prior(fitted).sample(keys.code, (2_000,))),
     }
-    found = None
-    if diagnose:
-        from np_latentode.studies.diagnosis import diagnose as check
 
-        found = check(
-            diagnose_key, model, guide, params, test, cut=CUT, many=fresh, progress=progress
-        )
-        metrics |= found.metrics
-        figures |= found.figures
-    if priors:
-        fits = {"normal": normal}
-        codes_key, compare_key, draw_key = jax.random.split(prior_key, 3)
-        for name in dict.fromkeys(priors):
-            if name == "normal":
-                continue
-            if progress:
-                print(f"\nwith the prior {name}")
-            fits[name] = fit(name, train, **settings, progress=progress)
-            if fits[name].model.support == guide.support:
-                fits[f"{name} on codes"] = on_codes(
-                    codes_key, name, normal, train, seed=seed, progress=progress
-                )
-        compared, curves = {}, {}
-        for name, other in fits.items():
-            compared[name] = score_prior(compare_key, other, family, codes=many, fresh=fresh)
-            draws = prior_predictive(
-                draw_key, other.model, other.params, family.dense_times, num_samples=12
+
+def _diagnose(
+    found: _Results, keys: _Keys, trained: Trained, data: _Data, *, progress: bool
+) -> None:
+    """Checks guide and bands by exact posteriors."""
+    from np_latentode.studies.diagnosis import diagnose
+
+    found.diagnosis = diagnose(
+        keys.diagnose, trained.fitted, data.test, cut=CUT, many=data.fresh, progress=progress
+    )
+    found.metrics |= found.diagnosis.metrics
+    found.figures |= found.diagnosis.figures
+
+
+def _compare_priors(
+    found: _Results,
+    keys: _Keys,
+    normal: Trained,
+    data: _Data,
+    priors: Sequence[str],
+    settings: dict[str, int],
+    *,
+    progress: bool,
+) -> None:
+    """Fits under each prior, jointly and on the codes of N(0, I), and scores all of them."""
+    from np_latentode.studies.spirals_figures import plot_prior_draws
+
+    fits = {"normal": normal}
+    codes_key, compare_key, draw_key = jax.random.split(keys.prior, 3)
+    for name in dict.fromkeys(priors):
+        if name == "normal":
+            continue
+        if progress:
+            print(f"\nwith the prior {name}")
+        fits[name] = train(name, data.train, **settings, progress=progress)
+        if fits[name].fitted.model.support == normal.fitted.guide.support:
+            fits[f"{name} on codes"] = on_codes(
+                codes_key, name, normal, data.train, seed=settings["seed"], progress=progress
             )
-            curves[name] = np.asarray(draws["x_mean"])
-        metrics["priors"] = compared
-        figures["priors"] = drawn.plot_prior_draws(
-            curves, family, shares={n: s["prior_predictive_share"] for n, s in compared.items()}
+    compared, curves, family = {}, {}, data.family
+    for name, other in fits.items():
+        compared[name] = score_prior(
+            compare_key, other.fitted, family, codes=data.many, fresh=data.fresh
         )
-    tree = diagnostics.to_datatree(
-        tree_key,
-        model,
-        guide,
-        params,
-        test,
-        times=test.dense_times if diagnose else None,
+        draws = prior_predictive(draw_key, other.fitted, family.dense_times, num_samples=12)
+        curves[name] = np.asarray(draws["x_mean"])
+    found.metrics["priors"] = compared
+    found.figures["priors"] = plot_prior_draws(
+        curves, family, shares={n: s["prior_predictive_share"] for n, s in compared.items()}
+    )
+
+
+def _write(
+    found: _Results,
+    keys: _Keys,
+    trained: Trained,
+    data: _Data,
+    output_dir: Path,
+    *,
+    overwrite: bool,
+    started: float,
+) -> None:
+    """Writes draws, figures and metrics, whole or not at all."""
+    from np_latentode.report.datatree import to_datatree
+
+    tree = to_datatree(
+        keys.tree,
+        trained.fitted,
+        data.test,
+        times=None if found.diagnosis is None else data.test.dense_times,
         feature_names=["x_1", "x_2"],
     )
     with result_dir(output_dir, overwrite=overwrite) as directory:
         tree.to_netcdf(directory / "posterior.nc", engine="h5netcdf")
-        if found is not None:
-            found.exact.to_netcdf(directory / "exact.nc", engine="h5netcdf")
-            (directory / "diagnosis.txt").write_text(found.text + "\n")
-        for name, figure in figures.items():
+        if found.diagnosis is not None:
+            found.diagnosis.exact.to_netcdf(directory / "exact.nc", engine="h5netcdf")
+            (directory / "diagnosis.txt").write_text(found.diagnosis.text + "\n")
+        for name, figure in found.figures.items():
             figure.savefig(directory / f"{name}.png")
-        metrics["seconds_total"] = time.perf_counter() - started
-        (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    if progress:
-        if priors:
-            print(_compared(metrics["priors"]))
-        if found is not None:
-            print(f"\n{found.text}")
-        print(_summary(metrics, methods, report, output_dir))
-    return metrics
+        found.metrics["seconds_total"] = time.perf_counter() - started
+        (directory / "metrics.json").write_text(json.dumps(found.metrics, indent=2) + "\n")
 
 
-def _summary(
-    metrics: dict[str, Any], methods: dict[str, dict[str, float]], report: Any, output_dir: Path
-) -> str:
+def _summary(found: _Results, output_dir: Path) -> str:
+    metrics = found.metrics
+    parts = [_compared(metrics["priors"])] if "priors" in metrics else []
+    if found.diagnosis is not None:
+        parts.append(f"\n{found.diagnosis.text}")
     columns = ("reconstruction_mse", "extrapolation_mse", "coverage_90")
     lines = ["", f"{'on 50 held-out spirals':30s}" + "".join(f"{c:>20s}" for c in columns)]
     fresh = {c: metrics[f"fresh_{c}"] for c in columns}
     names = {"model": "latent ODE"}
-    for name, scores in (methods | {"latent ODE, 500 fresh spirals": fresh}).items():
+    for name, scores in (found.methods | {"latent ODE, 500 fresh spirals": fresh}).items():
         cells = (f"{scores[c]:20.5f}" if c in scores else f"{'-':>20s}" for c in columns)
         lines.append(f"{names.get(name, name):30s}" + "".join(cells))
     lines += [
         "",
         f"noise {np.mean(metrics['noise_scale']):.4f} (true 0.05), "
-        f"-ELBO a trajectory {metrics['loss']:.2f} (exact -log p(x) {metrics['exact_loss']:.2f})",
-        str(report),
+        f"-ELBO per trajectory {metrics['loss']:.2f} (exact -log p(x) {metrics['exact_loss']:.2f})",
+        str(found.gaussianization),
         "",
-        f"{metrics['ms_per_step']:.2f} ms a step, first step after "
+        f"{metrics['ms_per_step']:.2f} ms per step, first step after "
         f"{metrics['seconds_to_first_step']:.1f} s, all in {metrics['seconds_total']:.1f} s",
         f"results in {output_dir}",
     ]
-    return "\n".join(lines)
+    return "\n".join([*parts, *lines])
 
 
 def _compared(priors: dict[str, dict[str, float]]) -> str:

@@ -54,31 +54,13 @@ def plot_spirals(
         level: of the central bands.
     """
     times, x = np.asarray(times), np.asarray(draws["x"])
-    x_mean, dense = np.asarray(draws["x_mean"]).mean(0), np.asarray(spirals.dense_times)
+    x_mean = np.asarray(draws["x_mean"]).mean(0)
     with panels(3, count, size=(2.8, 2.4)) as (figure, axes):
         for i in range(count):
-            plane = axes[0, i]
-            seen, hidden = np.asarray(context.mask[i, :, 0]), np.asarray(spirals.mask[i, :, 0])
-            values, when = np.asarray(spirals.values[i]), np.asarray(spirals.times[i])
-            hidden = hidden & ~seen
-            curve = np.asarray(spirals.curves[i])
-            plane.plot(*curve.T, color=TRUTH, lw=2, label="truth")
-            plane.plot(*x_mean[i].T, color=MODEL, lw=1.2, label="mean of the model")
-            plane.set(title=f"held-out spiral {i}", xlabel="$x_1$")
-            plane.set_aspect("equal", adjustable="datalim")
+            _plot_curves(axes[:, i], spirals, x_mean[i], i)
             for d in range(2):
-                over_time = axes[1 + d, i]
-                over_time.plot(dense, curve[:, d], color=TRUTH, lw=2)
-                fan(over_time, times, x[:, i, :, d], [level])
-            for picked, face, label in ((seen, DATA, "seen"), (hidden, "white", "not seen")):
-                style = dict(ls="", marker="o", ms=3.5, mec=DATA, mew=0.7, mfc=face, label=label)
-                if picked.any():
-                    plane.plot(*values[picked].T, **style)
-                for d in range(2):
-                    axes[1 + d, i].plot(when[picked], values[picked, d], **style)
-            if hidden.any():
-                for axis in axes[1:, i]:
-                    axis.axvline(when[seen].max(initial=0.0), color=TRUTH, lw=0.8, ls=":")
+                fan(axes[1 + d, i], times, x[:, i, :, d], [level])
+            _plot_points(axes[:, i], spirals, context, i)
             axes[2, i].set_xlabel("time")
         for axis, label in zip(axes[:, 0], ("$x_2$", "$x_1$", "$x_2$"), strict=True):
             axis.set_ylabel(label)
@@ -92,6 +74,33 @@ def plot_spirals(
             list(named.values()), list(named), loc="outside lower center", ncols=len(named)
         )
         return figure
+
+
+def _plot_curves(axes: np.ndarray, spirals: Spirals, mean: np.ndarray, i: int) -> None:
+    """The true curve of spiral i and the mean of the model."""
+    plane, curve, dense = axes[0], np.asarray(spirals.curves[i]), np.asarray(spirals.dense_times)
+    plane.plot(*curve.T, color=TRUTH, lw=2, label="truth")
+    plane.plot(*mean.T, color=MODEL, lw=1.2, label="mean of the model")
+    plane.set(title=f"held-out spiral {i}", xlabel="$x_1$")
+    plane.set_aspect("equal", adjustable="datalim")
+    for d in range(2):
+        axes[1 + d].plot(dense, curve[:, d], color=TRUTH, lw=2)
+
+
+def _plot_points(axes: np.ndarray, spirals: Spirals, context: Trajectories, i: int) -> None:
+    """The observations of spiral i, and where the context ends if some are hidden."""
+    seen, observed = np.asarray(context.mask[i, :, 0]), np.asarray(spirals.mask[i, :, 0])
+    values, when = np.asarray(spirals.values[i]), np.asarray(spirals.times[i])
+    hidden = observed & ~seen
+    for picked, face, label in ((seen, DATA, "seen"), (hidden, "white", "not seen")):
+        style = dict(ls="", marker="o", ms=3.5, mec=DATA, mew=0.7, mfc=face, label=label)
+        if picked.any():
+            axes[0].plot(*values[picked].T, **style)
+        for d in range(2):
+            axes[1 + d].plot(when[picked], values[picked, d], **style)
+    if hidden.any():
+        for axis in axes[1:]:
+            axis.axvline(when[seen].max(initial=0.0), color=TRUTH, lw=0.8, ls=":")
 
 
 def plot_prior_draws(

@@ -1,4 +1,4 @@
-"""Fits of spirals under priors of a name, and how well prior and codes meet."""
+"""Fits of spirals under other priors, and how well prior and codes agree."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ from np_latentode.parts.priors import (
     StandardNormal,
 )
 from np_latentode.programs.assemble import latent_ode
-from np_latentode.programs.guide import AmortizedGuide
-from np_latentode.programs.model import LatentODE
+from np_latentode.programs.fitted import Fitted
 from np_latentode.studies.datasets import SpiralFamily, Spirals
 from np_latentode.studies.spirals_scores import forecasts, score_draws
 from np_latentode.training.aggregate import fit_prior
-from np_latentode.training.fit import STEPS_AT_ONCE, History, fit as train_both
+from np_latentode.training.fit import STEPS_AT_ONCE, fit
 
-__all__ = ["Fit", "fit", "make_prior", "on_codes", "score_prior"]
+__all__ = ["Trained", "make_prior", "on_codes", "score_prior", "train"]
 
 SHARE_WITHIN = 0.01
-"""The mean squared error within which a curve counts as a spiral."""
+"""The largest mean squared error of a curve that counts as a spiral."""
 
 FLAT: dict[str, Callable[[int, nnx.Rngs], nnx.Module]] = {
     "normal": lambda dim, rngs: StandardNormal(dim),
@@ -84,103 +83,92 @@ def make_prior(name: str, latent_dim: int, *, rngs: nnx.Rngs) -> dict[str, Any]:
     return {"prior": prior, "posterior": FullRankNormal(feature_dim, latent_dim, rngs=rngs)}
 
 
-class Fit(NamedTuple):
-    """A trained pair, and what training took."""
+class Trained(NamedTuple):
+    """A fit, and how long training took."""
 
-    model: LatentODE
-    guide: AmortizedGuide
-    params: dict[str, Any]
-    history: History
+    fitted: Fitted
+    losses: np.ndarray
     ms_per_step: float
     first_done: float
-    """When the first steps were done, by `time.perf_counter`."""
+    """When the first dispatch of steps was done, by `time.perf_counter`."""
 
 
-def fit(
+def train(
     prior: str,
-    train: Spirals,
+    spirals: Spirals,
     *,
     steps: int,
     seed: int,
     latent_dim: int,
     batch_size: int,
     progress: bool = True,
-) -> Fit:
+) -> Trained:
     """Trains under the prior of a name; the other arguments are those of `spirals.run`."""
-    # Apart, so that the networks start from the same weights under every prior.
+    # With other keys, so that the networks start from the same weights under every prior.
     parts = make_prior(prior, latent_dim, rngs=nnx.Rngs(seed + 1_000))
-    model, guide = latent_ode(train, latent_dim=latent_dim, rngs=nnx.Rngs(seed), **parts)
+    model, guide = latent_ode(spirals, latent_dim=latent_dim, rngs=nnx.Rngs(seed), **parts)
     train_key, _ = jax.random.split(jax.random.key(seed))
     began = time.perf_counter()
-    params, _, history = train_both(
+    fitted = fit(
         train_key,
         model,
         guide,
-        train,
+        spirals,
         num_steps=steps,
         batch_size=batch_size,
         progress=progress,
     )
-    first, last = history.seconds[[0, -1]]
+    first, last = fitted.history.seconds[[0, -1]]
     ms_per_step = 1e3 * (last - first) / max(1, steps - STEPS_AT_ONCE)
-    return Fit(model, guide, params, history, ms_per_step, began + first)
+    return Trained(fitted, fitted.history.losses, ms_per_step, began + first)
 
 
 def on_codes(
-    rng_key: Array, name: str, fitted: Fit, train: Spirals, *, seed: int, progress: bool
-) -> Fit:
-    """The same networks under another prior, which is fitted to the codes that they make."""
-    model = fitted.model
-    part = make_prior(name, model.latent_dim, rngs=nnx.Rngs(seed))["prior"]
-    params = fit_prior(rng_key, part, fitted.guide, fitted.params, train, progress=progress)
-    model = LatentODE(
-        model.dynamics,
-        model.decoder,
-        prior=part,
-        scaling=model.scaling,
-        likelihood=model.likelihood,
-        solver=model.solver,
-    )
-    return fitted._replace(model=model, params=params)
+    rng_key: Array, name: str, trained: Trained, spirals: Spirals, *, seed: int, progress: bool
+) -> Trained:
+    """The same networks under another prior, which is fitted to their codes."""
+    prior = make_prior(name, trained.fitted.model.latent_dim, rngs=nnx.Rngs(seed))["prior"]
+    fitted = fit_prior(rng_key, prior, trained.fitted, spirals, progress=progress)
+    return trained._replace(fitted=fitted)
 
 
 def score_prior(
     rng_key: Array,
-    fitted: Fit,
+    fitted: Fitted,
     family: SpiralFamily,
     *,
     codes: Spirals,
     fresh: Spirals,
     num_draws: int = 4_000,
 ) -> dict[str, float]:
-    """How well prior and codes meet, and what forecasts are worth.
+    """Scores of how well prior and codes agree, and of forecasts.
 
     Args:
         rng_key: a key.
-        fitted: what to score.
-        family: what the spirals are drawn from.
+        fitted: the fit.
+        family: the family of the spirals.
         codes: many spirals, for the KL and its split (see `gaussianization`).
-        fresh: some spirals that were not trained on, for the ELBO and for forecasts.
+        fresh: other spirals than those trained on, for the ELBO and for forecasts.
         num_draws: from the prior.
 
     Returns:
-        `elbo` a trajectory; `kl`, `mutual_information`, `kl_marginal`, `kl_marginal_se`;
+        `elbo` per trajectory; `kl`, `mutual_information`, `kl_marginal`, `kl_marginal_se`;
         `prior_predictive_share` of draws whose curve is within a mean squared error of 0.01 of
         the nearest spiral; `prior_phase_ks`, the Kolmogorov-Smirnov distance of the phases of
         those nearest spirals from uniform; where the prior has a circle or a ring, that of the
         codes' angles, `code_phase_ks`; `reconstruction_mse` and `extrapolation_mse`.
     """
-    # Imported here and below, as ArviZ and SciPy's statistics take seconds.
+    # Imported here and below, as importing ArviZ and SciPy's statistics takes seconds.
     from np_latentode.report.gaussianization import gaussianization
 
-    model, guide, params = trained = fitted.model, fitted.guide, fitted.params
+    model, guide, params = fitted.model, fitted.guide, fitted.params
     prior_key, forecast_key = jax.random.split(rng_key)
     elbo_key, split_key, draw_key, code_key = jax.random.split(prior_key, 4)
     loss = jax.jit(Trace_ELBO(num_particles=10).loss, static_argnums=(2, 3))
-    report = gaussianization(split_key, *trained, codes)
-    draws = prior_predictive(draw_key, model, params, family.dense_times, num_samples=num_draws)
+    report = gaussianization(split_key, fitted, codes)
+    draws = prior_predictive(draw_key, fitted, family.dense_times, num_samples=num_draws)
     phase, _, mse = family.nearest(draws["x_mean"], family.dense_times)
-    errors = score_draws(*forecasts(forecast_key, *trained, fresh, num_samples=100), fresh)
+    errors = score_draws(*forecasts(forecast_key, fitted, fresh, num_samples=100), fresh)
     scores = {
         "elbo": -float(loss(elbo_key, params, model, guide, fresh)) / len(fresh),
         "kl": report.kl,
@@ -193,7 +181,7 @@ def score_prior(
         "extrapolation_mse": errors["extrapolation_mse"],
     }
     if isinstance(model.prior, ProductPrior):
-        z0 = posterior(guide, params, codes).sample(code_key)
+        z0 = jnp.asarray(posterior(fitted, codes).sample(code_key))
         scores["code_phase_ks"] = _from_uniform(jnp.arctan2(z0[:, 1], z0[:, 0]))
     return scores
 

@@ -1,8 +1,6 @@
-"""How good forecasts of spirals are, beside the exact answer and those that learn nothing."""
+"""Scores of forecasts of spirals, of the exact posterior and of trivial baselines."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,12 +9,13 @@ from jaxtyping import Array
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts import baselines
 from np_latentode.forecasts.prediction import forecast
+from np_latentode.programs.fitted import Fitted
 from np_latentode.studies.datasets import SpiralFamily, Spirals
 
 __all__ = ["CUT", "forecasts", "score", "score_draws", "score_others"]
 
 CUT = 2.5
-"""Extrapolation starts here: what was observed later is hidden and predicted."""
+"""Where extrapolation starts: later observations are hidden and predicted."""
 
 SEED_NOTEBOOK = {"reconstruction_mse": 0.126, "extrapolation_mse": 2.21}
 
@@ -24,14 +23,15 @@ SEED_NOTEBOOK = {"reconstruction_mse": 0.126, "extrapolation_mse": 2.21}
 def score(
     predicted: np.ndarray, draws: np.ndarray | None, spirals: Spirals, *, after: float | None
 ) -> dict[str, float]:
-    """The error of a mean curve against the noiseless one and, where there are draws, how many of
-    the noisy observations lie within the central 90% of them.
+    """The error of a mean curve and, with draws, the coverage of their central 90% band.
+
+    The error is against the noiseless curve, the coverage is of the noisy observations.
 
     Args:
         predicted: shape (trajectory, dense, 2), at the dense times.
         draws: shape (draw, trajectory, dense, 2), of noisy observations at the dense times.
         spirals: the truth.
-        after: score later times only. Default: all.
+        after: score only times later than this. Default: all.
     """
     times = np.asarray(spirals.dense_times)
     late = times > (-np.inf if after is None else after)
@@ -48,26 +48,13 @@ def score(
 
 
 def forecasts(
-    rng_key: Array,
-    model: Any,
-    guide: Any,
-    params: dict,
-    spirals: Spirals,
-    *,
-    num_samples: int = 200,
+    rng_key: Array, fitted: Fitted, spirals: Spirals, *, num_samples: int = 200
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Draws at the dense times, given all observations and given the early ones."""
     contexts: list[Trajectories] = [spirals, spirals.before(CUT)]
+    times = spirals.dense_times
     whole, half = (
-        forecast(
-            key,
-            model,
-            guide,
-            params,
-            context,
-            spirals.dense_times,
-            num_samples=num_samples,
-        )
+        forecast(key, fitted, context, times, num_samples=num_samples)
         for key, context in zip(jax.random.split(rng_key), contexts, strict=True)
     )
     return whole, half
@@ -87,7 +74,7 @@ def score_draws(
 def score_others(
     rng_key: Array, family: SpiralFamily, train: Spirals, test: Spirals
 ) -> dict[str, dict[str, float]]:
-    """The exact answer, and those that learn nothing."""
+    """The scores of the exact posterior and of trivial baselines."""
     times = test.dense_times
     whole, half = (
         {"x_mean": oracle.mean(times)[None], "x": oracle.sample(rng_key, times, 200)}

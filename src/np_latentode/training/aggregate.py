@@ -24,9 +24,10 @@ from np_latentode.parts.modules import (
     parameter_names,
     vector_distribution,
 )
-from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.plate import check_context
-from np_latentode.training.fit import dispatches, optimizer
+from np_latentode.training.fit import dispatches
+from np_latentode.training.optimizer import optimizer
 
 __all__ = ["fit_prior"]
 
@@ -36,72 +37,84 @@ MOSTLY_WHOLE = functools.partial(random_context, whole_share=0.8)
 def fit_prior(
     rng_key: Array,
     prior: Part,
-    guide: AmortizedGuide,
-    params: dict[str, Any],
+    fitted: Fitted,
     trajectories: Trajectories,
     *,
     conditioning: Conditioning = MOSTLY_WHOLE,
     num_steps: int = 8_000,
     optim: optax.GradientTransformation | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
-    """Fits a prior to the codes of a guide that has been trained under another one.
+) -> Fitted:
+    """Fits a prior to the codes of a guide that was trained under another prior.
 
     max over the prior of E_n E_q(z0 | x_n) log p(z0),  so that p -> q(z0) = E_n q(z0 | x_n)
 
-    which is the best that a prior can do for the ELBO of a given guide (Hoffman & Johnson 2016),
-    at no cost to its reconstructions: they do not change. No ODE is solved, so it takes seconds.
+    This is the best prior for the ELBO of a given guide (Hoffman & Johnson 2016). Reconstructions
+    and forecasts do not change. No ODE is solved, so it takes seconds.
 
     Args:
         rng_key: a key.
-        prior: over the guide's latent space; from then on the model's, `LatentODE(prior=prior)`.
-        guide, params: as fitted.
-        trajectories: those that they were fitted on.
-        conditioning: what of them is encoded in each step. Default: a fifth of them in part. Their
-            codes scatter about those of the whole ones, which keeps the prior from closing in on
-            the few trajectories that it knows.
-        num_steps: how many.
-        optim: of the steps. Default: `optimizer(num_steps)`.
+        prior: the new prior, over the guide's latent space.
+        fitted: the fit under the old prior.
+        trajectories: its training data.
+        conditioning: what of them is encoded in each step. Default: four fifths of them whole, the
+            others in part. The codes of parts scatter, so the prior does not shrink to the few
+            trajectories of the training data.
+        num_steps: the number of steps.
+        optim: of optax. Default: `optimizer(num_steps)`.
         progress: whether to show a progress bar.
 
     Returns:
-        `params` with those of the prior in place of the old prior's.
+        The fit with the new prior in its model; all other parameters are the same.
 
     Raises:
-        ValueError: if the prior is of the wrong kind or lives elsewhere than the guide's codes.
+        ValueError: if the prior is of the wrong kind or its support is not that of the codes.
     """
-    check_module("prior", prior)
-    _, support = vector_distribution("prior", prior, batch_shape=())
-    if support != guide.support:
-        raise ValueError(
-            f"prior must live where the guide's codes do, on {guide.support}; got one on {support}."
-        )
-    check_context(trajectories, guide.scaling)
-    kept = {name: value for name, value in params.items() if name != "prior$params"}
-    if taken := sorted(set(kept) & parameter_names(lambda: bind_prior(prior))):
-        raise ValueError(
-            f"prior must name parameters that nothing else has; got {taken}, which params hold."
-        )
+    check_counts(num_steps=num_steps)
+    _check_prior(prior, fitted)
+    check_context(trajectories, fitted.guide.scaling)
 
-    def codes(trajectories: Trajectories, params: dict[str, Any]) -> None:
+    def codes(trajectories: Trajectories, fitted: Fitted) -> None:
         p = bind_prior(prior)
         context_key, z0_key = jax.random.split(jnp.asarray(numpyro.prng_key()))
         with numpyro.handlers.block():
-            q = posterior(guide, params, conditioning(context_key, trajectories))
+            q = posterior(fitted, conditioning(context_key, trajectories))
         z0 = q.sample(z0_key)
-        # A mean instead of a sum: the sum's gradient would always be clipped to one length, in
-        # which the few codes that lie far out count for nothing, and their density goes to 0.
+        # A mean, not a sum. The gradient of a sum would always be clipped to one length, in which
+        # the few codes far out count for nothing, and their density would go to 0.
         count = len(trajectories)
         with numpyro.handlers.scale(scale=1 / count), numpyro.plate("trajectory", count):
             numpyro.sample("z0", p, obs=z0)
 
     optim = optimizer(num_steps) if optim is None else optim
     svi = SVI(codes, lambda *_: None, optim, Trace_ELBO())
-    check_counts(num_steps=num_steps)
-    state = jax.jit(svi.init)(rng_key, trajectories, params)
+    state = jax.jit(svi.init)(rng_key, trajectories, fitted)
     with tqdm(total=num_steps, disable=not progress, unit="step") as bar:
-        for after, losses in dispatches(svi, state, num_steps, trajectories, params):
+        for after, losses in dispatches(svi, state, num_steps, trajectories, fitted):
             state = after
             bar.set_postfix_str(f"-log p(z0) {losses.mean():.2f}", refresh=False)
             bar.update(len(losses))
-    return kept | svi.get_params(state)
+    kept = _without_prior(fitted)
+    return Fitted(fitted.model.with_prior(prior), fitted.guide, kept | svi.get_params(state))
+
+
+def _check_prior(prior: Part, fitted: Fitted) -> None:
+    check_module("prior", prior)
+    _, support = vector_distribution("prior", prior, batch_shape=())
+    if support != fitted.guide.support:
+        raise ValueError(
+            f"prior must have the support of the guide's codes, {fitted.guide.support}; got one on "
+            f"{support}."
+        )
+    taken = set(_without_prior(fitted)) & parameter_names(lambda: bind_prior(prior))
+    if taken:
+        raise ValueError(
+            f"prior must give its parameters names of their own; got {sorted(taken)}, which the "
+            "fit has already."
+        )
+
+
+def _without_prior(fitted: Fitted) -> dict[str, Any]:
+    """The parameters that are not the old prior's."""
+    names = parameter_names(lambda: bind_prior(fitted.model.prior))
+    return {name: value for name, value in fitted.params.items() if name not in names}

@@ -1,28 +1,28 @@
-"""How well held-out data are forecast while a model is trained."""
+"""Validation: the score of held-out forecasts during training."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import log_predictive, posterior
-from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.plate import check_data
 
 __all__ = ["NUM_DRAWS", "forecast_score", "held_out_pair"]
 
 NUM_DRAWS = 20
-"""Of z0, from which a score is made."""
+"""Draws of z0 per score."""
 
 
 def held_out_pair(model: LatentODE, validation: Any) -> tuple[Trajectories, Trajectories] | None:
-    """What is forecast from, and what is scored of it; None where there is nothing.
+    """The validation data as a pair (context, target), or None if there are none.
 
     Raises:
         ValueError: naming the rule and what came.
@@ -42,19 +42,16 @@ def held_out_pair(model: LatentODE, validation: Any) -> tuple[Trajectories, Traj
 
 
 def forecast_score(
-    rng_key: Array,
-    model: LatentODE,
-    guide: AmortizedGuide,
-    params: dict[str, Any],
-    context: Trajectories,
-    target: Trajectories,
+    rng_key: Array, fitted: Fitted, context: Trajectories, target: Trajectories
 ) -> float:
-    """-log p(target | context) an observation; infinite where a solve fails."""
-    score = float(_negative_log_density(rng_key, model, guide, params, context, target))
+    """-log p(target | context) per observation; infinite where a solve fails."""
+    score = float(_negative_log_density(rng_key, fitted, context, target))
     return np.inf if np.isnan(score) else score
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _negative_log_density(rng_key, model, guide, params, context, target):
-    z0 = posterior(guide, params, context).sample(rng_key, (NUM_DRAWS,))
-    return -log_predictive(model, params, z0, target).sum() / target.mask.sum()
+@jax.jit
+def _negative_log_density(
+    rng_key: Array, fitted: Fitted, context: Trajectories, target: Trajectories
+) -> Array:
+    z0 = jnp.asarray(posterior(fitted, context).sample(rng_key, (NUM_DRAWS,)))
+    return -log_predictive(fitted, z0, target).sum() / target.mask.sum()

@@ -1,0 +1,196 @@
+"""From a fit and a table to forecasts: what `np-latentode forecast` does."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from np_latentode.app.fit_table import FIT
+from np_latentode.data.atomic import write_bytes
+from np_latentode.data.checks import check_counts, check_seed
+from np_latentode.data.files import check_path, write_table
+from np_latentode.data.labels import Labels
+from np_latentode.data.tables import tidy_forecast
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.prediction import forecast
+from np_latentode.programs.fitted import Fitted
+from np_latentode.programs.model import LatentODE
+from np_latentode.storage.saving import load
+
+__all__ = ["forecast_table"]
+
+
+def forecast_table(
+    run_dir: Path,
+    data: Path,
+    output: Path,
+    *,
+    until: str | None = None,
+    ahead: float | None = None,
+    points: int = 50,
+    quantiles: Sequence[float] = (0.05, 0.5, 0.95),
+    draws: int = 500,
+    seed: int = 0,
+    plot: bool = False,
+    overwrite: bool = False,
+) -> Any:
+    """Forecasts every trajectory of a table from its known observations, with a fit of `fit_table`.
+
+    Args:
+        run_dir: the output_dir of `fit_table`.
+        data: a table with the columns of the one fitted; of other trajectories, or the same.
+        output: a .csv, .parquet or .nc file: id, time, feature, mean, sd, and the quantiles.
+        until: the last time to forecast, a number or a date as in the table.
+        ahead: instead, how far to forecast beyond each trajectory's last observation; for dates,
+            in the unit of the fit.
+        points: the number of times per trajectory, evenly spaced after its last observation.
+        quantiles: between 0 and 1.
+        draws: the number of draws from the posterior predictive.
+        seed: of the draws.
+        plot: whether to draw the first four as well, into a .png file of the output's name.
+        overwrite: whether existing files are replaced.
+
+    Returns:
+        The table that was written.
+
+    Raises:
+        ValueError: naming the argument, or file, row and column, the rule and what came.
+        OSError: if a file cannot be read or written.
+    """
+    check_counts(points=points, draws=draws)
+    check_seed(seed)
+    _check_end(until, ahead)
+    picture = output.with_suffix(".png")
+    check_path(output)
+    for path in (output, *([picture] if plot else [])):
+        if path.exists() and not overwrite:
+            raise ValueError(f"output must be new; got {path}, which exists (--overwrite).")
+    fitted = load(run_dir / FIT)
+    labels = fitted.model.scaling.labels
+    if labels is None:
+        raise ValueError(f"run must be a fit of a table; got {run_dir}, whose columns are unknown.")
+    context = _read(fitted.model, labels, data)
+    times = _times_ahead(fitted.model, context, labels, until, ahead, points)
+    made = _forecast(jax.random.key(seed), fitted, context, times, draws)
+    table = tidy_forecast(made, times, context.names, quantiles=quantiles)
+    write_table(table, output)
+    if plot:
+        _draw(picture, context, made, times)
+    return table
+
+
+def _check_end(until: str | None, ahead: float | None) -> None:
+    if (until is None) == (ahead is None):
+        came = "neither" if until is None else f"{until} and {ahead}"
+        raise ValueError(f"until or ahead must be given, and not both; got {came}.")
+    if ahead is not None and not 0 < ahead < float("inf"):
+        raise ValueError(f"ahead must be positive and finite; got {ahead}.")
+
+
+def _read(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
+    """The table's trajectories, read as those of the table fitted."""
+    columns: dict[str, Any] = dict(
+        id=labels.id, time=labels.time, values=labels.features, log=labels.log
+    )
+    try:
+        context = Trajectories.from_file(
+            data, **columns, origin=labels.origin, unit=labels.unit or "D"
+        )
+    except ValueError as error:
+        if "origin must be left out" not in str(error):
+            raise
+        raise ValueError(
+            f"{data} must hold dates in column {labels.time!r}, as the table fitted; got numbers."
+        ) from error
+    _check_known(model, context, labels, data)
+    return context
+
+
+def _forecast(
+    rng_key: Array, fitted: Fitted, context: Trajectories, times: np.ndarray, num_samples: int
+) -> dict[str, Array]:
+    """Draws, or an error that names a trajectory whose dynamics diverge."""
+    fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
+    made = forecast(rng_key, fitted, context, times, num_samples=num_samples)
+    finite = np.isfinite(np.asarray(made["x"])).all((0, 2, 3))
+    if not finite.all():
+        who = context.names.ids[int(np.argmin(finite))]
+        raise ValueError(
+            f"until must be where the dynamics are finite; those of {np.sum(~finite)} of "
+            f"{len(context)}, {context.names.id} {who} for one, diverge before. Forecast less far, "
+            "or train longer."
+        )
+    return made
+
+
+def _draw(path: Path, context: Trajectories, made: dict[str, Array], times: np.ndarray) -> None:
+    from np_latentode.report.plots import plot_forecasts
+
+    image = io.BytesIO()
+    plot_forecasts(context, made, times).savefig(image, format="png")
+    write_bytes(path, image.getvalue())
+
+
+def _check_known(model: LatentODE, context: Trajectories, labels: Labels, data: Path) -> None:
+    if labels.origin is None and context.names.origin is not None:
+        raise ValueError(
+            f"{data} must hold numbers in column {labels.time!r}, as the table fitted; got dates."
+        )
+    times = np.where(np.asarray(context.observed), np.asarray(context.times), np.inf)
+    early = times.min(1)
+    t0, time_unit = model.scaling.t0, model.scaling.time_unit
+    # The table's times are rounded.
+    if (first := early.min()) < t0 - 1e-6 * max(abs(t0), time_unit):
+        who = context.names.ids[int(early.argmin())]
+        start, when = (labels.calendar(np.array([t]))[0] for t in (t0, first))
+        raise ValueError(
+            f"{data} must not go back before {start}, where the table fitted begins; got "
+            f"{labels.id} {who} at {when}. Fit a table that goes back as far."
+        )
+
+
+def _times_ahead(
+    model: LatentODE,
+    context: Trajectories,
+    labels: Labels,
+    until: str | None,
+    ahead: float | None,
+    points: int,
+) -> Float[np.ndarray, "trajectory time"]:
+    observed = np.asarray(context.observed)
+    times = np.where(observed, np.asarray(context.times, float), -np.inf)
+    # A trajectory without observations is forecast from t0 on.
+    last = np.maximum(times.max(1), model.scaling.t0)
+    end = last + ahead if ahead is not None else np.full(len(last), _time(until, labels))
+    if labels.origin is None:
+        # In the precision of the table, in which a number is written as short as it was.
+        last, end = (a.astype(context.times.dtype).astype(float) for a in (last, end))
+    if late := np.flatnonzero(last >= end).tolist():
+        who = context.names.ids[late[0]]
+        when = labels.calendar(np.asarray(context.times)[late[0], -1:])[0]
+        raise ValueError(
+            f"until must be later than what is known; got {until}, and {len(late)} of {len(last)} "
+            f"were observed then or later, {labels.id} {who} at {when}. Forecast a time ahead of "
+            "each instead."
+        )
+    times = np.linspace(last, end, points + 1, axis=1)[:, 1:]
+    # A date would be off.
+    return times if labels.origin is not None else times.astype(context.times.dtype)
+
+
+def _time(until: str | None, labels: Labels) -> float:
+    try:
+        time = float(labels.counted(until)) if labels.unit else float(str(until))
+    except ValueError as error:
+        kind = "a date such as 2020-01-31" if labels.unit else "a number"
+        raise ValueError(f"until must be {kind}, as {labels.time!r} is; got {until!r}.") from error
+    if not np.isfinite(time):
+        raise ValueError(f"until must be finite; got {until!r}.")
+    return time
