@@ -15,9 +15,7 @@ import arviz_stats
 import jax
 from flax import nnx
 
-from np_latentode import GRU, PathODE, fit, latent_ode
-from np_latentode.inference.importance import elpd
-from np_latentode.inference.refinement import refine
+from np_latentode import GRU, PathODE, elpd, fit, latent_ode, refine
 from np_latentode.studies.datasets import SpiralFamily
 from np_latentode.studies.spirals_priors import make_prior
 from np_latentode.studies.spirals_scores import CUT

@@ -30,6 +30,7 @@ from np_latentode import (
     ODERNN,
     BoundedDynamics,
     DiagonalNormal,
+    Fitted,
     MLPDecoder,
     MLPDynamics,
     PathODE,
@@ -184,7 +185,7 @@ def train_and_score(config: dict, *, seed: int, steps: int) -> dict[str, float]:
         ("reconstruction", fresh, slice(None)),
         ("extrapolation", fresh.before(2.5), late),
     ):
-        draws = forecast(key, model, guide, result.params, context, times, num_samples=100)
+        draws = forecast(key, Fitted(model, guide, result.params), context, times, num_samples=100)
         error = np.asarray((draws["x_mean"].mean(0) - fresh.curves) ** 2)[:, where]
         low, high = np.quantile(np.asarray(draws["x"]), [0.05, 0.95], axis=0)
         inside = ((low <= noisy) & (noisy <= high))[:, where]

@@ -13,10 +13,9 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from np_latentode import Trajectories
+from np_latentode import MalformedRows, Trajectories
 from np_latentode.data.csv_files import MISSING
 from np_latentode.data.files import read_table, write_table
-from np_latentode.data.problems import MalformedRows
 
 COLUMNS = dict(id="who", time="day", values=["x", "y"])
 HEADER = "who,day,x,y\n"

@@ -12,10 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from np_latentode import Scaling, Trajectories
-from np_latentode.data.labels import Labels
-from np_latentode.data.problems import MalformedRows
-from np_latentode.data.tables import tidy_forecast
+from np_latentode import Labels, MalformedRows, Scaling, Trajectories, tidy_forecast
 
 ROWS = {
     "patient": ["b", "a", "b", "a", "c", "b"],

@@ -19,9 +19,10 @@ from np_latentode import (
     fit,
     forecast,
     latent_ode,
+    log_predictive,
+    posterior,
     random_context,
 )
-from np_latentode.forecasts.prediction import log_predictive, posterior
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -76,13 +77,13 @@ def predict():
     """A forecast in scaled units, of 3 trajectories of 5 times, compiled once."""
     some = Trajectories(np.tile(np.linspace(0, 5, LENGTH), (3, 1)), np.ones((3, LENGTH, 2)))
     model, guide = small(some, scaling=Scaling.identity(2))
-    params = fit(jax.random.key(0), model, guide, some, num_steps=1, progress=False).params
+    fitted = fit(jax.random.key(0), model, guide, some, num_steps=1, progress=False)
 
     @jax.jit
     def both(context):
-        q = posterior(guide, params, context)
+        q = posterior(fitted, context)
         z0 = q.sample(jax.random.key(1), (4,))
-        return q.mean, log_predictive(model, params, z0, context)
+        return q.mean, log_predictive(fitted, z0, context)
 
     return both
 
@@ -137,7 +138,7 @@ def trained(times, values):
     )
     first, last = float(data.times.min()), float(data.times.max())
     later = first + (last - first) * np.linspace(0.5, 1.5, 4)
-    draws = forecast(jax.random.key(1), model, guide, fitted.params, data, later, num_samples=8)
+    draws = forecast(jax.random.key(1), fitted, data, later, num_samples=8)
     return data, fitted, np.asarray(draws["x"], float)
 
 

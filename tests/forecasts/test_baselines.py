@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from np_latentode import Trajectories
-from np_latentode.forecasts import baselines
+from np_latentode import Trajectories, baselines
 
 NAN = np.nan
 TRAIN = Trajectories.from_ragged([([0.0, 1.0], [[1.0, 10.0], [3.0, NAN]]), ([0.5], [[5.0, 20.0]])])

@@ -9,6 +9,7 @@ from numpyro.infer import Predictive
 from np_latentode import (
     ODERNN,
     DiagonalNormal,
+    Fitted,
     MLPDecoder,
     MLPDynamics,
     Scaling,
@@ -46,7 +47,7 @@ def context():
 
 
 @pytest.fixture(scope="module")
-def fit(context):
+def fitted(context):
     """Model, guide and parameters, which are not those that the modules were made with."""
     rngs = nnx.Rngs(0)
     model, guide = latent_ode(
@@ -71,17 +72,17 @@ def fit(context):
             ("posterior", guide.posterior),
         )
     }
-    return model, guide, params | {"noise_scale": jnp.array([0.4, 0.2])}
+    return Fitted(model, guide, params | {"noise_scale": jnp.array([0.4, 0.2])})
 
 
 NUM_SAMPLES = 2_000
 
 
 @pytest.fixture(scope="module")
-def draws(fit, context):
+def draws(fitted, context):
     encoded.clear()
     draws = forecast(
-        jax.random.key(0), *fit, context, TIMES, num_samples=NUM_SAMPLES, draws_at_once=500
+        jax.random.key(0), fitted, context, TIMES, num_samples=NUM_SAMPLES, draws_at_once=500
     )
     jax.effects_barrier()
     return {name: np.asarray(values, float) for name, values in draws.items()} | {
@@ -100,24 +101,23 @@ def test_a_forecast_encodes_once_for_all_draws(draws):
     assert np.unique(draws["z0"], axis=0).shape == draws["z0"].shape
 
 
-def test_z0_is_drawn_from_the_guide(fit, context, draws):
-    _, guide, params = fit
-    q = jax.jit(lambda: posterior(guide, params, context).base_dist)()
+def test_z0_is_drawn_from_the_guide(fitted, context, draws):
+    q = jax.jit(lambda: posterior(fitted, context).base_dist)()
     z = (draws["z0"] - np.asarray(q.loc)) / np.asarray(q.scale)
     assert np.abs(z.mean(0)).max() < 5 / np.sqrt(NUM_SAMPLES)
     assert np.abs((z**2).mean(0) - 1).max() < 5 * np.sqrt(2 / NUM_SAMPLES)
 
 
-def test_noise_has_the_fitted_scale_and_is_independent(fit, draws):
-    eps = (draws["x"] - draws["x_mean"]) / np.asarray(fit[2]["noise_scale"])
+def test_noise_has_the_fitted_scale_and_is_independent(fitted, draws):
+    eps = (draws["x"] - draws["x_mean"]) / np.asarray(fitted.params["noise_scale"])
     flat = eps.reshape(NUM_SAMPLES, -1)
     assert np.abs(flat.mean(0)).max() < 5 / np.sqrt(NUM_SAMPLES)
     error = np.cov(flat.T) - np.eye(flat.shape[1])
     assert np.abs(error).max() < 5 * np.sqrt(2 / NUM_SAMPLES)
 
 
-def test_forecast_and_predictive_agree_in_distribution(fit, context, draws):
-    model, guide, params = fit
+def test_forecast_and_predictive_agree_in_distribution(fitted, context, draws):
+    model, guide, params = fitted.model, fitted.guide, fitted.params
     predictive = Predictive(model, guide=guide, params=params, num_samples=NUM_SAMPLES)
     theirs = jax.jit(lambda key: predictive(key, context, TIMES))(jax.random.key(1))
     for name in ("x_mean", "x"):
@@ -130,19 +130,19 @@ def test_forecast_and_predictive_agree_in_distribution(fit, context, draws):
 
 
 @pytest.fixture(scope="module")
-def few(fit, context):
-    return forecast(jax.random.key(3), *fit, context, TIMES, num_samples=3)
+def few(fitted, context):
+    return forecast(jax.random.key(3), fitted, context, TIMES, num_samples=3)
 
 
-def test_draws_do_not_depend_on_how_many_are_solved_at_once(fit, context, few):
-    pairs = forecast(jax.random.key(3), *fit, context, TIMES, num_samples=3, draws_at_once=2)
+def test_draws_do_not_depend_on_how_many_are_solved_at_once(fitted, context, few):
+    pairs = forecast(jax.random.key(3), fitted, context, TIMES, num_samples=3, draws_at_once=2)
     for name, values in few.items():
         np.testing.assert_allclose(pairs[name], values, rtol=1e-4, atol=1e-5)
 
 
-def test_times_may_be_one_row_for_all_or_one_a_trajectory(fit, context, few):
+def test_times_may_be_one_row_for_all_or_one_a_trajectory(fitted, context, few):
     rows = np.stack([TIMES, TIMES + 0.5, TIMES[::-1]])
-    each = forecast(jax.random.key(3), *fit, context, rows, num_samples=3)
+    each = forecast(jax.random.key(3), fitted, context, rows, num_samples=3)
     np.testing.assert_array_equal(each["z0"], few["z0"])
     np.testing.assert_allclose(each["x_mean"][:, 0], few["x_mean"][:, 0], rtol=1e-4, atol=1e-5)
     reverse = each["x_mean"][:, 2, ::-1]
@@ -150,27 +150,27 @@ def test_times_may_be_one_row_for_all_or_one_a_trajectory(fit, context, few):
     assert np.all(np.abs(each["x_mean"][:, 1] - few["x_mean"][:, 1]) > 1e-4)
 
 
-def test_asking_for_more_times_changes_no_curve(fit, context, few):
+def test_asking_for_more_times_changes_no_curve(fitted, context, few):
     # Later by far than any observation, and between those asked for before.
     more = np.sort(np.append(TIMES, [T0 + 0.1, T0 + 2.5 * UNIT, T0 + 5 * UNIT]))
-    longer = forecast(jax.random.key(3), *fit, context, more, num_samples=3)
+    longer = forecast(jax.random.key(3), fitted, context, more, num_samples=3)
     at = np.searchsorted(more, TIMES)
     np.testing.assert_allclose(longer["x_mean"][:, :, at], few["x_mean"], rtol=1e-4, atol=1e-5)
     assert np.isfinite(longer["x"]).all()
 
 
-def test_a_forecast_at_observed_times_samples_anew(fit, context):
-    draws = forecast(jax.random.key(4), *fit, context, context.times, num_samples=3)
+def test_a_forecast_at_observed_times_samples_anew(fitted, context):
+    draws = forecast(jax.random.key(4), fitted, context, context.times, num_samples=3)
     mask = np.asarray(context.mask)
     x = np.asarray(draws["x"])[:, mask]
     assert np.all(x != np.asarray(context.values)[mask])
     assert np.all(x[0] != x[1])
 
 
-def test_a_forecast_from_nothing_is_finite_and_alike_for_all(fit, context):
+def test_a_forecast_from_nothing_is_finite_and_alike_for_all(fitted, context):
     nothing = context.before(T0 - 1)
     draws = forecast(
-        jax.random.key(5), *fit, nothing, TIMES, num_samples=NUM_SAMPLES, draws_at_once=500
+        jax.random.key(5), fitted, nothing, TIMES, num_samples=NUM_SAMPLES, draws_at_once=500
     )
     x_mean = np.asarray(draws["x_mean"], float)
     assert all(np.isfinite(values).all() for values in draws.values())
@@ -178,9 +178,9 @@ def test_a_forecast_from_nothing_is_finite_and_alike_for_all(fit, context):
     assert np.all(np.ptp(x_mean.mean(0), axis=0) < 5 * error)
 
 
-def test_the_key_decides_the_draws(fit, context, few):
-    again = forecast(jax.random.key(3), *fit, context, TIMES, num_samples=3)
-    other = forecast(jax.random.key(6), *fit, context, TIMES, num_samples=3)
+def test_the_key_decides_the_draws(fitted, context, few):
+    again = forecast(jax.random.key(3), fitted, context, TIMES, num_samples=3)
+    other = forecast(jax.random.key(6), fitted, context, TIMES, num_samples=3)
     for name, values in few.items():
         np.testing.assert_array_equal(again[name], values)
         assert np.all(other[name] != values)
@@ -206,22 +206,13 @@ BAD = {
 
 
 @pytest.mark.parametrize(("bad", "rule"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_refused(fit, context, bad, rule):
-    model, guide, params = fit
+def test_bad_input_is_refused(fitted, context, bad, rule):
     arguments = {"context": context, "times": TIMES} | bad
     # Users have no type checker that says first what is wrong.
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         with pytest.raises(ValueError, match=f"^{rule}"):
-            forecast(jax.random.key(0), model, guide, params, **arguments)
+            forecast(jax.random.key(0), fitted, **arguments)
     finally:
         jaxtyping.config.update("jaxtyping_disable", before)
-
-
-@pytest.mark.parametrize("missing", ["encoder$params", "dynamics$params"])
-def test_params_of_no_fit_are_refused(fit, context, missing):
-    model, guide, params = fit
-    rest = {name: value for name, value in params.items() if name != missing}
-    with pytest.raises(ValueError, match=rf"params must be those of a fit.*{missing[:-7]}"):
-        forecast(jax.random.key(0), model, guide, rest, context, [2.0])

@@ -189,7 +189,7 @@ BAD = {
     ),
     "another q": (
         lambda: elpd(KEY, make_fitted(), DATA, q=dist.Normal(0.0, 1.0)),
-        r"q must be over z0, one a trajectory, shape \(300, 2\); got \(\)",
+        r"q must be over z0, one per trajectory, shape \(300, 2\); got \(\)",
     ),
 }
 

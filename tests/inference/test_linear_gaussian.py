@@ -24,6 +24,7 @@ from np_latentode import (
     ODERNN,
     AmortizedGuide,
     DiagonalNormal,
+    Fitted,
     GaussianLikelihood,
     LatentODE,
     Scaling,
@@ -33,6 +34,7 @@ from np_latentode import (
     forecast,
     posterior,
 )
+from np_latentode.programs.params import initial_params
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -326,14 +328,9 @@ def test_forecasts_have_the_exact_mean_and_covariance_at_new_times(problem):
     truth, data, model, guide = problem
     times = truth.scaling.t0 + truth.scaling.time_unit * np.array([0.0, 1.1, 3.0])
     num_samples = 4_000
-    with handlers.seed(rng_seed=0), handlers.trace() as sites:
-        model(data)
-    known = {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
     draws = forecast(
         jax.random.key(0),
-        model,
-        guide,
-        known,
+        Fitted(model, guide, initial_params(model, guide)),
         data,
         times,
         num_samples=num_samples,
@@ -374,17 +371,16 @@ def test_svi_brings_an_amortized_diagonal_guide_to_a_diagonal_posterior():
         DiagonalNormal(16, LATENT_DIM, width=16, rngs=rngs),
         scaling=truth.scaling,
     )
+    whole = make_model(truth, noise_scale=truth.noise)
     # Blocked, the model's parameters stay what they are.
-    model = handlers.block(
-        make_model(truth, noise_scale=truth.noise),
-        hide=["dynamics$params", "decoder$params"],
-    )
+    model = handlers.block(whole, hide=["dynamics$params", "decoder$params"])
     steps = 1_500
     svi = SVI(model, guide, optax.adam(optax.cosine_decay_schedule(2e-2, steps)), Trace_ELBO())
     start = jax.jit(svi.init)(jax.random.key(0), data)
     assert set(svi.get_params(start)) == {"encoder$params", "posterior$params", "prior$params"}
     fit = svi.run(jax.random.key(1), steps, data, init_state=start, progress_bar=False)
-    q = jax.jit(lambda params: posterior(guide, params, data).base_dist)(fit.params)
+    fitted = Fitted(whole, guide, initial_params(whole, guide) | fit.params)
+    q = jax.jit(posterior)(fitted, data).base_dist
     learned = np.asarray(q.loc, float), np.asarray(q.scale, float)[..., None] ** 2 * np.eye(2)
     exact_sd = np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1))
     gap = kl(*learned, mean, covariance)

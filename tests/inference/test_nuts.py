@@ -1,5 +1,7 @@
 """NUTS, refinement and their report against a closed form, and where ODEs cannot be solved."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,19 +25,21 @@ from test_linear_gaussian import (
 
 from np_latentode import (
     AmortizedGuide,
+    Fitted,
     GaussianLikelihood,
     LatentODE,
     Scaling,
     Solver,
     StandardNormal,
     Trajectories,
+    amortization,
+    convergence,
+    exact_posterior,
     posterior,
+    refine,
 )
 from np_latentode.inference import nuts as exact
-from np_latentode.inference.amortization import amortization
 from np_latentode.inference.density import enough_steps
-from np_latentode.inference.nuts import convergence, exact_posterior
-from np_latentode.inference.refinement import refine
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -80,25 +84,24 @@ class Problem:
         )
         encoder = ExactEncoder(self.truth)
         self.guide = AmortizedGuide(encoder, Off(), scaling=self.truth.scaling)
-        self.params = self.with_guide("exact")
+        self.fitted = self.with_guide("exact")
 
     def with_guide(self, name):
         shift, scale = (jnp.asarray(number) for number in GUIDES[name])
-        return params_of(self.truth) | {"posterior$params": {"shift": shift, "scale": scale}}
+        off = {"posterior$params": {"shift": shift, "scale": scale}}
+        return Fitted(self.model, self.guide, params_of(self.truth) | off)
 
-    def nuts(self, data, *, params=None, seed=0):
-        params = self.params if params is None else params
-        q = posterior(self.guide, params, data)
-        return exact_posterior(jax.random.key(seed), self.model, params, data, q=q, **DRAWS)
+    def nuts(self, data, *, fitted=None, seed=0):
+        fitted = self.fitted if fitted is None else fitted
+        q = posterior(fitted, data)
+        return exact_posterior(jax.random.key(seed), fitted, data, q=q, **DRAWS)
 
     def refine(self, data, name="exact"):
-        return refine(jax.random.key(1), self.model, self.guide, self.with_guide(name), data)
+        return refine(jax.random.key(1), self.with_guide(name), data)
 
     def report(self, name, **changed):
         arguments = dict(context=self.data, target=self.data) | changed
-        return amortization(
-            jax.random.key(2), self.model, self.guide, self.with_guide(name), **arguments
-        )
+        return amortization(jax.random.key(2), self.with_guide(name), **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,7 @@ def assert_moments(tree, mean, sd):
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_nuts_draws_from_the_closed_form_whatever_the_guide(problem, name):
-    tree = problem.nuts(problem.data, params=problem.with_guide(name))
+    tree = problem.nuts(problem.data, fitted=problem.with_guide(name))
     assert_moments(tree, *exact_moments(problem, problem.data))
     assert convergence(tree).rhat.max() < 1.03
 
@@ -188,8 +191,9 @@ def test_another_key_draws_otherwise_and_the_same_key_alike(problem, tree):
 
 
 def test_the_networks_are_those_of_params(problem, tree):
-    other = dict(problem.params, **{"decoder$params": {"matrix": -problem.truth.readout}})
-    flipped = problem.nuts(problem.data, params=other)
+    other = {"decoder$params": {"matrix": -problem.truth.readout}}
+    other = replace(problem.fitted, params=problem.fitted.params | other)
+    flipped = problem.nuts(problem.data, fitted=other)
     mean, sd = exact_moments(problem, problem.data)
     assert_moments(flipped, -mean, sd)
 
@@ -342,13 +346,15 @@ class Explosion:
         self.guide = AmortizedGuide(Pooled(), Fixed(), scaling=scaling)
         self.data = Trajectories([[0.0, 0.5, 2.0]] * 2, [[[0.1]] * 3, [[-0.2]] * 3])
 
+    def fitted(self, loc, scale):
+        return Fitted(self.model, self.guide, params_at(loc, scale))
+
     def nuts(self, loc, scale):
         return exact_posterior(
             jax.random.key(0),
-            self.model,
-            params_at(loc, scale),
+            self.fitted(loc, scale),
             self.data,
-            q=posterior(self.guide, params_at(loc, scale), self.data),
+            q=posterior(self.fitted(loc, scale), self.data),
             **DRAWS,
         )
 
@@ -379,7 +385,9 @@ def test_a_wild_start_raises_nothing_and_is_reported(explosion):
 
 def test_refinement_survives_draws_that_cannot_be_solved(explosion):
     local = refine(
-        jax.random.key(0), explosion.model, explosion.guide, params_at(0.0, 0.5), explosion.data
+        jax.random.key(0),
+        explosion.fitted(0.0, 0.5),
+        explosion.data,
     )
     assert np.all(local.elbo_before == -np.inf)
     np.testing.assert_allclose(local.q.base_dist.loc[:, 0], [0.1, -0.2], atol=0.1)
@@ -470,13 +478,20 @@ class WithoutODE(LatentODE):
         super().__init__(
             Still(), Identity(), prior=prior, scaling=scaling, likelihood=GaussianLikelihood(1.0)
         )
-        self.likelihood = likelihood
+        self.emission = likelihood
 
     def __call__(self, context, target=None, **options):
         with numpyro.plate("trajectory", len(context), dim=-1):
             z0 = numpyro.sample("z0", self.prior())
-            likelihood = self.likelihood(z0[:, None]).mask(context.mask).to_event(2)
+            likelihood = self.emission(z0[:, None]).mask(context.mask).to_event(2)
             numpyro.sample("x", likelihood, obs=context.values)
+
+
+def without_a_guide(model):
+    """A fit whose guide is not asked."""
+    return Fitted(
+        model, AmortizedGuide(Pooled(), Fixed(), scaling=model.scaling), params_at(0.0, 1.0)
+    )
 
 
 class TwoLatents(WithoutODE):
@@ -493,9 +508,13 @@ def test_a_support_of_fewer_dimensions_is_sampled_across_the_cut_of_its_angle():
     points = np.stack([np.cos(angles), np.sin(angles)], axis=-1)[:, None]
     data = Trajectories(np.zeros((3, 1)), points)
     tree = exact_posterior(
-        jax.random.key(0), model, {}, data, q=posterior(guide, {}, data), **DRAWS
+        jax.random.key(0),
+        Fitted(model, guide, {}),
+        data,
+        q=posterior(Fitted(model, guide, {}), data),
+        **DRAWS,
     )
-    local = refine(jax.random.key(1), model, guide, {}, data)
+    local = refine(jax.random.key(1), Fitted(model, guide, {}), data)
     draws = {
         "nuts": np.asarray(tree["posterior"]["z0"], float).reshape(-1, 3, 2),
         "refined": np.asarray(local.q.sample(jax.random.key(2), (2_000,)), float),
@@ -511,7 +530,7 @@ def test_a_support_of_fewer_dimensions_is_sampled_across_the_cut_of_its_angle():
 def test_prior_and_likelihood_are_those_of_the_model_and_draws_keep_to_the_support():
     model = WithoutODE(Positive(), lambda z0: dist.Laplace(z0, 0.01))
     data = Trajectories(np.zeros((2, 1)), [[[np.nan]], [[1.0]]])
-    tree = exact_posterior(jax.random.key(0), model, {}, data, **DRAWS)
+    tree = exact_posterior(jax.random.key(0), without_a_guide(model), data, **DRAWS)
     z0 = tree["posterior"]["z0"]
     assert np.all(z0 > 0)
     # Where nothing is observed the moments of Gamma(3, 2), elsewhere those of the Laplace.
@@ -522,7 +541,7 @@ def test_a_second_site_to_infer_is_refused():
     model = TwoLatents(StandardNormal(1), lambda z0: dist.Normal(z0, 1.0))
     data = Trajectories(np.zeros((2, 1)), [[[1.0]], [[-2.0]]])
     with pytest.raises(ValueError, match=r"^model must have z0 as its only .* got .*'rate'"):
-        exact_posterior(jax.random.key(0), model, {}, data)
+        exact_posterior(jax.random.key(0), without_a_guide(model), data)
 
 
 # What makes no sense is refused before anything is computed.
@@ -533,14 +552,22 @@ def test_a_second_site_to_infer_is_refused():
 def test_counts_of_the_sampler_must_be_positive(problem, untyped, name, count):
     with pytest.raises(ValueError, match=rf"^{name} must be a positive integer; got {count!r}\.$"):
         exact_posterior(
-            jax.random.key(0), problem.model, problem.params, problem.data, **{name: count}
+            jax.random.key(0),
+            problem.fitted,
+            problem.data,
+            **{name: count},
         )
 
 
 def test_a_distribution_that_is_not_over_z0_is_refused(problem, untyped):
     for q, came in ((dist.Normal(0.0, 1.0), r"\(\)"), (problem.guide, "AmortizedGuide")):
         with pytest.raises(ValueError, match=rf"^q must be over z0, .* \({NUM}, 2\); got {came}"):
-            exact_posterior(jax.random.key(0), problem.model, problem.params, problem.data, q=q)
+            exact_posterior(
+                jax.random.key(0),
+                problem.fitted,
+                problem.data,
+                q=q,
+            )
 
 
 @pytest.mark.parametrize("name", ["num_steps", "num_particles"])
@@ -548,28 +575,16 @@ def test_counts_of_the_refinement_must_be_positive(problem, name):
     with pytest.raises(ValueError, match=rf"^{name} must be a positive integer; got 0\.$"):
         refine(
             jax.random.key(0),
-            problem.model,
-            problem.guide,
-            problem.params,
+            problem.fitted,
             problem.data,
             **{name: 0},
         )
 
 
-@pytest.mark.parametrize("missing", ["dynamics$params", "decoder$params", "noise_scale"])
-def test_params_of_no_fit_are_refused(problem, missing):
-    params = {name: value for name, value in problem.params.items() if name != missing}
-    message = rf"^params must be those of a fit.* got none of \['{missing.replace('$', '.')}'\]"
-    with pytest.raises(ValueError, match=message):
-        exact_posterior(jax.random.key(0), problem.model, params, problem.data)
-    with pytest.raises(ValueError, match=message):
-        refine(jax.random.key(0), problem.model, problem.guide, params, problem.data)
-
-
 def test_a_context_that_is_none_is_refused(problem, untyped):
     for run in (
-        lambda: exact_posterior(jax.random.key(0), problem.model, problem.params, [1.0]),
-        lambda: refine(jax.random.key(0), problem.model, problem.guide, problem.params, [1.0]),
+        lambda: exact_posterior(jax.random.key(0), problem.fitted, [1.0]),
+        lambda: refine(jax.random.key(0), problem.fitted, [1.0]),
     ):
         with pytest.raises(ValueError, match=r"^context must be Trajectories; got list"):
             run()

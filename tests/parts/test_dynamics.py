@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from np_latentode import BoundedDynamics, LatentODE, MLPDecoder, MLPDynamics, TimeMLPDynamics
-from np_latentode.data.scaling import Scaling
-from np_latentode.parts.priors import StandardNormal
-from np_latentode.parts.solve import Solver, solve
+from np_latentode import (
+    BoundedDynamics,
+    LatentODE,
+    MLPDecoder,
+    MLPDynamics,
+    Scaling,
+    Solver,
+    StandardNormal,
+    TimeMLPDynamics,
+)
+from np_latentode.parts.solve import solve
 
 LATENT, SPEED = 3, 2.0
 FIELDS = {

@@ -12,6 +12,7 @@ from scipy import stats
 from np_latentode import (
     BernoulliLikelihood,
     FeatureLikelihoods,
+    Fitted,
     GaussianLikelihood,
     PoissonLikelihood,
     Scaling,
@@ -176,7 +177,11 @@ def test_a_distribution_is_no_likelihood():
 def test_forecasts_are_of_the_feature_s_kind(fit):
     train, model, guide, result = fit
     draws = forecast(
-        jax.random.key(0), model, guide, result.params, train, np.array([1.0, 2.0]), num_samples=20
+        jax.random.key(0),
+        Fitted(model, guide, result.params),
+        train,
+        np.array([1.0, 2.0]),
+        num_samples=20,
     )
     x, mean = np.asarray(draws["x"]), np.asarray(draws["x_mean"])
     assert np.isin(x[..., 1], (0, 1)).all()

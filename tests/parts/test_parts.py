@@ -26,6 +26,7 @@ from np_latentode import (
     CirclePosterior,
     CirclePrior,
     DiagonalNormal,
+    Fitted,
     FlowjaxPosterior,
     FlowjaxPrior,
     FlowPosterior,
@@ -44,8 +45,8 @@ from np_latentode import (
     latent_ode,
     posterior,
     prior,
+    to_datatree,
 )
-from np_latentode.report.datatree import to_datatree
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -241,30 +242,31 @@ def fit(request):
 
 def test_every_prior_scores_nuts_and_conditions(fit):
     model, guide, params = fit
-    fitted = handlers.substitute(model, data=params)
-    z0 = posterior(guide, params, TRAIN).sample(KEY, (3,))
+    trained = handlers.substitute(model, data=params)
+    fitted = Fitted(model, guide, params)
+    z0 = posterior(fitted, TRAIN).sample(KEY, (3,))
 
     @jax.jit
     def run(key):
         mcmc = MCMC(
-            NUTS(fitted, max_tree_depth=3), num_warmup=10, num_samples=4, progress_bar=False
+            NUTS(trained, max_tree_depth=3), num_warmup=10, num_samples=4, progress_bar=False
         )
         mcmc.run(key, TRAIN, extra_fields=("potential_energy",))
         draws = mcmc.get_samples()["z0"]
         potential = mcmc.get_extra_fields()["potential_energy"]
-        p = prior(model, params)
+        p = prior(fitted)
         in_angles = biject_to(p.support)
         u = in_angles.inv(draws)
         log_prior = p.log_prob(draws) + in_angles.log_abs_det_jacobian(u, draws)
-        log_joint = log_likelihood(fitted, {"z0": draws}, TRAIN)["x"] + log_prior
-        conditioned = handlers.condition(fitted, data={"z0": z0[0]})
+        log_joint = log_likelihood(trained, {"z0": draws}, TRAIN)["x"] + log_prior
+        conditioned = handlers.condition(trained, data={"z0": z0[0]})
         with handlers.seed(rng_seed=0), handlers.trace() as sites:
             conditioned(TRAIN)
         return draws, potential, log_joint, sites["z0"]["value"]
 
     draws, potential, log_joint, conditioned = run(KEY)
     assert draws.shape == (4, NUM, model.latent_dim)
-    assert prior(model, params).support(draws).all()
+    assert prior(fitted).support(draws).all()
     assert np.ptp(draws, axis=0).min() > 0
     np.testing.assert_allclose(potential, -log_joint.sum(-1), rtol=1e-4)
     np.testing.assert_array_equal(conditioned, z0[0])
@@ -279,7 +281,7 @@ def test_every_prior_is_rendered(fit):
 
 def test_every_prior_goes_to_arviz_and_back(fit, tmp_path):
     model, guide, params = fit
-    tree = to_datatree(KEY, model, guide, params, TRAIN, num_samples=3)
+    tree = to_datatree(KEY, Fitted(model, guide, params), TRAIN, num_samples=3)
     tree.to_netcdf(tmp_path / "fit.nc", engine="h5netcdf")
     with xarray.open_datatree(tmp_path / "fit.nc", engine="h5netcdf") as again:
         assert again["posterior"]["z0"].shape == (1, 3, NUM, model.latent_dim)

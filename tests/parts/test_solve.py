@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from np_latentode.parts.solve import Solver, solve
+from np_latentode import Solver
+from np_latentode.parts.solve import solve
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -295,7 +296,7 @@ def test_a_row_that_diverges_after_its_own_last_time_is_named_too(x64):
 
 SCRIPT = """
 import jax, jax.numpy as jnp
-from np_latentode.parts.solve import Solver, solve
+from np_latentode.parts.solve import solve
 
 run = jax.jit(lambda z0, times: solve(lambda t, z: z**3, z0, times, solver=Solver(dt0=1 / 12)))
 for z0, end in ((0.1, 1.0), (100.0, 1.0), (0.1, 30.0)):

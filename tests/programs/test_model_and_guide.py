@@ -14,6 +14,7 @@ from numpyro.infer import Predictive, log_likelihood
 from np_latentode import (
     ODERNN,
     DiagonalNormal,
+    Fitted,
     GaussianLikelihood,
     MLPDecoder,
     MLPDynamics,
@@ -24,6 +25,7 @@ from np_latentode import (
     latent_ode,
     posterior,
 )
+from np_latentode.programs.params import initial_params
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -333,10 +335,11 @@ def test_model_and_guide_of_one_call_share_their_units_with_the_data(train):
 def densities(pair):
     """log q(z0 | context) and log p(target | z0), one a trajectory, at untrained parameters."""
     model, guide = pair
+    fitted = Fitted(model, guide, initial_params(model, guide))
 
     @jax.jit
     def run(context, target, z0):
-        log_q = posterior(guide, untrained(guide, context), context).log_prob(z0)
+        log_q = posterior(fitted, context).log_prob(z0)
         log_lik = log_likelihood(model, {"z0": z0}, context, target, batch_ndims=0)["x"]
         return log_q, log_lik
 
@@ -448,14 +451,9 @@ def test_the_guide_reads_values_in_their_units(train, z0):
     contexts = (train, Trajectories(train.times, 4 * train.values, train.mask))
     log_q = []
     for scaling, context in zip(scalings, contexts, strict=True):
-        guide = make_pair(scaling)[1]
-        q = jax.jit(
-            lambda guide, context: posterior(guide, untrained(guide, context), context).log_prob(
-                z0
-            ),
-            static_argnums=0,
-        )
-        log_q.append(q(guide, context))
+        model, guide = make_pair(scaling)
+        fitted = Fitted(model, guide, initial_params(model, guide))
+        log_q.append(jax.jit(lambda *args: posterior(*args).log_prob(z0))(fitted, context))
     np.testing.assert_array_equal(*log_q)
 
 

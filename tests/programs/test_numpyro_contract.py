@@ -20,6 +20,7 @@ from scipy import stats
 from np_latentode import (
     ODERNN,
     DiagonalNormal,
+    Fitted,
     MLPDecoder,
     MLPDynamics,
     Solver,
@@ -383,8 +384,7 @@ def test_the_gradient_is_that_of_the_loss(sampled_gradient, params, train):
 
 
 def test_kl_weight_weighs_the_closed_form_kl(pair, train, params, loss_at):
-    _, guide = pair
-    q = jax.jit(lambda: posterior(guide, params, train).base_dist)()
+    q = jax.jit(posterior)(Fitted(*pair, params), train).base_dist
     # A difference of log densities of Gaussians is quadratic in z0: its mean over these points,
     # which share q's mean and variance, is exact.
     step = np.sqrt(LATENT_DIM) * np.asarray(q.scale)

@@ -14,7 +14,15 @@ from helpers import sites_of
 from numpyro.contrib.module import nnx_module
 from numpyro.infer import SVI, Trace_ELBO
 
-from np_latentode import GaussianLikelihood, Scaling, Solver, Trajectories, forecast, latent_ode
+from np_latentode import (
+    Fitted,
+    GaussianLikelihood,
+    Scaling,
+    Solver,
+    Trajectories,
+    forecast,
+    latent_ode,
+)
 
 FREQUENCY, DAMPING, NOISE = 2.0, 0.15, 0.05
 
@@ -89,7 +97,7 @@ def test_the_constants_of_the_field_are_learned(fit):
 def test_forecasts_follow_the_physics_far_beyond_the_data(fit):
     z0, train, model, guide, params = fit
     times = np.linspace(5, 10, 20)
-    draws = forecast(jax.random.key(1), model, guide, params, train, times, num_samples=50)
+    draws = forecast(jax.random.key(1), Fitted(model, guide, params), train, times, num_samples=50)
     error = np.asarray(draws["x_mean"]).mean(0)[..., 0] - exact(times[None], z0)
     assert np.sqrt(np.mean(error**2)) < 2 * NOISE
 

@@ -15,15 +15,17 @@ from optax import adam
 
 from np_latentode import (
     AmortizedGuide,
+    Fitted,
     GaussianLikelihood,
     LatentODE,
+    Scaling,
+    Solver,
     StandardNormal,
     Trajectories,
+    gaussianization,
     latent_ode,
+    to_datatree,
 )
-from np_latentode.data.scaling import Scaling
-from np_latentode.parts.solve import Solver
-from np_latentode.report.datatree import gaussianization, to_datatree
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -64,7 +66,7 @@ def still_model(scale):
         scaling=scaling,
         likelihood=GaussianLikelihood(1.0),
     )
-    return model, AmortizedGuide(Same(), Around(scale), scaling=scaling)
+    return Fitted(model, AmortizedGuide(Same(), Around(scale), scaling=scaling), {})
 
 
 def at(points):
@@ -76,7 +78,7 @@ def test_codes_that_follow_the_prior_have_no_marginal_kl():
     # x ~ N(0, 1 - s^2) and z | x ~ N(x, s^2) make z ~ N(0, 1), with I(x; z) = -log s a dimension.
     scale = 0.5
     x = np.random.default_rng(0).normal(0, np.sqrt(1 - scale**2), (20_000, 2))
-    report = gaussianization(jax.random.key(0), *still_model(scale), {}, at(x))
+    report = gaussianization(jax.random.key(0), still_model(scale), at(x))
     assert abs(report.kl_marginal) < 0.02
     assert report.mutual_information == pytest.approx(-2 * np.log(scale), abs=0.06)
     np.testing.assert_allclose(report.mean, 0, atol=0.03)
@@ -101,7 +103,7 @@ def test_the_energy_distance_is_the_closed_form():
     model = LatentODE(Still(), Same(), prior=StandardNormal(1), scaling=scaling)
     guide = AmortizedGuide(Same(), Around(0.1), scaling=scaling)
     params = {"noise_scale": jnp.ones(1)}
-    report = gaussianization(jax.random.key(0), model, guide, params, at(x))
+    report = gaussianization(jax.random.key(0), Fitted(model, guide, params), at(x))
     between, within, prior = (
         mean_size(0.8, np.sqrt(3.25)),
         mean_size(0, 1.5 * 2**0.5),
@@ -113,7 +115,7 @@ def test_the_energy_distance_is_the_closed_form():
 
 def test_a_unit_that_carries_nothing_is_not_active():
     x = np.random.default_rng(0).normal(size=(500, 2)) * np.array([1.0, 0.0])
-    report = gaussianization(jax.random.key(0), *still_model(1.0), {}, at(x))
+    report = gaussianization(jax.random.key(0), still_model(1.0), at(x))
     assert (report.activity > 0.01).tolist() == [True, False]
     assert "1 of 2 units active" in str(report)
 
@@ -121,7 +123,7 @@ def test_a_unit_that_carries_nothing_is_not_active():
 def test_two_far_clusters_carry_one_bit_and_are_far_from_the_prior():
     scale, far = 0.1, 3.0
     x = np.where(np.arange(2_000)[:, None] % 2 == 0, far, -far) * np.ones(2)
-    report = gaussianization(jax.random.key(0), *still_model(scale), {}, at(x))
+    report = gaussianization(jax.random.key(0), still_model(scale), at(x))
     assert report.mutual_information == pytest.approx(np.log(2), abs=1e-3)
     exact = 2 * (0.5 * (scale**2 + far**2 - 1) - np.log(scale))
     assert report.kl == pytest.approx(exact, abs=0.1)
@@ -130,7 +132,7 @@ def test_two_far_clusters_carry_one_bit_and_are_far_from_the_prior():
 
 def test_the_kl_is_the_sum_of_its_parts():
     x = np.random.default_rng(1).normal(size=(300, 2))
-    report = gaussianization(jax.random.key(0), *still_model(0.3), {}, at(x), num_points=200)
+    report = gaussianization(jax.random.key(0), still_model(0.3), at(x), num_points=200)
     assert report.kl == pytest.approx(report.mutual_information + report.kl_marginal, abs=1e-4)
     assert report.log_n == pytest.approx(np.log(300))
     for number in (report.kl, report.mutual_information, report.kl_marginal):
@@ -139,7 +141,7 @@ def test_the_kl_is_the_sum_of_its_parts():
 
 def test_mutual_information_is_capped_at_log_n():
     report = gaussianization(
-        jax.random.key(0), *still_model(1e-3), {}, at(np.random.default_rng(2).normal(size=(50, 2)))
+        jax.random.key(0), still_model(1e-3), at(np.random.default_rng(2).normal(size=(50, 2)))
     )
     assert report.mutual_information == pytest.approx(report.log_n, abs=1e-3)
 
@@ -155,17 +157,15 @@ def fit():
     model, guide = latent_ode(train, latent_dim=2, solver=Solver(dt0=2.5), rngs=nnx.Rngs(0))
     svi = SVI(model, guide, adam(1e-2), Trace_ELBO())
     result = svi.run(jax.random.key(0), 50, train, progress_bar=False)
-    return train, model, guide, result.params
+    return train, Fitted(model, guide, result.params)
 
 
 @pytest.fixture(scope="module")
 def tree(fit):
-    train, model, guide, params = fit
+    train, fitted = fit
     return to_datatree(
         KEY,
-        model,
-        guide,
-        params,
+        fitted,
         train,
         times=np.array([1.0, 2.0, 3.0]),
         num_samples=60,
@@ -205,7 +205,7 @@ def test_dimensions_and_coordinates_have_names(tree):
 
 
 def test_every_observation_is_there_once_with_its_coordinates(fit, tree):
-    train, *_ = fit
+    train, _ = fit
     x = tree.observed_data["x"]
     assert x.sizes["observation"] == int(train.mask.sum())
     for i, j in np.ndindex(8, 2):
@@ -216,9 +216,9 @@ def test_every_observation_is_there_once_with_its_coordinates(fit, tree):
 
 
 def test_where_every_trajectory_is_predicted_at_its_own_times_these_are_kept(fit):
-    train, model, guide, params = fit
+    train, fitted = fit
     times = 1 + np.arange(8)[:, None] * np.ones(3)
-    tree = to_datatree(KEY, model, guide, params, train, num_samples=60, times=times)
+    tree = to_datatree(KEY, fitted, train, num_samples=60, times=times)
     np.testing.assert_array_equal(tree.predictions_constant_data["times"], times)
 
 
@@ -240,42 +240,45 @@ def test_arviz_works_on_the_tree_as_it_is(tree):
 
 
 def test_draws_of_the_exact_posterior_take_the_place_of_the_guides(fit):
-    train, model, guide, params = fit
+    train, fitted = fit
     draws = 9 + np.random.default_rng(0).normal(size=(2, 30, 8, 2)).astype(np.float32)
     exact = az.from_dict(
         {"posterior": {"z0": draws}, "sample_stats": {"diverging": np.zeros((2, 30, 8), bool)}},
         dims={"z0": ["trajectory", "latent"], "diverging": ["trajectory"]},
     )
-    tree = to_datatree(KEY, model, guide, params, train, exact=exact, num_samples=60)
+    tree = to_datatree(KEY, fitted, train, exact=exact, num_samples=60)
     np.testing.assert_array_equal(tree.posterior["z0"], draws)
     assert tree.posterior_predictive["x"].shape[:2] == (2, 30)
     assert tree.log_likelihood["x"].shape[:2] == (2, 30)
     assert tree.prior["z0"].shape[:2] == (1, 60)
     assert tree.sample_stats["diverging"].dims == ("chain", "draw", "trajectory")
     bare = az.from_dict({"posterior": {"z0": draws}}, dims={"z0": ["trajectory", "latent"]})
-    without = to_datatree(KEY, model, guide, params, train, exact=bare, num_samples=60)
+    without = to_datatree(KEY, fitted, train, exact=bare, num_samples=60)
     assert "sample_stats" not in without.children
     with pytest.raises(ValueError, match=r"exact must hold draws of z0.* 3; got .*'trajectory': 8"):
-        to_datatree(KEY, model, guide, params, train[:3], exact=exact)
+        to_datatree(KEY, fitted, train[:3], exact=exact)
 
 
 def test_the_log_likelihood_is_that_of_the_trained_networks(fit, tree):
-    train, model, _, params = fit
+    train, fitted = fit
+    model = fitted.model
     x, mean = tree.observed_data["x"], tree.posterior_predictive["x_mean"]
     noise = tree.constant_data["noise_scale"].sel(feature=x.feature).drop_vars("feature")
     exact = -0.5 * ((x - mean) / noise) ** 2 - np.log(noise * np.sqrt(2 * np.pi))
     exact = exact.transpose("chain", "draw", "observation")
     np.testing.assert_allclose(tree.log_likelihood["x"], exact, rtol=1e-4, atol=1e-4)
     # NumPyro's own, of the same draws, has one term a trajectory.
-    fitted = numpyro.handlers.substitute(model, data=params)
+    trained = numpyro.handlers.substitute(model, data=fitted.params)
     z0 = {"z0": jnp.asarray(tree.posterior["z0"].values[0, :3])}
     summed = tree.log_likelihood["x"][0, :3].groupby("trajectory").sum()
-    np.testing.assert_allclose(log_likelihood(fitted, z0, train)["x"], summed, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        log_likelihood(trained, z0, train)["x"], summed, rtol=1e-4, atol=1e-4
+    )
     untrained = log_likelihood(model, z0, train)["x"]
     assert np.abs(np.asarray(untrained) - summed.values).min() > 1e-2
 
 
 def test_a_wrong_number_of_feature_names_is_refused(fit):
-    train, model, guide, params = fit
+    train, fitted = fit
     with pytest.raises(ValueError, match="feature_names must name 2 features, each its own; got"):
-        to_datatree(jax.random.key(0), model, guide, params, train, feature_names=["a"])
+        to_datatree(jax.random.key(0), fitted, train, feature_names=["a"])

@@ -9,9 +9,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
-from np_latentode import Trajectories
-from np_latentode.report.plots import DATA, MODEL, TRUTH, plot_forecasts, plot_latent, plot_training
-from np_latentode.training.fit import History
+from np_latentode import History, Trajectories, plot_forecasts, plot_latent, plot_training
+from np_latentode.report.plots import DATA, MODEL, TRUTH
 
 RNG = np.random.default_rng(0)
 TIMES = np.linspace(0.0, 4.0, 9)
@@ -135,7 +134,7 @@ def test_colors_differ_in_grey():
         (lambda: plot_forecasts(ALL[:2], DRAWS, TIMES), "draws must be of as many .* 2; got 3"),
         (
             lambda: plot_forecasts(ALL, DRAWS, TIMES, target=ALL[:2]),
-            "target must have as many trajectories as the context, 3; got 2",
+            "target must be of as many trajectories as the context, 3; got 2",
         ),
         (
             lambda: plot_forecasts(

@@ -12,11 +12,11 @@ import pytest
 from flax import nnx
 
 import np_latentode as nl
-from np_latentode import GRU, ODERNN, datasets, latent_ode, load, save
-from np_latentode.forecasts.prediction import check_params
+from np_latentode import GRU, ODERNN, Fitted, Labels, datasets, latent_ode, load, save
+from np_latentode.programs.params import initial_params
+from np_latentode.storage.arrays import read
 from np_latentode.storage.descriptions import build, describe
-from np_latentode.storage.saving import describe_parts, initial_params
-from np_latentode.training.checkpoints import read
+from np_latentode.storage.saving import describe_parts
 
 SPIRALS = datasets.spirals(jax.random.key(0), num_trajectories=3)
 RNGS = nnx.Rngs(0)
@@ -59,18 +59,17 @@ def trained(**parts):
     params = [
         0.1 * jax.random.uniform(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)
     ]
-    return model, guide, jax.tree.unflatten(tree, params)
+    return Fitted(model, guide, jax.tree.unflatten(tree, params))
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_what_was_saved_is_loaded_the_same(name, tmp_path):
-    model, guide, params = trained(**PARTS[name]())
-    save(tmp_path / "fit", model, guide, params)
-    other_model, other_guide, other_params = load(tmp_path / "fit")
-    jax.tree.map(np.testing.assert_array_equal, params, other_params)
+    fitted = trained(**PARTS[name]())
+    save(tmp_path / "fit", fitted)
+    other = load(tmp_path / "fit")
+    jax.tree.map(np.testing.assert_array_equal, fitted.params, other.params)
     # Each constructor's arguments, down to the last.
-    assert describe_parts(model, guide) == describe_parts(other_model, other_guide)
-    check_params(other_params, other_model, other_guide)
+    assert describe_parts(fitted.model, fitted.guide) == describe_parts(other.model, other.guide)
     # Not a byte of Python.
     assert b"numpy" not in b"".join(
         p.read_bytes() for p in (tmp_path / "fit" / "settings").rglob("*") if p.is_file()
@@ -78,18 +77,18 @@ def test_what_was_saved_is_loaded_the_same(name, tmp_path):
 
 
 def test_a_loaded_fit_forecasts_what_it_forecast(tmp_path):
-    model, guide, params = trained()
-    save(tmp_path / "fit", model, guide, params)
+    fitted = trained()
+    save(tmp_path / "fit", fitted)
     times = jnp.linspace(1.0, 5.0, 4)
     one, other = (
-        nl.forecast(jax.random.key(0), *fit, SPIRALS, times, num_samples=2)
-        for fit in ((model, guide, params), load(tmp_path / "fit"))
+        nl.forecast(jax.random.key(0), fit, SPIRALS, times, num_samples=2)
+        for fit in (fitted, load(tmp_path / "fit"))
     )
     np.testing.assert_array_equal(one["x"], other["x"])
 
 
 def test_labels_are_kept_but_not_who_was_trained_on(tmp_path):
-    labels = nl.labels.Labels(
+    labels = Labels(
         ("Ann", "Bob", "Cid"),
         ("a", "b"),
         "who",
@@ -100,11 +99,11 @@ def test_labels_are_kept_but_not_who_was_trained_on(tmp_path):
     )
     spirals = SPIRALS._replace(labels=labels)
     model, guide = latent_ode(spirals, latent_dim=2, rngs=RNGS)
-    save(tmp_path / "fit", model, guide, initial_params(model, guide))
-    loaded, _, _ = load(tmp_path / "fit")
-    assert loaded.scaling.labels.like(labels)
-    assert (loaded.scaling.labels.id, loaded.scaling.labels.time) == ("who", "when")
-    assert loaded.scaling.labels.ids == ()
+    save(tmp_path / "fit", Fitted(model, guide, initial_params(model, guide)))
+    kept = load(tmp_path / "fit").model.scaling.labels
+    assert kept.like(labels)
+    assert (kept.id, kept.time) == ("who", "when")
+    assert kept.ids == ()
     for file in (p for p in tmp_path.rglob("*") if p.is_file()):
         assert b"Ann" not in file.read_bytes()
 
@@ -123,14 +122,14 @@ def own_dynamics():
 
 
 def test_parts_of_your_own_are_asked_for_by_name(tmp_path):
-    model, guide, params = trained(prior=OwnPrior(), dynamics=own_dynamics)
-    save(tmp_path / "fit", model, guide, params)
+    fitted = trained(prior=OwnPrior(), dynamics=own_dynamics)
+    save(tmp_path / "fit", fitted)
     with pytest.raises(ValueError, match=r"dynamics must be given, .* own, own_dynamics"):
         load(tmp_path / "fit")
     with pytest.raises(ValueError, match=r"prior must be given, .* own, OwnPrior"):
         load(tmp_path / "fit", dynamics=own_dynamics)
-    _, _, loaded = load(tmp_path / "fit", dynamics=own_dynamics, prior=OwnPrior())
-    assert loaded["frequency"] == params["frequency"]
+    loaded = load(tmp_path / "fit", dynamics=own_dynamics, prior=OwnPrior())
+    assert loaded.params["frequency"] == fitted.params["frequency"]
     with pytest.raises(ValueError, match="path must have the parameters of"):
         load(tmp_path / "fit", dynamics=own_dynamics, prior=nl.StandardNormal(4))
 
@@ -149,34 +148,27 @@ def test_descriptions_are_json_to_the_last_digit():
     assert (again.loc, again.scale, again.t0, again.time_unit) == (1 / 3, np.pi, 1e-9, 0.1)
 
 
-def test_nothing_is_saved_over_and_nothing_untrained(tmp_path):
-    model, guide, params = trained()
-    with pytest.raises(ValueError, match="params must be those of a fit"):
-        save(tmp_path / "fit", model, guide, {})
-    with pytest.raises(ValueError, match=r"params must have the parameters .*'stale'"):
-        save(tmp_path / "fit", model, guide, params | {"stale": jnp.ones(2)})
-    wider, _, _ = trained(dynamics=nl.MLPDynamics(4, width=3, rngs=RNGS))
-    with pytest.raises(ValueError, match=r"params must have arrays of the program's shapes"):
-        save(tmp_path / "fit", wider, guide, params)
+def test_nothing_is_saved_over(tmp_path):
+    fitted = trained()
     (tmp_path / "fit").mkdir()
     with pytest.raises(ValueError, match="path must be new"):
-        save(tmp_path / "fit", model, guide, params)
+        save(tmp_path / "fit", fitted)
     with pytest.raises(ValueError, match="must be whole, and written by np_latentode"):
         load(tmp_path / "fit")
 
 
 def test_single_precision_is_loaded_into_double(tmp_path, x64):
     with jax.enable_x64(False):
-        model, guide, params = trained()
-        save(tmp_path / "fit", model, guide, params)
-    _, _, loaded = load(tmp_path / "fit")
-    assert loaded["noise_scale"].dtype == jnp.float64
-    np.testing.assert_array_equal(loaded["noise_scale"], np.asarray(params["noise_scale"], float))
+        fitted = trained()
+        save(tmp_path / "fit", fitted)
+    noise_scale = load(tmp_path / "fit").params["noise_scale"]
+    assert noise_scale.dtype == jnp.float64
+    np.testing.assert_array_equal(noise_scale, np.asarray(fitted.params["noise_scale"], float))
 
 
 def test_a_description_of_another_version_is_refused_with_a_sentence(tmp_path, monkeypatch):
-    model, guide, params = trained()
-    save(tmp_path / "fit", model, guide, params)
+    fitted = trained()
+    save(tmp_path / "fit", fitted)
     arrays, settings = read(tmp_path / "fit")
     settings["parts"]["dynamics"]["from"]["breadth"] = 3
     monkeypatch.setattr("np_latentode.storage.saving.read", lambda path: (arrays, settings))

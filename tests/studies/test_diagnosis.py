@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from test_calibration import DATA, KEY, MODEL, make_guide
 
+from np_latentode import Fitted
 from np_latentode.studies.diagnosis import diagnose
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 def found(request):
     guide = make_guide(scale={"exact": 1.0, "narrow": 0.5}[request.param])
     return request.param, diagnose(
-        KEY, MODEL, guide, {}, DATA[:10], cut=2.5, many=DATA, progress=False
+        KEY, Fitted(MODEL, guide, {}), DATA[:10], cut=2.5, many=DATA, progress=False
     )
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from np_latentode import FullRankNormal, latent_ode, prior_predictive
+from np_latentode import Fitted, FullRankNormal, latent_ode, prior_predictive
+from np_latentode.programs.params import initial_params
 from np_latentode.studies.datasets import SpiralFamily
 from np_latentode.studies.spirals_priors import make_prior
 
@@ -95,20 +96,18 @@ def test_the_nearest_spiral_is_what_a_search_finds():
 
 def test_draws_from_the_prior_start_in_its_own_distribution():
     train = FAMILY.sample(jax.random.key(0), 3)
-    model, _ = latent_ode(train, latent_dim=2, rngs=nnx.Rngs(0))
-    params = {
-        "dynamics$params": nnx.to_pure_dict(nnx.state(model.dynamics, nnx.Param)),
-        "decoder$params": nnx.to_pure_dict(nnx.state(model.decoder, nnx.Param)),
-        "noise_scale": jnp.full(2, 0.1),
-    }
+    model, guide = latent_ode(train, latent_dim=2, rngs=nnx.Rngs(0))
+    params = initial_params(model, guide) | {"noise_scale": jnp.full(2, 0.1)}
+    fitted = Fitted(model, guide, params)
     draws = prior_predictive(
-        jax.random.key(0), model, params, FAMILY.dense_times[10:13], num_samples=2_000
+        jax.random.key(0),
+        fitted,
+        FAMILY.dense_times[10:13],
+        num_samples=2_000,
     )
     assert draws["z0"].shape == (2_000, 2)
     assert draws["x"].shape == draws["x_mean"].shape == (2_000, 3, 2)
     np.testing.assert_allclose(np.cov(np.asarray(draws["z0"]).T), np.eye(2), atol=0.1)
     np.testing.assert_allclose(np.std(draws["x"] - draws["x_mean"]), 0.1, rtol=0.03)
-    with pytest.raises(ValueError, match="params must be those of a fit"):
-        prior_predictive(jax.random.key(0), model, {}, FAMILY.dense_times[10:])
     with pytest.raises(ValueError, match="num_samples must be a positive integer; got 0"):
-        prior_predictive(jax.random.key(0), model, params, FAMILY.dense_times[10:], num_samples=0)
+        prior_predictive(jax.random.key(0), fitted, FAMILY.dense_times[10:], num_samples=0)

@@ -11,14 +11,17 @@ from flax import nnx
 from np_latentode import (
     AmortizedGuide,
     CirclePrior,
+    Fitted,
+    LatentODE,
     MixturePrior,
     ProductPrior,
     Scaling,
     StandardNormal,
     Trajectories,
+    fit_prior,
     optimizer,
 )
-from np_latentode.training.aggregate import fit_prior
+from np_latentode.programs.params import initial_params
 
 
 class First(nnx.Module):
@@ -39,12 +42,13 @@ class Around(nnx.Module):
 X = np.random.default_rng(0).normal([1.0, -2.0], [2.0, 0.3], (400, 2))
 DATA = Trajectories(np.zeros((len(X), 1)), X[:, None])
 GUIDE = AmortizedGuide(First(), Around(), scaling=Scaling.identity(2))
-PARAMS = {
-    "posterior$params": {"log_scale": jnp.log(jnp.asarray(0.5))},
-    "encoder$params": {},
-    "noise_scale": jnp.asarray(0.1),
-    "prior$params": {"of another": jnp.zeros(3)},
-}
+MODEL = LatentODE(
+    lambda: lambda t, z: 0 * z,
+    lambda: lambda z: z,
+    prior=MixturePrior(2, rngs=nnx.Rngs(1)),
+    scaling=Scaling.identity(2),
+)
+FITTED = Fitted(MODEL, GUIDE, initial_params(MODEL, GUIDE))
 
 
 def learned_normal():
@@ -53,36 +57,48 @@ def learned_normal():
     return dist.Normal(loc, scale).to_event(1)
 
 
+NORMAL = {"loc": jnp.zeros(2), "scale": jnp.ones(2)}
+
+
 def test_a_normal_finds_the_moments_of_the_codes():
     fitted = fit_prior(
         jax.random.key(0),
         learned_normal,
-        GUIDE,
-        PARAMS,
+        FITTED,
         DATA,
         conditioning=lambda rng_key, trajectories: trajectories,
         num_steps=2_000,
         optim=optimizer(2_000, learning_rate=2e-2),
         progress=False,
     )
-    np.testing.assert_allclose(fitted["loc"], X.mean(0), atol=0.02)
-    np.testing.assert_allclose(fitted["scale"], np.sqrt(X.var(0) + 0.25), rtol=0.03)
+    np.testing.assert_allclose(fitted.params["loc"], X.mean(0), atol=0.02)
+    np.testing.assert_allclose(fitted.params["scale"], np.sqrt(X.var(0) + 0.25), rtol=0.03)
 
 
 def test_all_else_stays_as_it_was():
     fitted = fit_prior(
         jax.random.key(0),
         MixturePrior(2, num_components=2, rngs=nnx.Rngs(0)),
-        GUIDE,
-        PARAMS,
+        FITTED,
         DATA,
         num_steps=3,
         progress=False,
     )
-    assert set(fitted) == set(PARAMS)
-    assert set(fitted["prior$params"]) == {"logits", "loc", "log_scale"}
+    assert set(fitted.params) == set(FITTED.params)
+    assert len(fitted.params["prior$params"]["logits"]) == 2
     for name in ("posterior$params", "encoder$params", "noise_scale"):
-        assert fitted[name] is PARAMS[name]
+        assert fitted.params[name] is FITTED.params[name]
+    assert fitted.guide is GUIDE
+    assert fitted.model.prior is not MODEL.prior
+    for part in ("dynamics", "decoder", "likelihood", "scaling", "solver"):
+        assert getattr(fitted.model, part) is getattr(MODEL, part)
+
+
+def test_the_parameters_of_the_old_prior_are_gone():
+    kept = {name: value for name, value in FITTED.params.items() if name != "prior$params"}
+    old = Fitted(MODEL.with_prior(learned_normal), GUIDE, kept | NORMAL)
+    fitted = fit_prior(jax.random.key(0), StandardNormal(2), old, DATA, num_steps=1, progress=False)
+    assert not NORMAL.keys() & fitted.params.keys()
 
 
 def test_the_fit_is_better_than_the_start():
@@ -97,8 +113,8 @@ def test_the_fit_is_better_than_the_start():
 
     prior = MixturePrior(2, num_components=4, rngs=nnx.Rngs(0))
     start = nnx.to_pure_dict(nnx.state(prior))
-    fitted = fit_prior(jax.random.key(0), prior, GUIDE, PARAMS, DATA, num_steps=500, progress=False)
-    assert mean_log_density(fitted["prior$params"]) > mean_log_density(start) + 0.5
+    fitted = fit_prior(jax.random.key(0), prior, FITTED, DATA, num_steps=500, progress=False)
+    assert mean_log_density(fitted.params["prior$params"]) > mean_log_density(start) + 0.5
 
 
 @pytest.mark.usefixtures("untyped")
@@ -107,15 +123,15 @@ def test_the_fit_is_better_than_the_start():
     [
         (
             StandardNormal(3),
-            r"prior must live where the guide's codes do, on R\^2; got one on R\^3",
+            r"prior must have the support of the guide's codes, R\^2; got one on R\^3",
         ),
-        (ProductPrior(CirclePrior()), r"on R\^2; got one on S\^1"),
+        (ProductPrior(CirclePrior()), r"R\^2; got one on S\^1"),
         (3, "prior must be a callable"),
     ],
 )
 def test_a_prior_that_lives_elsewhere_is_refused(prior, message):
     with pytest.raises(ValueError, match=message):
-        fit_prior(jax.random.key(0), prior, GUIDE, PARAMS, DATA, num_steps=3)
+        fit_prior(jax.random.key(0), prior, FITTED, DATA, num_steps=3)
 
 
 def test_a_name_that_is_taken_is_refused_before_anything_is_fitted(capsys):
@@ -123,6 +139,8 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_fitted(capsys):
         scale = numpyro.param("noise_scale", jnp.ones(2), constraint=dist.constraints.positive)
         return dist.Normal(jnp.zeros(2), scale).to_event(1)
 
-    with pytest.raises(ValueError, match=r"prior must name parameters.* got \['noise_scale'\]"):
-        fit_prior(jax.random.key(0), taken, GUIDE, PARAMS, DATA, num_steps=3)
+    with pytest.raises(
+        ValueError, match=r"prior must give its parameters names.* got \['noise_scale'\]"
+    ):
+        fit_prior(jax.random.key(0), taken, FITTED, DATA, num_steps=3)
     assert capsys.readouterr().err == ""

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from np_latentode.training.checkpoints import Checkpoints, digest, fill, read, write
+from np_latentode.storage.arrays import digest, fill, read, write
+from np_latentode.training.checkpoints import Checkpoints
 
 resource = pytest.importorskip("resource", reason="there are no limits to set")
 

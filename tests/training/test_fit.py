@@ -23,10 +23,11 @@ from np_latentode import (
     fit,
     latent_ode,
     load,
+    log_predictive,
     optimizer,
+    posterior,
     random_context,
 )
-from np_latentode.forecasts.prediction import log_predictive, posterior
 from np_latentode.training import fit as training, validation
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -121,14 +122,12 @@ def test_the_parameters_are_those_that_forecast_held_out_data_best(pair, spirals
     assert fitted.history.best_step == 5 * (1 + np.argmin(scores)) < 30
     # The score, made anew.
     context, target = held_out.split()
-    model, guide = pair
-    z0 = posterior(guide, fitted.params, context).sample(
-        jax.random.fold_in(key, 1), (validation.NUM_DRAWS,)
-    )
-    log_p = log_predictive(model, fitted.params, z0, target)[target.mask]
+    assert (fitted.model, fitted.guide) == pair
+    z0 = posterior(fitted, context).sample(jax.random.fold_in(key, 1), (validation.NUM_DRAWS,))
+    log_p = log_predictive(fitted, z0, target)[target.mask]
     assert -log_p.mean() == pytest.approx(scores.min(), rel=1e-4)
-    same(validation.held_out_pair(model, held_out), (context, target))
-    same(validation.held_out_pair(model, (context, target)), (context, target))
+    same(validation.held_out_pair(fitted.model, held_out), (context, target))
+    same(validation.held_out_pair(fitted.model, (context, target)), (context, target))
 
 
 @pytest.mark.usefixtures("few_at_once")
@@ -181,7 +180,7 @@ def test_an_interrupted_training_ends_where_it_would_have_ended(
     arguments = (jax.random.key(2), *pair, spirals[:10], spirals[10:])
     whole = fit(*arguments, num_steps=22, patience=15, progress=False)
     monkeypatch.setattr(training, "SECONDS_BETWEEN", 0.0)
-    take, calls = training._after, []
+    take, calls = training._longer, []
 
     def interrupted(*args):
         calls.append(args)
@@ -189,7 +188,7 @@ def test_an_interrupted_training_ends_where_it_would_have_ended(
             raise KeyboardInterrupt
         return take(*args)
 
-    monkeypatch.setattr(training, "_after", interrupted)
+    monkeypatch.setattr(training, "_longer", interrupted)
     options = dict(num_steps=22, patience=15, checkpoint_dir=tmp_path / "c", progress=False)
     with pytest.raises(KeyboardInterrupt):
         fit(*arguments, **options)
@@ -220,7 +219,7 @@ SCRIPT = """
     model, guide = latent_ode(spirals, latent_dim=2, dynamics=small, rngs=nnx.Rngs(0))
     path = sys.argv[1] + "/checkpoints" if len(sys.argv) > 2 else None
     fitted = fit(jax.random.key(1), model, guide, spirals, num_steps=500, checkpoint_dir=path)
-    save(sys.argv[1] + ("/resumed" if path else "/whole"), model, guide, fitted.params)
+    save(sys.argv[1] + ("/resumed" if path else "/whole"), fitted)
 """
 
 
@@ -244,7 +243,7 @@ def test_a_killed_training_ends_bit_for_bit_where_it_would_have_ended(tmp_path):
     (step,) = done()[-1:]
     assert 0 < step < 500
     subprocess.run([*command, "resume"], check=True, capture_output=True)
-    same(load(tmp_path / "whole")[2], load(tmp_path / "resumed")[2])
+    same(load(tmp_path / "whole").params, load(tmp_path / "resumed").params)
 
 
 @pytest.mark.usefixtures("few_at_once")
