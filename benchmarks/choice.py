@@ -62,7 +62,7 @@ def main() -> None:
         whole, ahead = {}, {}
         for name in arguments.names:
             model, guide = latent_ode(train, **parts(name, seed), rngs=nnx.Rngs(seed))
-            params, _, _ = fit(
+            fitted = fit(
                 jax.random.key(seed),
                 model,
                 guide,
@@ -71,11 +71,10 @@ def main() -> None:
                 batch_size=50,
                 progress=False,
             )
-            fitted = model, guide, params
             for scores, context, target in ((whole, fresh, None), (ahead, early, late)):
                 refine_key, key = jax.random.split(key)
-                q = refine(refine_key, *fitted, context).q
-                scores[name] = elpd(key, *fitted, context, target, q=q)
+                q = refine(refine_key, fitted, context).q
+                scores[name] = elpd(key, fitted, context, target, q=q)
             print(seed, name, whole[name].elpd, ahead[name].elpd, flush=True)
         for title, scores in (("whole spirals", whole), ("forecasts", ahead)):
             print(f"\nseed {seed}, {title}")

@@ -1,4 +1,4 @@
-"""Is the obstruction removed? A prior that is fitted to the codes of N(0, I), over several seeds.
+"""Does a prior that is fitted to the codes of N(0, I) match them? Over several seeds.
 
     python benchmarks/priors.py --seeds 5 --prior flow/ring+mixture
 
@@ -14,7 +14,7 @@ import jax
 from summary import print_summary
 
 from np_latentode.studies.datasets import SpiralFamily
-from np_latentode.studies.spirals_priors import fit, on_codes, score_prior
+from np_latentode.studies.spirals_priors import on_codes, score_prior, train
 
 KEYS = (
     "elbo",
@@ -36,22 +36,22 @@ def main() -> None:
     parser.add_argument("--jointly", action="store_true")
     arguments = parser.parse_args()
     family = SpiralFamily()
-    train = family.sample(jax.random.key(0), 250)[:200]
+    spirals = family.sample(jax.random.key(0), 250)[:200]
     fresh = family.sample(jax.random.key(1_000), 500)
     codes = family.sample(jax.random.key(2_000), 20_000)
     rows: dict[str, list[dict[str, float]]] = {}
     for seed in range(arguments.seeds):
         settings = dict(steps=arguments.steps, seed=seed, latent_dim=4, batch_size=50)
-        normal = fit("normal", train, **settings, progress=False)
+        normal = train("normal", spirals, **settings, progress=False)
         key, name = jax.random.key(seed), arguments.prior
         fits = {
             "normal": normal,
-            f"{name} on codes": on_codes(key, name, normal, train, seed=seed, progress=False),
+            f"{name} on codes": on_codes(key, name, normal, spirals, seed=seed, progress=False),
         }
         if arguments.jointly:
-            fits[name] = fit(name, train, **settings, progress=False)
-        for label, fitted in fits.items():
-            scores = score_prior(key, fitted, family, codes=codes, fresh=fresh)
+            fits[name] = train(name, spirals, **settings, progress=False)
+        for label, trained in fits.items():
+            scores = score_prior(key, trained.fitted, family, codes=codes, fresh=fresh)
             rows.setdefault(label, []).append(scores)
             print(label, seed, {k: round(scores[k], 4) for k in KEYS}, flush=True)
     for label, scores in rows.items():

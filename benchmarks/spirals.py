@@ -1,4 +1,4 @@
-"""The table of the README: the main job with five model seeds, median and worst.
+"""The table of docs/measured.md: the study of spirals with five model seeds, median and worst.
 
     python benchmarks/spirals.py --seeds 5
     python benchmarks/spirals.py --seeds 5 --diagnose

@@ -296,6 +296,7 @@ def test_a_row_that_diverges_after_its_own_last_time_is_named_too(x64):
 
 SCRIPT = """
 import jax, jax.numpy as jnp
+from np_latentode import Solver
 from np_latentode.parts.solve import solve
 
 run = jax.jit(lambda z0, times: solve(lambda t, z: z**3, z0, times, solver=Solver(dt0=1 / 12)))

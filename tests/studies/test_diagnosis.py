@@ -3,7 +3,7 @@
 import matplotlib.image
 import numpy as np
 import pytest
-from test_calibration import DATA, KEY, MODEL, make_guide
+from still import DATA, KEY, MODEL, make_guide
 
 from np_latentode import Fitted
 from np_latentode.studies.diagnosis import diagnose

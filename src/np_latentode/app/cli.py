@@ -145,12 +145,13 @@ StepsOfTask = Annotated[
 ]
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool) -> bool:
     if asked:
         from importlib.metadata import version
 
         typer.echo(f"np-latentode {version('np-latentode')}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
@@ -227,16 +228,12 @@ def forecast(
 ) -> None:
     """Forecast every id of a table: mean, standard deviation and quantiles of new observations."""
     with _reported("forecast"):
-        levels = _numbers("quantiles", quantiles)
-        given: dict[str, Any] = dict(
-            until=until, ahead=ahead, points=points, quantiles=levels, draws=draws
-        )
+        given: dict[str, Any] = dict(until=until, ahead=ahead, points=points, draws=draws)
+        given |= dict(quantiles=_numbers("quantiles", quantiles), seed=seed, plot=plot)
         from np_latentode.app.forecast_table import forecast_table
 
         _keep_compiled_programs()
-        table = forecast_table(
-            run, data, output, quantiles=levels, **given, seed=seed, plot=plot, overwrite=overwrite
-        )
+        table = forecast_table(run, data, output, **given, overwrite=overwrite)
         print(f"{len(table)} forecasts in {output}")
 
 

@@ -1,6 +1,9 @@
 """From a table to a forecast by the command line, and what it refuses on the way."""
 
 import json
+import subprocess
+import sys
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -8,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from np_latentode import forecast, load
-from np_latentode.app import fit_table as workflow
+from np_latentode.app import fit_table, forecast_table
 from np_latentode.app.cli import app
 from np_latentode.data.files import read_table
 
@@ -67,8 +70,7 @@ def test_a_fit_writes_and_prints_what_it_promises(home):
         assert name in printed
         assert f"{scores['rmse']:.3f}" in printed
     assert 0 < metrics["methods"]["latent ODE"]["coverage_90"] <= 1
-    model, _, _ = load(home / "run" / "fit")
-    assert model.scaling.labels.log == ("bili",)
+    assert load(home / "run" / "fit").model.scaling.labels.log == ("bili",)
 
 
 def test_what_was_held_out_is_written_beside_its_forecasts_in_its_own_units(home):
@@ -87,7 +89,7 @@ def test_what_was_held_out_is_written_beside_its_forecasts_in_its_own_units(home
 
 
 def test_the_same_fit_is_not_done_again(home, monkeypatch):
-    monkeypatch.setattr(workflow, "fit", None)
+    monkeypatch.setattr(fit_table, "fit", None)
     arguments = ["fit", home / "labs.csv", *COLUMNS, "--output-dir", home / "run"]
     outcome = run(*arguments, "--steps", 150)
     assert outcome.exit_code == 0, outcome.output
@@ -101,7 +103,7 @@ def test_an_interrupted_fit_goes_on_and_cleans_up(home, monkeypatch):
     target = home / "again"
     arguments = ["fit", home / "labs.csv", *COLUMNS, "--output-dir", target, "--steps", 150]
     monkeypatch.setattr(
-        workflow, "calibration", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        fit_table, "calibration", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     outcome = run(*arguments)
     assert outcome.exit_code == 130
@@ -175,7 +177,7 @@ def test_a_fit_that_cannot_be_is_refused_before_anything_is_computed(
     home, arguments, message, monkeypatch
 ):
     monkeypatch.chdir(home)
-    monkeypatch.setattr(workflow, "fit", None)
+    monkeypatch.setattr(fit_table, "fit", None)
     make_table().rename(columns={"patient": "mean"}).to_csv("named.csv", index=False)
     outcome = run("fit", *arguments, "--output-dir", "refused")
     assert outcome.exit_code == 2
@@ -195,7 +197,7 @@ def test_a_fit_that_cannot_be_is_refused_before_anything_is_computed(
         (["run", "labs.csv", "--until", "2020-01-02"], "until must be later than what is known"),
         (["run", "labs.csv", "--until", "9999-01-01"], "within reach of the solver"),
         (["run", "labs.csv", "--ahead", "-3"], "ahead must be positive"),
-        (["run", "labs.csv", "--ahead", "3", "--quantiles", "0.1;0.9"], "divided by commas"),
+        (["run", "labs.csv", "--ahead", "3", "--quantiles", "0.1;0.9"], "separated by commas"),
         (["run", "labs.csv", "--ahead", "3", "--quantiles", "5"], "between 0 and 1"),
         (["run", "early.csv", "--ahead", "3"], "must not go back before 2020-"),
         (["run", "other.csv", "--ahead", "3"], "none of ['albumin']"),
@@ -230,19 +232,19 @@ def test_a_disk_that_cannot_be_written_is_another_exit_code(home, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(workflow, "fit", full)
+    monkeypatch.setattr(fit_table, "fit", full)
     options = [*COLUMNS, "--output-dir", home / "full"]
     outcome = run("fit", home / "labs.csv", *options)
     assert outcome.exit_code == 1
     assert "No space left" in outcome.output
 
 
-def test_dynamics_that_diverge_are_told_in_a_sentence(home, monkeypatch, tmp_path):
+def test_dynamics_that_diverge_are_reported_in_a_sentence(home, monkeypatch, tmp_path):
     def diverging(*arguments, **options):
         made = forecast(*arguments, **options)
         return made | {"x": made["x"].at[0, 3, -1].set(np.nan)}
 
-    monkeypatch.setattr(workflow, "forecast", diverging)
+    monkeypatch.setattr(forecast_table, "forecast", diverging)
     output = tmp_path / "out.csv"
     outcome = run("forecast", home / "run", home / "labs.csv", "--ahead", 30, "-o", output)
     assert outcome.exit_code == 2
@@ -255,3 +257,45 @@ def test_help_has_an_example(command):
     outcome = run(command, "--help")
     assert outcome.exit_code == 0
     assert "Example" in outcome.output
+
+
+def test_a_unit_given_for_numeric_times_is_said_to_be_ignored(home, monkeypatch):
+    monkeypatch.setattr(fit_table, "fit", lambda *_, **__: (_ for _ in ()).throw(OSError("stop")))
+    labs = make_table()
+    labs.assign(day=range(len(labs))).to_csv(home / "counted.csv", index=False)
+    said = "unit W is ignored, as the times in column 'day' are numbers"
+    for table, ignored in (("counted.csv", True), ("labs.csv", False)):
+        options = ["--unit", "W", "--output-dir", home / "never"]
+        outcome = run("fit", home / table, *COLUMNS, *options)
+        assert outcome.exit_code == 1
+        assert (said in outcome.output) == ignored
+
+
+HEAVY = ("jax", "numpy", "pandas", "numpyro", "flax", "diffrax", "matplotlib", "arviz", "xarray")
+SCRIPT = """
+import resource, sys
+from np_latentode.app.cli import app
+try:
+    app(sys.argv[1:])
+except SystemExit as end:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(end.code, used.ru_utime + used.ru_stime, *sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["--version"], 0), (["fit", "--help"], 0), (["fit", "labs.csv"], 2)],
+    ids=["help", "version", "help of fit", "usage error"],
+)
+def test_what_computes_nothing_imports_nothing_heavy_and_takes_half_a_second(arguments, code):
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    ended, seconds, *modules = done.stderr.splitlines()[-1].split()
+    assert int(ended) == code
+    assert not {module for module in modules if module.split(".")[0] in HEAVY}
+    assert float(seconds) < 0.5
+
+
+def test_the_version_is_that_of_the_package():
+    assert run("--version").output == f"np-latentode {version('np-latentode')}\n"
