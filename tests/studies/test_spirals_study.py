@@ -1,4 +1,4 @@
-"""The main job, at a reduced size: that its scores are good, not only that it runs."""
+"""The study of spirals, at a reduced size: that its scores are good, not only that it runs."""
 
 import json
 
@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_quarter_of_the_steps_beats_what_learns_nothing(finished):
+def test_a_quarter_of_the_steps_beats_trivial_baselines(finished):
     _, _, metrics = finished
     others = metrics["others"]
     assert metrics["reconstruction_mse"] < 0.5 * others["last value"]["reconstruction_mse"]
@@ -76,7 +76,7 @@ def test_everything_promised_is_written_and_printed(finished):
 @pytest.mark.slow
 def test_results_in_the_way_are_refused_before_anything_is_computed(finished, monkeypatch):
     path, _, _ = finished
-    monkeypatch.setattr(experiment, "fit", None)
+    monkeypatch.setattr(experiment, "train", None)
     outcome = CliRunner().invoke(app, ["spirals", "--output-dir", str(path)])
     assert outcome.exit_code == 2
     assert "output-dir must be new" in outcome.output

@@ -94,11 +94,21 @@ def test_all_else_stays_as_it_was():
         assert getattr(fitted.model, part) is getattr(MODEL, part)
 
 
-def test_the_parameters_of_the_old_prior_are_gone():
-    kept = {name: value for name, value in FITTED.params.items() if name != "prior$params"}
-    old = Fitted(MODEL.with_prior(learned_normal), GUIDE, kept | NORMAL)
-    fitted = fit_prior(jax.random.key(0), StandardNormal(2), old, DATA, num_steps=1, progress=False)
-    assert not NORMAL.keys() & fitted.params.keys()
+@pytest.mark.parametrize(
+    ("old", "params"),
+    [
+        (MixturePrior(2, rngs=nnx.Rngs(1)), FITTED.params),
+        (StandardNormal(2), FITTED.params | {"prior$params": {}}),
+        (learned_normal, {k: v for k, v in FITTED.params.items() if k != "prior$params"} | NORMAL),
+    ],
+    ids=["module", "module without parameters", "function"],
+)
+def test_the_old_prior_leaves_no_parameters(old, params):
+    before = Fitted(MODEL.with_prior(old), GUIDE, params)
+    new = MixturePrior(2, num_components=5, rngs=nnx.Rngs(0))
+    after = fit_prior(jax.random.key(0), new, before, DATA, num_steps=1, progress=False)
+    assert len(after.params["prior$params"]["logits"]) == 5
+    assert not NORMAL.keys() & after.params.keys()
 
 
 def test_the_fit_is_better_than_the_start():

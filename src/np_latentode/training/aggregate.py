@@ -116,5 +116,6 @@ def _check_prior(prior: Part, fitted: Fitted) -> None:
 
 def _without_prior(fitted: Fitted) -> dict[str, Any]:
     """The parameters that are not the old prior's."""
-    names = parameter_names(lambda: bind_prior(fitted.model.prior))
-    return {name: value for name, value in fitted.params.items() if name not in names}
+    with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace() as sites:
+        bind_prior(fitted.model.prior)
+    return {name: value for name, value in fitted.params.items() if name not in sites}
