@@ -1,9 +1,22 @@
 import itertools
+import os
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import pytest
+
+
+def pytest_configure(config):
+    """Keeps compiled programs, as most of the time of the tests is compilation.
+
+    A program that two tests compile is compiled once, and in the next run not at all.
+    """
+    worker = getattr(config, "workerinput", None)
+    directory = os.environ["TEST_PROGRAMS"] if worker else str(config.cache.mkdir("xla"))
+    os.environ["TEST_PROGRAMS"] = directory
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_the_same_fit_is_not_done_again(home, monkeypatch):
     arguments = ["fit", home / "labs.csv", *COLUMNS, "--output-dir", home / "run"]
     outcome = run(*arguments, "--steps", 150)
     assert outcome.exit_code == 0, outcome.output
-    assert "this very fit, finished" in outcome.output
+    assert "holds this fit already" in outcome.output
     outcome = run(*arguments, "--steps", 151)
     assert outcome.exit_code == 2
     assert "output-dir must be new" in outcome.output

@@ -64,7 +64,7 @@ BAD_FILES = {
     "a column missing": ("who,day,x\n", r"{} must name the columns .* none of \['y'\] in \['who',"),
     "a column twice": ("who,day,x,x,y\n", r"{} must name different .* got \['x'\] more than once"),
     "semicolons": ("who;day;x;y\na;1;2;3\n", "{} .* commas, and there are semicolons in it"),
-    "tabs": ("who\tday\tx\ty\n", "{} .* Fields must be divided by commas, and there are tabs in"),
+    "tabs": ("who\tday\tx\ty\n", "{} .* Fields must be separated by commas, and there are tabs in"),
     "a header of quotes": ('"who"day,x\n', "{} must begin with a row .* got ',' expected after"),
     "no rows": (HEADER, "{} must hold a row below that of its columns; got none"),
     "a NUL byte": (HEADER + "a,1,2,\0\n", "{} must be text; got a NUL byte in line 2"),

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import xarray
@@ -118,7 +119,16 @@ def test_help_says_what_it_does():
         assert text in outcome.output
 
 
+@pytest.fixture
+def fewer(monkeypatch):
+    """Fewer spirals to score codes and forecasts with; what is compared is scored on the same."""
+    for name, seed, count in (("fresh", 1_000, 100), ("many", 2_000, 2_000)):
+        spirals = experiment.SpiralFamily().sample(jax.random.key(seed), count)
+        monkeypatch.setattr(experiment._Data, name, spirals)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("fewer", "compile_quickly")
 def test_priors_are_compared(tmp_path):
     path = tmp_path / "run"
     arguments = ["--steps", "200", "--prior", "mixture"]

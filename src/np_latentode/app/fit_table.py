@@ -97,7 +97,11 @@ def fit_table(
     say = print if progress else _say_nothing
     checkpoints = _checkpoint_dir(output_dir, settings)
     if done := _finished(output_dir, settings):
-        _end(checkpoints, say, f"{output_dir} holds this very fit, finished. {_summary(done)}")
+        _end(
+            checkpoints,
+            say,
+            f"{output_dir} holds this fit already; nothing is repeated. {_summary(done)}",
+        )
         return done
     check_output_dir(output_dir, overwrite=overwrite)
     _check_names(trajectories)
@@ -151,7 +155,7 @@ class _Parts(NamedTuple):
 
 
 class _Scores(NamedTuple):
-    """What is said of a fit."""
+    """Scores, figures and tables of a fit."""
 
     metrics: dict[str, Any]
     figures: dict[str, Any]

@@ -1,1 +1,1 @@
-"""What was observed, when and in which units, and which part of it is shown."""
+"""Observations, their times and units, and the choice of what the guide sees."""

@@ -11,7 +11,7 @@ __all__ = ["write_bytes"]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Puts a file in the place of what is there, if anything, in one step."""
+    """Writes a file in one step; it replaces what is at the path."""
     # A link stays one.
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
@@ -19,7 +19,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
-            # A full disk may be told of no earlier.
+            # A full disk may be reported only here.
             os.fsync(file.fileno())
         if path.is_file():
             shutil.copymode(path, temporary)

@@ -1,6 +1,6 @@
-"""What the encoder may see of a trajectory in a training step, at random.
+"""Conditioning: the random part of a trajectory that the encoder sees in a training step.
 
-A guide that has only seen whole trajectories cannot encode half of one. Hand one of these to SVI,
+A guide that was trained on whole trajectories cannot encode half of one. Pass one of these to SVI,
 `SVI(model, guide, optim, loss, conditioning=random_context)`, and the encoder learns to read any
 part, while the likelihood still scores the whole.
 """
@@ -48,10 +48,10 @@ def random_points(
 def random_context(
     rng_key: Array, trajectories: Trajectories, *, whole_share: float = 0.5
 ) -> Trajectories:
-    """Keeps a trajectory whole with probability `whole_share`, and else random points of a random
-    prefix: reads any part of any part.
+    """Keeps a trajectory whole with probability `whole_share`, and otherwise random points of a
+    random prefix.
 
-    The whole ones keep the noise honest: what a part leaves open, the likelihood takes for noise.
+    The whole ones keep the noise small: what a part cannot tell of the rest looks like noise.
     """
     whole_key, prefix_key, points_key = jax.random.split(rng_key, 3)
     part = random_points(points_key, random_prefix(prefix_key, trajectories))
@@ -60,4 +60,4 @@ def random_context(
 
 
 MOSTLY_PARTS = partial(random_context, whole_share=0.2)
-"""Where all that counts is forecasts from parts: the noise is then theirs, and bands are wider."""
+"""For forecasts from parts only: the noise then includes their errors, and bands are wider."""

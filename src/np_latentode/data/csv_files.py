@@ -1,4 +1,4 @@
-"""CSV: text to columns of ids, times and numbers, strictly and by line; and back."""
+"""CSV files: text to columns of ids, times and numbers, with errors by line; and back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from np_latentode.data.problems import Problems
 __all__ = ["MISSING", "read_csv", "reads_otherwise", "write_csv"]
 
 MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "null", "None"})
-"""Entries of a CSV file that say that there is none."""
+"""Entries of a CSV file that mean a missing value."""
 
 BLANKS = " \t"
 """What may surround an entry of a CSV file and is no part of it."""
@@ -30,9 +30,9 @@ _shown = Repr(maxstring=60, maxlist=20).repr
 def read_csv(data: bytes, name: str, columns: Sequence[str]) -> tuple[pd.DataFrame, Problems]:
     """Columns of a CSV file: the first of them text, the second times, all others numbers.
 
-    Text is UTF-8 and fields are divided by commas; the first row names the columns, and blank lines
-    are skipped. Blanks around an entry are no part of it, and `MISSING` lists those that stand for
-    none. Ids are text, exactly as written. Times are all numbers, or all dates in ISO 8601's
+    Text is UTF-8, and fields are separated by commas. The first row names the columns, and blank
+    lines are skipped. Blanks around an entry are ignored, and `MISSING` lists the entries that mean
+    a missing value. Ids are text, exactly as written. Times are all numbers, or all dates in ISO 8601's
     extended format such as 2020-01-31 or 2020-01-31T12:30, or all with a zone, taken to UTC; what
     most rows have is what all must have, and 2020 and 20200131 are numbers. Numbers are as Python's
     `float` reads them: decimal, "." before the fraction, but without underscores; neither true nor
@@ -130,7 +130,7 @@ def _header(
         )
     if missing := [column for column in columns if column not in found]:
         divided = "".join(
-            f" Fields must be divided by commas, and there are {what} in it."
+            f" Fields must be separated by commas, and there are {what} in it."
             for sign, what in ((";", "semicolons"), ("\t", "tabs"))
             if len(found) == 1 and sign in header[0]
         )
@@ -166,7 +166,7 @@ def _number(entry: str) -> float | None:
 
 
 def _times(entries: Sequence[str], name: str, problems: Problems) -> np.ndarray:
-    """Floats or dates, whichever there are more of; NaN or NaT where there is none."""
+    """Floats or dates, the kind with more entries; NaN or NaT where there is no such entry."""
     times = [_time(entry) for entry in entries]
     kinds = Counter(kind for kind, _ in times if kind)
     kind = kinds.most_common(1)[0][0] if kinds else "number"
@@ -181,7 +181,7 @@ def _times(entries: Sequence[str], name: str, problems: Problems) -> np.ndarray:
 
 
 def _time(entry: str) -> tuple[str, Any]:
-    """What kind of time it is, and the time; "" for the kind where it is none."""
+    """The kind of a time and its value; the kind is "" if the text is no time."""
     if entry in MISSING:
         return "", None
     number = _number(entry)
@@ -220,6 +220,6 @@ def write_csv(df: pd.DataFrame) -> bytes:
 
 
 def reads_otherwise(text: str) -> bool:
-    """Whether a text in a CSV file would be read as another one, or as none."""
+    """Whether a text would be read from a CSV file as another text, or as a missing value."""
     # Python's writer leaves a carriage return unquoted, which ends a line for every reader.
     return text in MISSING or text != text.strip(BLANKS) or "\r" in text or "\0" in text

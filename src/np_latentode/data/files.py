@@ -1,4 +1,4 @@
-"""Files: tables from CSV, Parquet and netCDF, and to them."""
+"""Tables in CSV, Parquet and netCDF files: reading and writing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_rows(
 def read_table(
     path: str | os.PathLike[str], *, id: str, time: str, values: Sequence[str]
 ) -> tuple[pd.DataFrame, Problems]:
-    """The table that a file holds, and what is wrong with its rows so far.
+    """The table in a file, and the errors of its rows found so far.
 
     Args:
         path: its ending says what it is: .csv, .parquet or .nc.
@@ -119,7 +119,7 @@ def _write_netcdf(df: pd.DataFrame) -> bytes:
 def _by_library(
     read: Callable[[bytes], pd.DataFrame],
 ) -> Callable[[bytes, str, Sequence[str]], tuple[pd.DataFrame, Problems]]:
-    """A reader that has no problems with rows, as the file holds columns."""
+    """A reader for files that hold columns, whose rows have no errors of their own."""
 
     def read_whole(data: bytes, name: str, columns: Sequence[str]):
         try:
@@ -172,7 +172,7 @@ def check_path(path: str | os.PathLike[str]) -> tuple[Path, Format]:
 
 @contextmanager
 def _told(path: Path, what: str) -> Iterator[None]:
-    """Errors of the system in a sentence that names the file."""
+    """Reports errors of the system in a sentence that names the file."""
     try:
         yield
     except OSError as error:
@@ -185,5 +185,5 @@ def _told(path: Path, what: str) -> Iterator[None]:
 
 
 def _said(error: object) -> str:
-    """What a library says, on one line."""
+    """The message of a library on one line."""
     return shorten(str(error), 200).rstrip(".") or type(error).__name__

@@ -1,4 +1,4 @@
-"""Labels: what a table calls its trajectories, features and times, and in what units they are."""
+"""Labels: the names of trajectories, features and times in a table, and their units."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ DATE = re.compile(
 
 @dataclass(frozen=True)
 class Labels:
-    """What a table calls its trajectories, features and times.
+    """The names of trajectories, features and times in a table, and their units.
 
-    `ids` are the values of the column `id`, one a trajectory. Where the column `time` held dates,
+    `ids` are the values of the column `id`, one per trajectory. Where the column `time` held dates,
     times are counted in `unit` from `origin` on. Of the features in `log`, values are logarithms of
     what the table held.
     """
@@ -43,7 +43,7 @@ class Labels:
     log: tuple[str, ...] = ()
 
     def select(self, index: Any) -> Labels:
-        """Those of the trajectories that an index array or a slice picks."""
+        """The labels of the trajectories that an index array or a slice selects."""
         picked = np.arange(len(self.ids))[index]
         return replace(self, ids=tuple(self.ids[i] for i in picked))
 

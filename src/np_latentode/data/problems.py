@@ -1,4 +1,4 @@
-"""What is wrong with the rows of a table: collected, counted, and told at once."""
+"""The errors of a table's rows, collected and reported together."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 __all__ = ["MalformedRows", "Problems"]
 
 SHOWN = 5
-"""How many problems an error shows; it holds all of them."""
+"""The number of problems that a message shows; the error holds all of them."""
 
 
 class MalformedRows(ValueError):  # noqa: N818 - it is raised with rows, not with an error
-    """Rows of a table that cannot be read, all of them at once.
+    """All rows of a table that cannot be read.
 
     Args:
         problems: pairs (row, sentence); rows are numbered from 0, the lines of a file from 1.
-        name: of the table, which goes before what is said of it.
+        name: of the table; messages begin with it.
     """
 
     problems: tuple[tuple[int, str], ...]
-    """What is wrong, sorted by row."""
+    """The errors, sorted by row."""
 
     def __init__(self, problems: Iterable[tuple[int, str]], name: str = ""):
         self.problems = tuple(sorted(problems, key=lambda problem: problem[0]))
@@ -43,10 +43,10 @@ class MalformedRows(ValueError):  # noqa: N818 - it is raised with rows, not wit
 
 
 class Problems:
-    """What is wrong with the rows of a table, collected to be raised at once.
+    """Collects the errors of a table's rows.
 
     Args:
-        name: of the table, which goes before what is said of it.
+        name: of the table; messages begin with it.
         noun: what rows are called.
         numbers: of the rows. Default: 0, 1, and so on.
     """
@@ -56,17 +56,17 @@ class Problems:
         self.found: dict[tuple[int, str], str] = {}
 
     def add(self, number: int, column: str, what: str) -> None:
-        """Notes what is wrong with a column of a row, unless something is already."""
+        """Adds an error of a row's column, unless that column has one already."""
         self.found.setdefault((number, column), what)
 
     def check(self, column: str, rule: str, bad: Any, got: Callable[[int], Any]) -> None:
-        """Notes the rows where `bad` is True, and what each of them has in the column."""
+        """Adds an error for each row where `bad` is True, with its entry in the column."""
         for row in np.flatnonzero(bad).tolist():
             number = row if self.numbers is None else int(self.numbers[row])
             self.add(number, column, f"column {column!r} {rule}; got {got(row)}")
 
     def raise_if_any(self) -> None:
-        """Raises MalformedRows with all that was found."""
+        """Raises MalformedRows if there are errors."""
         if self.found:
             raise MalformedRows(
                 ((n, f"{what} in {self.noun} {n}") for (n, _), what in self.found.items()),

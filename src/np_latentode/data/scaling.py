@@ -1,4 +1,4 @@
-"""Units: the affine maps between what users see and what networks see."""
+"""Units: the affine maps between the data and what networks see."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Scaling:
         return scaling
 
     def check(self, trajectories: Trajectories, *, name: str) -> None:
-        """Refuses trajectories that these units do not fit.
+        """Refuses trajectories of other features, labels or times than these units.
 
         Raises:
             ValueError: if the number of features differs or, where values are known (outside of

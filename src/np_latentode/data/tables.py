@@ -1,4 +1,4 @@
-"""Tables: long data frames, one row a visit, to trajectories and back."""
+"""Tables: long data frames, one row per visit, to trajectories and back."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def _values(column: nw.Series, name: str, log: bool, problems: Problems) -> np.n
 
 
 def _check_size(numbers: np.ndarray, name: str, problems: Problems) -> None:
-    """Notes numbers that would be infinite in JAX's float type of the day."""
+    """Adds an error for numbers that are infinite in JAX's present float type."""
     largest = float(jnp.finfo(jnp.result_type(float)).max)
     rule = f"must be at most {largest:.1e} in size, as floats of JAX are"
     problems.check(name, rule, np.abs(numbers) > largest, lambda row: numbers[row])
@@ -264,7 +264,7 @@ def _check_size(numbers: np.ndarray, name: str, problems: Problems) -> None:
 def _times(
     column: nw.Series, name: str, origin: Any, unit: str, problems: Problems
 ) -> tuple[np.ndarray, np.datetime64 | None, str | None]:
-    """Times as floats, and what they are counted from and in, where the column holds dates."""
+    """Times as floats, and for dates the origin and the unit in which they are counted."""
     if unit not in UNITS:
         raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}.")
     dates = _dates(column)

@@ -131,7 +131,7 @@ class Trajectories:
         origin: Any = None,
         unit: str = "D",
     ) -> T:
-        """Trajectories from a long table: a row says who was observed, when, and what was measured.
+        """Trajectories from a long table: each row holds an id, a time, and measurements.
 
         Rows may come in any order. Those of one id and time are observations of their own, in the
         order of the table; a row without any measurement is none, but an id that has no other is a
@@ -202,7 +202,7 @@ class Trajectories:
         return self
 
     def to_dataframe(self, *, backend: Any = "pandas") -> Any:
-        """A long table of what was observed: a row a time, empty where a feature was not observed.
+        """A long table of the observations: one row per time, empty where nothing was observed.
 
         Its units are those of the table that the trajectories came from: of a feature in
         `names.log`, the exponential of `values`.
@@ -241,7 +241,7 @@ class Trajectories:
         """The same trajectories with only what was observed up to and including `time`.
 
         Args:
-            time: one time for all, or one a trajectory, shape (trajectory,).
+            time: one time for all, or one per trajectory, shape (trajectory,).
         """
         return self._where(self.times <= self._per_trajectory(time))
 
@@ -250,13 +250,13 @@ class Trajectories:
         `before(time)`.
 
         Args:
-            time: one time for all, or one a trajectory, shape (trajectory,).
+            time: one time for all, or one per trajectory, shape (trajectory,).
         """
         return self._where(self.times > self._per_trajectory(time))
 
     def split[T: Trajectories](self: T, share: float = 0.5) -> tuple[T, T]:
-        """The first observed times of each trajectory, that share of them rounded up, and the rest:
-        what a forecast is made from, and what it is compared with.
+        """Splits the observed times of each trajectory: the first share, rounded up, to forecast
+        from, and the rest, to compare forecasts with.
 
         Args:
             share: of the times at which anything was observed, between 0 and 1.
@@ -303,7 +303,7 @@ class Trajectories:
         time = as_floats("time", time)
         if time.shape not in ((), (len(self),)):
             raise ValueError(
-                f"time must be one number, or one a trajectory, shape ({len(self)},); "
+                f"time must be one number, or one per trajectory, shape ({len(self)},); "
                 f"got shape {time.shape}."
             )
         return time[..., None]
@@ -359,7 +359,7 @@ class Trajectories:
 
 
 def as_floats(name: str, array: Numbers) -> Array:
-    """The numbers in JAX's float type of the day, or a ValueError that names the argument."""
+    """The numbers in JAX's present float type, or a ValueError that names the argument."""
     if not isinstance(array, jax.Array):
         try:
             array = np.asarray(array)

@@ -1,4 +1,4 @@
-"""Predictions without a network, which any model has to beat."""
+"""Trivial baselines: predictions without a network."""
 
 from __future__ import annotations
 

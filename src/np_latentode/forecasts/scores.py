@@ -1,4 +1,4 @@
-"""How far forecasts were off: scores over all observations of a target."""
+"""Scores of forecasts over all observations of a target."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def score(
     """RMSE, CRPS and coverage over all observations of a target, in the features' units.
 
     Args:
-        target: what was observed.
-        unit: one a feature, such as its standard deviation in the training data.
-        mean: what was forecast.
+        target: the observations.
+        unit: one per feature, such as its standard deviation in the training data.
+        mean: the forecast means.
         crps: the score of each forecast distribution. Default: that of the mean alone, its error.
         inside: where the observation lies within the central 90% of its forecast, if there is one.
     """
@@ -66,7 +66,7 @@ def score_levels(
     target: Trajectories,
     unit: Float[np.ndarray, " feature"],
 ) -> dict[str, dict[str, float]]:
-    """The scores of what is level after the context: the training mean, and the last value."""
+    """The scores of two baselines that are constant in time: the training mean, the last value."""
     after = np.asarray(target.times).max(keepdims=True).ravel()
     levels = {"constant": baselines.constant, "last value": baselines.last_value}
     return {
@@ -78,5 +78,5 @@ def score_levels(
 
 
 def within_band(pit: Float[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
-    """Where the probability integral transform says that an observation lies within the band."""
+    """Where the probability integral transform (PIT) lies within the central band."""
     return np.abs(pit - 0.5) <= BAND / 2

@@ -1,1 +1,1 @@
-"""What a user takes out and replaces: dynamics, decoder, likelihood, prior, encoder, posterior."""
+"""The replaceable parts: dynamics, decoder, likelihood, prior, encoder, posterior."""

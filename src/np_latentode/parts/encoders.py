@@ -126,7 +126,7 @@ class PathODE(nnx.Module):
 
 
 class GRU(nnx.Module):
-    """A recurrent network that is told the gaps between observations, run back to z0's time.
+    """A recurrent network with the gaps between observations as inputs, run back to z0's time.
 
     h_k = GRU(h_{k+1}, [x_k, m_k, t_{k+1} - t_k])     ("RNN Delta_t" of Rubanova et al. 2019)
 
@@ -158,15 +158,15 @@ class GRU(nnx.Module):
 
 
 class SummaryEncoder(nnx.Module):
-    """A summary of each feature, as one would make it by hand: where it is, was, and is going.
+    """Summary statistics of each feature, through one linear layer.
 
     features = W [x_last, mean, slope, x_first, seen, age, end, log(1 + times)] + b
 
-    of each feature its last value, its mean and its slope over time, both shrunk as by a prior
-    towards 0, its value at the first time, whether it was seen at all, and the time since; the
-    time of the last observation, and the number of observed times. For short trajectories, and few
-    of them: a recurrent network has to learn to carry the last value through to z0. Of an empty
-    context all of it is 0.
+    For each feature: its last value; its mean and its slope over time, both shrunk towards 0 as by
+    a prior; its value at the first time; whether it was seen at all; the time since. For all: the
+    time of the last observation, and the number of observed times. It is meant for few and short
+    trajectories, from which a recurrent network cannot learn to carry the last value to z0. For an
+    empty context all statistics are 0.
 
     Args:
         num_features: the dimension of x.

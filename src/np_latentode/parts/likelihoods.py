@@ -1,4 +1,4 @@
-"""p(x | z): how observations scatter around what the decoder makes of the latent state.
+"""p(x | z): how observations scatter around the decoded latent state.
 
 A likelihood is a callable that is given the scaling, names what is to be learned as NumPyro
 parameters, and returns a function of the decoder's output, shape (trajectory, time, feature) in
@@ -66,7 +66,7 @@ class GaussianLikelihood:
 
 
 class StudentTLikelihood:
-    """x | z ~ StudentT(df, decoder(z), noise_scale): for outliers, which it forgives.
+    """x | z ~ StudentT(df, decoder(z), noise_scale): robust to outliers.
 
     Args:
         df: degrees of freedom; the fewer, the heavier the tails.
@@ -99,7 +99,7 @@ class BernoulliLikelihood:
 
 
 class PoissonLikelihood:
-    """x | z ~ Poisson(loc exp(decoder(z))), for features that count.
+    """x | z ~ Poisson(loc exp(decoder(z))), for counts.
 
     `loc` is the scaling's, the mean count of the training data, or 1 where that is 0.
     """
@@ -206,7 +206,7 @@ def check_likelihood(likelihood: Any, *, name: str = "likelihood") -> Any:
 
 
 def check_distribution(likelihood: Any, scaling: Scaling) -> None:
-    """Refuses a likelihood that does not make a distribution over x, one entry a feature.
+    """Refuses a likelihood that does not make a distribution over x, one entry per feature.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -239,7 +239,7 @@ def check_distribution(likelihood: Any, scaling: Scaling) -> None:
 
 
 def check_observed(likelihood: Any, trajectories: Trajectories, *, name: str) -> None:
-    """Refuses observed values that the likelihood gives no probability to, where they are known."""
+    """Refuses observed values that have no probability under the likelihood."""
     check = getattr(likelihood, "check", None)
     if check is not None and is_concrete(trajectories.values, trajectories.mask):
         check(np.asarray(trajectories.values), np.asarray(trajectories.mask), name=name)
@@ -259,7 +259,7 @@ def _positive(name: str, value: ArrayLike | None) -> Array | None:
     value = jnp.asarray(value, dtype=jnp.result_type(float))
     if value.ndim > 1 or not (jnp.isfinite(value) & (value > 0)).all():
         raise ValueError(
-            f"{name} must be positive and finite, one number or one a feature; got {value}."
+            f"{name} must be positive and finite, one number or one per feature; got {value}."
         )
     return value
 
@@ -268,7 +268,7 @@ def _scale(fixed: Array | None, scaling: Scaling) -> Array:
     if fixed is not None:
         if fixed.shape not in ((), scaling.loc.shape):
             raise ValueError(
-                "noise_scale must be positive and finite, one number or one a feature, shape "
+                "noise_scale must be positive and finite, one number or one per feature, shape "
                 f"{scaling.loc.shape}; got shape {fixed.shape}."
             )
         return fixed

@@ -86,8 +86,8 @@ def check_module(name: str, module: object) -> None:
 
 
 def check_factors(factors: Sequence[object]) -> None:
-    """Refuses factors of a product that are no modules: a function names sites of its own, which
-    nothing inside of a module may do."""
+    """Refuses factors of a product that are no modules. A function names sites of its own, and
+    nothing inside a module may do so."""
     if not factors:
         raise ValueError("factors must be at least one; got none.")
     for k, factor in enumerate(factors):
@@ -168,7 +168,7 @@ def feature_dim(encoder: Part, num_features: int) -> int:
 def vector_distribution(
     name: str, part: Part, *inputs: Array, batch_shape: tuple[int, ...]
 ) -> tuple[int, str]:
-    """The dimension of the vectors that the part returns a distribution over, and where they live.
+    """The dimension of the vectors that the part returns a distribution over, and their support.
 
     Raises:
         ValueError: if it returns something else.

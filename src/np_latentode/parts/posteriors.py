@@ -1,7 +1,7 @@
-"""q(z0 | x): families of distributions over z0, amortized over an encoder's features.
+"""q(z0 | x): distributions over z0, given an encoder's features.
 
 A posterior is an nnx module that takes an encoder's features h, one row a trajectory, and returns a
-NumPyro distribution over vectors of `latent_dim` numbers, one a trajectory:
+NumPyro distribution over vectors of `latent_dim` numbers, one per trajectory:
 
     class MyPosterior(nnx.Module):
         def __init__(self, feature_dim, latent_dim, *, rngs):

@@ -1,4 +1,4 @@
-"""p(z0): what is believed of the latent state before anything is observed.
+"""p(z0): priors over the latent state.
 
 A prior is an nnx module that takes nothing and returns a NumPyro distribution over vectors of
 `latent_dim` numbers:

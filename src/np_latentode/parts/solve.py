@@ -22,7 +22,7 @@ Dynamics = Callable[[Array, Array], Array]
 
 @dataclass(frozen=True)
 class Solver:
-    """How to solve: diffrax's own objects, handed to `diffrax.diffeqsolve` as they are.
+    """Settings of the solve: diffrax's own objects, passed to `diffrax.diffeqsolve`.
 
     Args:
         method: any diffrax ODE solver.
@@ -76,8 +76,7 @@ class Solver:
 
     @property
     def reach(self) -> float:
-        """The latest scaled time that can be reached within max_steps; infinite where it depends on
-        the states."""
+        """The latest scaled time that max_steps reach; infinite if it depends on the states."""
         if self.dt0 is None or not isinstance(self.controller, diffrax.ConstantStepSize):
             return float("inf")
         return self.dt0 * self.max_steps

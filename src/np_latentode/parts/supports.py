@@ -1,4 +1,4 @@
-"""Where latent vectors live, circles among it, and NumPyro's unconstrained numbers for that."""
+"""Supports of latent vectors, circles included, and their maps from unconstrained space."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ circle = _Circle()
 
 
 def describe_support(distribution: dist.Distribution) -> str:
-    """Where the vectors of a distribution live, in words that two supports share if they agree.
+    """The name of a distribution's support; equal supports have equal names.
 
     `R^4`, `S^1 x R^2`: a circle takes two numbers, and neighbouring Euclidean parts are one.
     """

@@ -65,7 +65,7 @@ class AmortizedGuide:
 
         Args:
             context: what the encoder reads.
-            target: of no account to the guide.
+            target: ignored by the guide.
             conditioning: `(rng_key, trajectories) -> trajectories`, picks what the encoder sees of
                 the context in this call. The model still explains its whole target: any q(z0 | part
                 of x) gives a lower bound of log p(x).

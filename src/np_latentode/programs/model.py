@@ -99,7 +99,7 @@ class LatentODE:
         """Declares the joint distribution of z0 and x.
 
         Args:
-            context: what the guide's encoder reads; here only the default of the target.
+            context: what the guide's encoder reads; here it is only the default of the target.
             target: what x is. Default: the context. Other `Trajectories` of as many trajectories:
                 these are scored. Times, shape (time,) or (trajectory, time): x there is sampled.
             conditioning: what the encoder may see in a training step; for the guide alone.

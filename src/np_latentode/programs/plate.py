@@ -1,4 +1,4 @@
-"""What model and guide share: their arguments, and the plate over trajectories."""
+"""The arguments and the plate that model and guide share."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ __all__ = [
 def check_call(
     context: Any, target: Any, *, batch_size: int | None, kl_weight: ArrayLike, scaling: Scaling
 ) -> tuple[Trajectories, Trajectories | Array]:
-    """Refuses a call that makes no sense, and returns the context and what the model is to explain:
-    observed trajectories, or the times (trajectory, time) of a prediction.
+    """Checks the arguments of a call. Returns the context and the target: observed trajectories, or
+    times (trajectory, time) to predict.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -61,7 +61,7 @@ def check_call(
 
 
 def check_context(context: Any, scaling: Scaling, *, name: str = "context") -> None:
-    """Refuses what no guide can encode.
+    """Refuses a context that the guide cannot encode.
 
     Raises:
         ValueError: naming the rule and what came.

@@ -1,1 +1,1 @@
-"""What people and ArviZ look at."""
+"""Figures, and data trees for ArviZ."""

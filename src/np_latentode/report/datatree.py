@@ -104,7 +104,7 @@ def _groups(
     before: Array,
     at: Array | None,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The arrays of each group: z0 and `before`, draws from the prior, and what follows of them."""
+    """The arrays of each group, from z0 and from `before`, draws of the prior."""
     x_key, before_key, future_key = keys
     mask = np.asarray(trajectories.mask)
     seen = observed_times(fitted.model, trajectories)
@@ -163,7 +163,7 @@ def _labelled(
 def _place_observations(
     tree: xarray.DataTree, trajectories: Trajectories, features: list[Any], ids: list[Any]
 ) -> None:
-    """Says of each observation whose it is, of which feature, and when it was made."""
+    """Adds the coordinates of each observation: trajectory, time and feature."""
     mask = np.asarray(trajectories.mask)
     of, _, j = np.nonzero(mask)
     where = {

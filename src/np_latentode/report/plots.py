@@ -1,4 +1,4 @@
-"""Figures of any fit, in one style that can be read in grey."""
+"""Figures of any fit, in one style that is readable in grey."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def plot_forecasts(
     feature_names: Sequence[Any] | None = None,
     trajectory_names: Sequence[Any] | None = None,
 ) -> Figure:
-    """Forecast fans: a row a feature, a column a trajectory, with what was and what came to be.
+    """Forecast fans: one row per feature, one column per trajectory, with all observations.
 
     All is in the units of the table that the context came from, if any: dates where it had dates,
     and the exponential of logarithms, on an axis in log scale.
@@ -197,8 +197,8 @@ def plot_training(
     best: float | None = None,
     history: History | None = None,
 ) -> Figure:
-    """The loss a trajectory over the steps, each step's and a running median; and, where there is
-    one, the validation score, with the step whose parameters were kept.
+    """The loss per trajectory over the steps, of each step and as a running median. With validation
+    also its score, and the step whose parameters were kept.
 
     Args:
         losses: of every step, summed over the data as Trace_ELBO gives them.
@@ -291,7 +291,7 @@ def plot_latent(z0: ArrayLike, prior: ArrayLike) -> Figure:
 
 
 def plot_calibration(calibration: Calibration) -> Figure:
-    """Are the bands right? PIT values as a histogram and as an ECDF, and coverage."""
+    """Calibration: PIT values as a histogram and as an ECDF, and coverage."""
     seen = np.isfinite(calibration.pit)
     pit, rng = calibration.pit[seen], np.random.default_rng(0)
     # Observations of a trajectory are not independent, as the bands take them to be: one of each.
@@ -309,7 +309,7 @@ def plot_calibration(calibration: Calibration) -> Figure:
         difference.plot(points, ecdf - points, color=MODEL, label="observed")
         difference.axhline(0, color="black", lw=0.8, ls=":")
         difference.set(
-            xlabel="PIT, one a trajectory", ylabel="ECDF - uniform", title="inside if calibrated"
+            xlabel="PIT, one per trajectory", ylabel="ECDF - uniform", title="inside if calibrated"
         )
         named = difference.get_legend_handles_labels()
         figure.legend(*named, loc="outside lower center", ncols=len(named[1]))
@@ -320,7 +320,7 @@ def plot_calibration(calibration: Calibration) -> Figure:
 
 
 def _unit_histogram(axis: Any, values: np.ndarray) -> None:
-    """Of numbers that are uniform on [0, 1] if all is well."""
+    """A histogram of numbers that should be uniform on [0, 1]."""
     axis.hist(values, bins=20, range=(0, 1), density=True, color=MODEL, alpha=0.6)
     axis.axhline(1, color="black", lw=0.8, ls=":")
 

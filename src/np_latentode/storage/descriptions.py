@@ -1,4 +1,4 @@
-"""Parts as JSON, and back: the constructor's name and arguments, and nothing that could be run."""
+"""Parts as JSON, and back: the constructor's name and arguments, and no code."""
 
 from __future__ import annotations
 

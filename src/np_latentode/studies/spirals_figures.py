@@ -43,7 +43,7 @@ def plot_spirals(
     count: int = 6,
     level: float = 0.9,
 ) -> Figure:
-    """What a model makes of spirals: in the plane, and over time with a band of new observations.
+    """Forecasts of spirals: in the plane, and over time with a band of new observations.
 
     Args:
         spirals: the truth.
@@ -106,7 +106,7 @@ def _plot_points(axes: np.ndarray, spirals: Spirals, context: Trajectories, i: i
 def plot_prior_draws(
     curves: dict[str, np.ndarray], family: SpiralFamily, *, shares: dict[str, float]
 ) -> Figure:
-    """What each prior believes in: curves of draws from it, beside true spirals.
+    """Curves of draws from each prior, beside true spirals.
 
     Args:
         curves: by the prior's name, shape (draw, time, 2).

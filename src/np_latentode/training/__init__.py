@@ -1,1 +1,1 @@
-"""How parameters come about."""
+"""Training: SVI with validation and checkpoints, and priors fitted to codes."""

@@ -1,4 +1,4 @@
-"""Laboratory values of patients who came when they came: the Mayo PBC sequence."""
+"""Laboratory values of patients at irregular visits: the Mayo PBC sequence."""
 
 from __future__ import annotations
 
