@@ -80,13 +80,13 @@ from .programs.fitted import Fitted as Fitted, History as History
 from .programs.guide import AmortizedGuide as AmortizedGuide
 from .programs.model import LatentODE as LatentODE
 from .report.datatree import to_datatree as to_datatree
+from .report.fans import plot_forecasts as plot_forecasts
 from .report.gaussianization import (
     GaussianizationReport as GaussianizationReport,
     gaussianization as gaussianization,
 )
 from .report.plots import (
     plot_calibration as plot_calibration,
-    plot_forecasts as plot_forecasts,
     plot_guide as plot_guide,
     plot_latent as plot_latent,
     plot_pareto_k as plot_pareto_k,

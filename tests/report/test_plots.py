@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
 from np_latentode import History, Trajectories, plot_forecasts, plot_latent, plot_training
-from np_latentode.report.plots import DATA, MODEL, TRUTH
+from np_latentode.report.panels import DATA, MODEL, TRUTH
 
 RNG = np.random.default_rng(0)
 TIMES = np.linspace(0.0, 4.0, 9)

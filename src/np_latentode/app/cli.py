@@ -10,6 +10,47 @@ from typing import Annotated, Any
 
 import typer
 
+from np_latentode.app.options import (
+    Ahead,
+    BatchOf200,
+    BatchSize,
+    Data,
+    Diagnose,
+    Draws,
+    Holdout,
+    Id,
+    Known,
+    LatentDim,
+    Log,
+    MostSteps,
+    NumTrajectories,
+    Observed,
+    Output,
+    OutputDir,
+    Overwrite,
+    OverwriteFiles,
+    OverwriteFit,
+    Patience,
+    Plot,
+    Points,
+    Priors,
+    Protocol,
+    Quantiles,
+    Run,
+    Seed,
+    SeedOfAll,
+    SeedOfDraws,
+    Splits,
+    Steps,
+    StepsOfEach,
+    StepsOfTask,
+    Task,
+    Time,
+    Unit,
+    Until,
+    Values,
+)
+
 # JAX, NumPy and all that needs them are imported by the command that needs them.
 
 __all__ = ["app"]
@@ -23,126 +64,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-OutputDir = Annotated[
-    Path, typer.Option(help="Directory of the results; must be new, unless --overwrite.")
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the results of an earlier run as a whole.")
-]
-Seed = Annotated[int, typer.Option(help="Seed of the networks and of training.")]
-Steps = Annotated[int, typer.Option(min=1, help="Training steps.")]
-LatentDim = Annotated[int, typer.Option(min=1, help="Dimension of the latent state.")]
-
-# of `fit`
-Data = Annotated[Path, typer.Argument(help="A .csv, .parquet or .nc file, one row per visit.")]
-Id = Annotated[str, typer.Option(help="Column of the ids: who was observed.")]
-Time = Annotated[
-    str, typer.Option(help="Column of the times: numbers, or dates such as 2020-01-31.")
-]
-Values = Annotated[
-    list[str],
-    typer.Option(
-        help="Columns of the measured values, separated by commas or repeated. They hold numbers, "
-        "and are empty where nothing was measured."
-    ),
-]
-Log = Annotated[
-    list[str] | None,
-    typer.Option(help="Those of the values to model by their logarithm; they must be positive."),
-]
-Unit = Annotated[
-    str | None,
-    typer.Option(
-        help="Unit in which dates are counted: W, D, h, m or s. Ignored for numeric times.  "
-        "[default: D]"
-    ),
-]
-Holdout = Annotated[
-    float, typer.Option(help="Share of the ids to hold out and to score forecasts of.")
-]
-MostSteps = Annotated[int, typer.Option(min=1, help="Highest number of training steps.")]
-Patience = Annotated[
-    int, typer.Option(min=1, help="Stop after this many steps without a better validation score.")
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Trajectories per step, at most.")]
-SeedOfAll = Annotated[
-    int, typer.Option(help="Seed of the networks, of training, and of the ids held out.")
-]
-OverwriteFit = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the results of another fit as a whole.")
-]
-
-# of `forecast`
-Run = Annotated[Path, typer.Argument(help="The output directory of `fit`.")]
-Known = Annotated[
-    Path,
-    typer.Argument(help="A table with what is known of each id, with the columns of the fit."),
-]
-Until = Annotated[str | None, typer.Option(help="The last time to forecast, a number or a date.")]
-Ahead = Annotated[
-    float | None,
-    typer.Option(help="Instead of --until: how far to forecast beyond each id's last measurement."),
-]
-Points = Annotated[int, typer.Option(min=1, help="Times per id, evenly spaced.")]
-Quantiles = Annotated[
-    str,
-    typer.Option(help="Quantiles of new observations, between 0 and 1, separated by commas."),
-]
-Output = Annotated[
-    Path, typer.Option("--output", "-o", help="The file to write: .csv, .parquet or .nc.")
-]
-Draws = Annotated[int, typer.Option(min=2, help="Draws from the posterior predictive.")]
-SeedOfDraws = Annotated[int, typer.Option(help="Seed of the draws.")]
-Plot = Annotated[
-    bool, typer.Option("--plot", help="Also draw the first four ids, into a .png file.")
-]
-OverwriteFiles = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
-
-# of the studies
-BatchOf200 = Annotated[int, typer.Option(min=1, max=200, help="Trajectories per step, of 200.")]
-Priors = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Also fit under this prior, and compare with N(0, I). One of: mixture, flow, circle, "
-        "ring; circle or ring joined with the prior of the other dimensions, as in ring+mixture; a "
-        "flow over one of these, as in flow/ring+mixture. Can be repeated."
-    ),
-]
-Diagnose = Annotated[
-    bool,
-    typer.Option(
-        "--diagnose",
-        help="Also check guide and bands by exact posteriors: writes diagnosis.txt, exact.nc, "
-        "predictions into posterior.nc, and figures. Takes two more minutes.",
-    ),
-]
-Splits = Annotated[int, typer.Option(min=1, help="Number of splits, with the seeds 0, 1, ...")]
-StepsOfEach = Annotated[int, typer.Option(min=1, help="Training steps per split.")]
-Task = Annotated[str, typer.Option(help="interpolation or extrapolation.")]
-Observed = Annotated[
-    float,
-    typer.Option(help="Share of the points that is seen; the paper has 0.1, 0.2, 0.3 and 0.5."),
-]
-Protocol = Annotated[
-    str,
-    typer.Option(
-        help="paper: extrapolate from the first 100 of 200 states. released: from the first 66, "
-        "as the code released with the paper does."
-    ),
-]
-NumTrajectories = Annotated[
-    int,
-    typer.Option(
-        "--trajectories",
-        min=5,
-        help="Trajectories for training and test together; the paper has 10,000.",
-    ),
-]
-StepsOfTask = Annotated[
-    int | None,
-    typer.Option(min=1, help="Training steps.  [default: 25,000; 12,000 for extrapolation]"),
-]
 
 
 def _print_version(asked: bool) -> bool:

@@ -97,11 +97,7 @@ def fit_table(
     say = print if progress else _say_nothing
     checkpoints = _checkpoint_dir(output_dir, settings)
     if done := _finished(output_dir, settings):
-        _end(
-            checkpoints,
-            say,
-            f"{output_dir} holds this fit already; nothing is repeated. {_summary(done)}",
-        )
+        _end(checkpoints, say, f"{output_dir} holds this fit already. {_summary(done)}")
         return done
     check_output_dir(output_dir, overwrite=overwrite)
     _check_names(trajectories)
@@ -297,7 +293,7 @@ def _forecast_figure(
     rng_key: Array, fitted: Fitted, context: Trajectories, target: Trajectories, t0: float
 ) -> Any:
     """The four trajectories with the longest forecasts."""
-    from np_latentode.report.plots import plot_forecasts
+    from np_latentode.report.fans import plot_forecasts
 
     times = jnp.linspace(t0, float(target.times.max()), 100)
     most = np.argsort(-np.asarray(target.observed).sum(1), kind="stable")[:4]

@@ -131,7 +131,7 @@ def _forecast(
 
 
 def _draw(path: Path, context: Trajectories, made: dict[str, Array], times: np.ndarray) -> None:
-    from np_latentode.report.plots import plot_forecasts
+    from np_latentode.report.fans import plot_forecasts
 
     image = io.BytesIO()
     plot_forecasts(context, made, times).savefig(image, format="png")

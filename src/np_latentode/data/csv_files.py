@@ -32,9 +32,10 @@ def read_csv(data: bytes, name: str, columns: Sequence[str]) -> tuple[pd.DataFra
 
     Text is UTF-8, and fields are separated by commas. The first row names the columns, and blank
     lines are skipped. Blanks around an entry are ignored, and `MISSING` lists the entries that mean
-    a missing value. Ids are text, exactly as written. Times are all numbers, or all dates in ISO 8601's
-    extended format such as 2020-01-31 or 2020-01-31T12:30, or all with a zone, taken to UTC; what
-    most rows have is what all must have, and 2020 and 20200131 are numbers. Numbers are as Python's
+    a missing value. Ids are text, exactly as written. Times are all numbers, or all dates in the
+    extended format of ISO 8601 such as 2020-01-31 or 2020-01-31T12:30, or all dates with a zone,
+    which are converted to UTC. The kind of most rows must be the kind of all; 2020 and 20200131 are
+    numbers. Numbers are as Python's
     `float` reads them: decimal, "." before the fraction, but without underscores; neither true nor
     false.
 

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from np_latentode.data.labels import Labels
-from np_latentode.data.trajectories import Trajectories, is_concrete
+from np_latentode.data.numbers import is_concrete
+from np_latentode.data.trajectories import Trajectories
 
 __all__ = ["Scaling", "check_scaling"]
 

@@ -11,20 +11,21 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from np_latentode.data.labels import Labels
+from np_latentode.data.numbers import (
+    Numbers,
+    as_floats,
+    check_shapes,
+    check_times,
+    check_values,
+    is_concrete,
+)
+from np_latentode.data.ragged import pad
 from np_latentode.data.tables import from_rows, to_rows
 
-__all__ = ["Numbers", "Trajectories", "as_floats", "is_concrete"]
-
-Numbers = ArrayLike | Sequence[Any]
-"""An array, or what NumPy makes one of."""
-
-
-def is_concrete(*arrays: Any) -> bool:
-    """True where every array has values now, False inside a JAX transformation."""
-    return not any(isinstance(array, jax.core.Tracer) for array in arrays)
+__all__ = ["Trajectories"]
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -71,11 +72,11 @@ class Trajectories:
                     f"mask must have the shape of values, {values.shape}; got {mask.shape}."
                 )
             observed &= mask
-        _check_shapes(times, values)
+        check_shapes(times, values)
         if is_concrete(times):
-            _check_times(np.asarray(times))
+            check_times(np.asarray(times))
         if is_concrete(values, observed):
-            _check_values(np.asarray(values), np.asarray(observed))
+            check_values(np.asarray(values), np.asarray(observed))
         self.times, self.mask = times, observed
         self.values = jnp.where(observed, values, 0.0)
 
@@ -97,27 +98,7 @@ class Trajectories:
         Raises:
             ValueError: if there is no trajectory, or one of them is malformed (named by its index).
         """
-        pairs = [_ragged_pair(i, pair) for i, pair in enumerate(sequences)]
-        if not pairs:
-            raise ValueError("sequences must hold at least one trajectory; got none.")
-        widths = {values.shape[1] for times, values in pairs if len(times)}
-        if num_features is not None:
-            widths.add(num_features)
-        if len(widths) != 1:
-            raise ValueError(
-                "sequences must agree on the number of features "
-                f"(pass num_features where all are empty); got {sorted(widths) or 'no values'}."
-            )
-        width = widths.pop()
-        length = max(1, max(len(times) for times, _ in pairs))
-        start = min((times[0] for times, _ in pairs if len(times)), default=0.0)
-        all_times = np.full((len(pairs), length), start)
-        all_values = np.full((len(pairs), length, width), np.nan)
-        for i, (times, values) in enumerate(pairs):
-            if len(times):
-                all_times[i] = np.pad(times, (0, length - len(times)), mode="edge")
-                all_values[i, : len(times)] = values
-        return cls(all_times, all_values)
+        return cls(*pad(sequences, num_features))
 
     @classmethod
     def from_dataframe[T: Trajectories](
@@ -356,74 +337,3 @@ class Trajectories:
         self = object.__new__(cls)
         self.__dict__.update(zip(cls._arrays, arrays, strict=True), **rest)
         return self
-
-
-def as_floats(name: str, array: Numbers) -> Array:
-    """The numbers in JAX's present float type, or a ValueError that names the argument."""
-    if not isinstance(array, jax.Array):
-        try:
-            array = np.asarray(array)
-            if array.dtype.kind in "mM" or any(hasattr(x, "isoformat") for x in array.flat[:1]):
-                raise TypeError("got dates, which `names.counted` turns into numbers")
-            array = array.astype(float)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} must be a rectangular array of numbers: {error}.") from error
-    return jnp.asarray(array, dtype=jnp.result_type(float))
-
-
-def _check_shapes(times: Array, values: Array) -> None:
-    if times.ndim != 2 or values.ndim != 3 or times.shape != values.shape[:2]:
-        raise ValueError(
-            "times must have shape (trajectory, time) and values (trajectory, time, feature), "
-            f"alike in their first two axes; got {times.shape} and {values.shape}."
-        )
-    if 0 in values.shape:
-        raise ValueError(
-            "values must hold at least one trajectory, one time and one feature; "
-            f"got shape {values.shape}."
-        )
-
-
-def _check_times(times: np.ndarray) -> None:
-    if not np.isfinite(times).all():
-        i, k = np.argwhere(~np.isfinite(times))[0]
-        raise ValueError(f"times must be finite; got {times[i, k]} at times[{i}, {k}].")
-    if (np.diff(times) < 0).any():
-        i, k = np.argwhere(np.diff(times) < 0)[0]
-        raise ValueError(
-            "times must not decrease along a trajectory; "
-            f"got {times[i, k]} before {times[i, k + 1]} at times[{i}, {k}:{k + 2}]."
-        )
-
-
-def _check_values(values: np.ndarray, observed: np.ndarray) -> None:
-    infinite = np.isinf(values) & observed
-    if infinite.any():
-        i, k, d = np.argwhere(infinite)[0]
-        raise ValueError(
-            "values must be finite, or NaN where unobserved; "
-            f"got {values[i, k, d]} at values[{i}, {k}, {d}]."
-        )
-
-
-def _ragged_pair(i: int, pair: tuple[Numbers, Numbers]) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        times, values = pair
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"sequences[{i}] must be a pair (times, values): {error}.") from error
-    try:
-        times, values = np.asarray(times, dtype=float), np.asarray(values, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"sequences[{i}] must hold arrays of numbers: {error}.") from error
-    if values.ndim == 1:
-        values = values[:, None]
-    if times.ndim != 1 or values.ndim != 2 or len(times) != len(values):
-        raise ValueError(
-            f"sequences[{i}] must pair times of shape (time,) with values of shape (time, feature) "
-            f"or (time,); got {times.shape} and {values.shape}."
-        )
-    if not np.isfinite(times).all():
-        raise ValueError(f"sequences[{i}] must have finite times; got {times}.")
-    if (np.diff(times) < 0).any():
-        raise ValueError(f"sequences[{i}] must have times that do not decrease; got {times}.")
-    return times, values

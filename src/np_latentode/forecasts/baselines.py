@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import PchipInterpolator
 
-from np_latentode.data.trajectories import Numbers, Trajectories
+from np_latentode.data.numbers import Numbers
+from np_latentode.data.trajectories import Trajectories
 
 __all__ = ["constant", "last_value", "linear", "mixed_model", "pchip"]
 

@@ -12,7 +12,8 @@ import numpyro.handlers as handlers
 from jaxtyping import Array, Float
 
 from np_latentode.data.checks import check_counts
-from np_latentode.data.trajectories import Numbers, Trajectories, is_concrete
+from np_latentode.data.numbers import Numbers, is_concrete
+from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.modules import bind_prior
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.model import LatentODE

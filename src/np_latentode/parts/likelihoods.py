@@ -26,8 +26,9 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike
 from numpyro.distributions import constraints
 
+from np_latentode.data.numbers import is_concrete
 from np_latentode.data.scaling import Scaling
-from np_latentode.data.trajectories import Trajectories, is_concrete
+from np_latentode.data.trajectories import Trajectories
 
 __all__ = [
     "BernoulliLikelihood",

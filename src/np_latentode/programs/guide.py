@@ -7,8 +7,9 @@ import numpyro
 from jaxtyping import ArrayLike
 
 from np_latentode.data.conditioning import Conditioning
+from np_latentode.data.numbers import Numbers
 from np_latentode.data.scaling import Scaling, check_scaling
-from np_latentode.data.trajectories import Numbers, Trajectories
+from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.modules import (
     Part,
     bind,

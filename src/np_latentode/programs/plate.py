@@ -9,8 +9,9 @@ import numpy as np
 import numpyro
 from jaxtyping import Array, ArrayLike, Float
 
+from np_latentode.data.numbers import Numbers, as_floats, is_concrete
 from np_latentode.data.scaling import Scaling
-from np_latentode.data.trajectories import Numbers, Trajectories, as_floats, is_concrete
+from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.likelihoods import check_observed
 
 __all__ = [

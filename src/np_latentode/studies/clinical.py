@@ -206,11 +206,11 @@ def _pooled(parts: list[Calibration]) -> Calibration:
 
 def _forecast_figure(one: _Split) -> Any:
     """The four patients with the longest forecasts, in the table's own units."""
-    from np_latentode.report import plots
+    from np_latentode.report.fans import plot_forecasts
 
     most = np.argsort(-np.asarray(one.target.observed).sum(1), kind="stable")[:4]
     draws = {name: np.asarray(values)[:, most] for name, values in one.draws.items()}
-    return plots.plot_forecasts(one.context[most], draws, one.times, target=one.target[most])
+    return plot_forecasts(one.context[most], draws, one.times, target=one.target[most])
 
 
 def _summary(metrics: dict[str, Any], output_dir: Path) -> str:

@@ -27,6 +27,7 @@ from np_latentode.inference.nuts import exact_posterior
 from np_latentode.inference.refinement import Refined, refine
 from np_latentode.programs.fitted import Fitted
 from np_latentode.report import plots
+from np_latentode.report.fans import plot_forecasts
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -75,7 +76,7 @@ def diagnose(
     refined = refine(next(keys), fitted, context)
     report = amortization(next(keys), fitted, context, target, exact=exact, refined=refined)
     figures = {
-        "fans": plots.plot_forecasts(context, fans, times, target=target),
+        "fans": plot_forecasts(context, fans, times, target=target),
         "calibration": plots.plot_calibration(guide.bands),
         "ranks": plots.plot_ranks(guide.ranks),
         "pareto_k": plots.plot_pareto_k(guide.scores),

@@ -11,7 +11,8 @@ from jaxtyping import ArrayLike
 from matplotlib.figure import Figure
 
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.report.plots import DATA, MODEL, TRUTH, fan, panels
+from np_latentode.report.fans import fan
+from np_latentode.report.panels import DATA, MODEL, TRUTH, panels
 from np_latentode.studies.datasets import SpiralFamily, Spirals
 
 __all__ = ["plot_prior_draws", "plot_sampling", "plot_spirals"]

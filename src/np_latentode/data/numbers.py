@@ -1,0 +1,70 @@
+"""Numbers that users pass: conversion to arrays of JAX, and checks of times and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike
+
+__all__ = ["Numbers", "as_floats", "check_shapes", "check_times", "check_values", "is_concrete"]
+
+Numbers = ArrayLike | Sequence[Any]
+"""An array, or what NumPy makes one of."""
+
+
+def is_concrete(*arrays: Any) -> bool:
+    """True where every array has values now, False inside a JAX transformation."""
+    return not any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
+def as_floats(name: str, array: Numbers) -> Array:
+    """The numbers in JAX's present float type, or a ValueError that names the argument."""
+    if not isinstance(array, jax.Array):
+        try:
+            array = np.asarray(array)
+            if array.dtype.kind in "mM" or any(hasattr(x, "isoformat") for x in array.flat[:1]):
+                raise TypeError("got dates, which `names.counted` turns into numbers")
+            array = array.astype(float)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} must be a rectangular array of numbers: {error}.") from error
+    return jnp.asarray(array, dtype=jnp.result_type(float))
+
+
+def check_shapes(times: Array, values: Array) -> None:
+    if times.ndim != 2 or values.ndim != 3 or times.shape != values.shape[:2]:
+        raise ValueError(
+            "times must have shape (trajectory, time) and values (trajectory, time, feature), "
+            f"alike in their first two axes; got {times.shape} and {values.shape}."
+        )
+    if 0 in values.shape:
+        raise ValueError(
+            "values must hold at least one trajectory, one time and one feature; "
+            f"got shape {values.shape}."
+        )
+
+
+def check_times(times: np.ndarray) -> None:
+    if not np.isfinite(times).all():
+        i, k = np.argwhere(~np.isfinite(times))[0]
+        raise ValueError(f"times must be finite; got {times[i, k]} at times[{i}, {k}].")
+    if (np.diff(times) < 0).any():
+        i, k = np.argwhere(np.diff(times) < 0)[0]
+        raise ValueError(
+            "times must not decrease along a trajectory; "
+            f"got {times[i, k]} before {times[i, k + 1]} at times[{i}, {k}:{k + 2}]."
+        )
+
+
+def check_values(values: np.ndarray, observed: np.ndarray) -> None:
+    infinite = np.isinf(values) & observed
+    if infinite.any():
+        i, k, d = np.argwhere(infinite)[0]
+        raise ValueError(
+            "values must be finite, or NaN where unobserved; "
+            f"got {values[i, k, d]} at values[{i}, {k}, {d}]."
+        )

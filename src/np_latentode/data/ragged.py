@@ -1,0 +1,64 @@
+"""Series of unequal lengths, padded into one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from np_latentode.data.numbers import Numbers
+
+__all__ = ["pad"]
+
+
+def pad(
+    sequences: Iterable[tuple[Numbers, Numbers]], num_features: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Times (trajectory, time) and values (trajectory, time, feature), NaN in padded slots.
+
+    Arguments and errors are those of `Trajectories.from_ragged`.
+    """
+    pairs = [_ragged_pair(i, pair) for i, pair in enumerate(sequences)]
+    if not pairs:
+        raise ValueError("sequences must hold at least one trajectory; got none.")
+    widths = {values.shape[1] for times, values in pairs if len(times)}
+    if num_features is not None:
+        widths.add(num_features)
+    if len(widths) != 1:
+        raise ValueError(
+            "sequences must agree on the number of features "
+            f"(pass num_features where all are empty); got {sorted(widths) or 'no values'}."
+        )
+    width = widths.pop()
+    length = max(1, max(len(times) for times, _ in pairs))
+    start = min((times[0] for times, _ in pairs if len(times)), default=0.0)
+    all_times = np.full((len(pairs), length), start)
+    all_values = np.full((len(pairs), length, width), np.nan)
+    for i, (times, values) in enumerate(pairs):
+        if len(times):
+            all_times[i] = np.pad(times, (0, length - len(times)), mode="edge")
+            all_values[i, : len(times)] = values
+    return all_times, all_values
+
+
+def _ragged_pair(i: int, pair: tuple[Numbers, Numbers]) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        times, values = pair
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"sequences[{i}] must be a pair (times, values): {error}.") from error
+    try:
+        times, values = np.asarray(times, dtype=float), np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"sequences[{i}] must hold arrays of numbers: {error}.") from error
+    if values.ndim == 1:
+        values = values[:, None]
+    if times.ndim != 1 or values.ndim != 2 or len(times) != len(values):
+        raise ValueError(
+            f"sequences[{i}] must pair times of shape (time,) with values of shape (time, feature) "
+            f"or (time,); got {times.shape} and {values.shape}."
+        )
+    if not np.isfinite(times).all():
+        raise ValueError(f"sequences[{i}] must have finite times; got {times}.")
+    if (np.diff(times) < 0).any():
+        raise ValueError(f"sequences[{i}] must have times that do not decrease; got {times}.")
+    return times, values

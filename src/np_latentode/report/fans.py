@@ -1,0 +1,144 @@
+"""Fans: forecasts as nested bands, with the observations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from np_latentode.data.numbers import Numbers
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.report.panels import DATA, MODEL, TRUTH, panels
+
+__all__ = ["fan", "plot_forecasts"]
+
+
+def fan(axis: Axes, times: np.ndarray, x: np.ndarray, levels: Sequence[float]) -> None:
+    """Draws x (draw, time) as nested central bands, the widest the lightest, and their median."""
+    ordered = np.argsort(times)
+    times, x = times[ordered], x[:, ordered]
+    for shade, level in enumerate(sorted(levels, reverse=True)):
+        low, high = np.quantile(x, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        alpha = 0.2 + 0.4 * shade / len(levels)
+        axis.fill_between(
+            times, low, high, color=MODEL, alpha=alpha, lw=0, label=f"{level:.0%} of new values"
+        )
+    axis.plot(times, np.median(x, axis=0), color=MODEL, lw=1.3, label="median")
+
+
+def plot_forecasts(
+    context: Trajectories,
+    draws: dict[str, Any],
+    times: Numbers,
+    *,
+    target: Trajectories | None = None,
+    count: int = 4,
+    levels: Sequence[float] = (0.5, 0.9),
+    feature_names: Sequence[Any] | None = None,
+    trajectory_names: Sequence[Any] | None = None,
+) -> Figure:
+    """Forecast fans: one row per feature, one column per trajectory, with all observations.
+
+    All is in the units of the table that the context came from, if any: dates where it had dates,
+    and the exponential of logarithms, on an axis in log scale.
+
+    Args:
+        context: what the model had seen.
+        draws: as `forecast` returns them for it.
+        times: where it made them, (time,) or (trajectory, time).
+        target: what was observed and not shown to the model. Default: there is nothing.
+        count: how many trajectories, from the first on.
+        levels: of the central bands of new observations.
+        feature_names: of the rows. Default: `context.names`.
+        trajectory_names: of the columns. Default: likewise.
+
+    Raises:
+        ValueError: if the draws are of other trajectories, the target is in other units, or names
+            are too few or too many.
+    """
+    x = np.asarray(draws["x"])
+    _check_draws(x, context, target)
+    names = context.names
+    rows = names.features if feature_names is None else feature_names
+    columns = (
+        [f"{names.id} {i}" for i in names.ids] if trajectory_names is None else trajectory_names
+    )
+    _, num_trajectories, num_times, num_features = x.shape
+    if len(rows) != num_features or len(columns) != num_trajectories:
+        raise ValueError(
+            f"feature_names and trajectory_names must name {num_features} features and "
+            f"{num_trajectories} trajectories; got {len(rows)} and {len(columns)}."
+        )
+    when = names.calendar(np.broadcast_to(np.asarray(times), (num_trajectories, num_times)))
+    x, count = names.own_units(x), min(count, num_trajectories)
+    with panels(num_features, count, size=(3.2, 2.3)) as (figure, axes):
+        for j, i in np.ndindex(num_features, count):
+            fan(axes[j, i], when[i], x[:, i, :, j], levels)
+            _plot_observations(axes[j, i], context, target, i, j)
+        for i, axis in enumerate(axes[0]):
+            axis.set_title(str(columns[i]))
+        for j, axis in enumerate(axes[:, 0]):
+            axis.set_ylabel(str(rows[j]))
+        for axis in axes[-1]:
+            axis.set_xlabel("time")
+        named = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*named, loc="outside lower center", ncols=len(levels) + 3)
+        return figure
+
+
+def _check_draws(x: np.ndarray, context: Trajectories, target: Trajectories | None) -> None:
+    """Refuses draws and targets of other trajectories than the context's, or in other units."""
+    for name, given in (("draws", x.shape[1]), ("target", target and len(target))):
+        if given is not None and given != len(context):
+            raise ValueError(
+                f"{name} must be of as many trajectories as the context, {len(context)}; "
+                f"got {given}."
+            )
+    names = context.names
+    if target is not None and target.labels and not names.like(target.labels):
+        raise ValueError(f"target must be read as the context was, {names}; got {target.labels}.")
+
+
+def _plot_observations(
+    axis: Axes, context: Trajectories, target: Trajectories | None, i: int, j: int
+) -> None:
+    """Feature j of trajectory i: what was seen, what was not, and where the context ends."""
+    names = context.names
+    for data, face, label in ((context, DATA, "seen"), (target, "white", "not seen")):
+        if data is not None:
+            seen = np.asarray(data.mask[i, :, j])
+            at = names.calendar(np.asarray(data.times[i]))[seen]
+            values = names.own_units(data.values[i])[seen, j]
+            axis.plot(at, values, "o", ms=4, mec=DATA, mew=0.8, mfc=face, label=label)
+    if bool(context.observed[i].any()):
+        at = names.calendar(np.asarray(context.times[i]))
+        end = at[np.asarray(context.observed[i])].max()
+        axis.axvline(end, color=TRUTH, lw=0.8, ls=":")
+    if names.origin is not None:
+        _with_dates(axis)
+    if names.features[j] in names.log:
+        _in_log_scale(axis)
+
+
+def _with_dates(axis: Axes) -> None:
+    locator = AutoDateLocator(maxticks=5)
+    axis.xaxis.set_major_locator(locator)
+    axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def _in_log_scale(axis: Axes) -> None:
+    """Values in log scale, with plain numbers at a few ticks, however narrow their range is."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    if high < 5 * low:
+        locator = MaxNLocator(4, steps=[1, 2, 5, 10])
+    else:
+        locator = LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,))
+    axis.yaxis.set_major_locator(locator)
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter("{x:g}")

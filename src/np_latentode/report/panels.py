@@ -1,0 +1,38 @@
+"""Panels: the style and the colours of all figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+__all__ = ["DATA", "MODEL", "STYLE", "TRUTH", "panels"]
+
+TRUTH, MODEL, DATA = "0.7", "tab:blue", "black"
+
+STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": "medium",
+    "figure.dpi": 110,
+    "legend.frameon": False,
+}
+
+
+@contextmanager
+def panels(rows: int, columns: int, *, size: tuple[float, float]) -> Iterator[tuple[Figure, Any]]:
+    """A figure in the style of all others, and its axes, each of so many inches."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            rows,
+            columns,
+            squeeze=False,
+            layout="constrained",
+            figsize=(size[0] * columns, size[1] * rows),
+        )
+        yield figure, axes
+        # Leave the figure to the caller, not to pyplot's list of open windows.
+        plt.close(figure)
