@@ -10,46 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from np_latentode.app.options import (
-    Ahead,
-    BatchOf200,
-    BatchSize,
-    Data,
-    Diagnose,
-    Draws,
-    Holdout,
-    Id,
-    Known,
-    LatentDim,
-    Log,
-    MostSteps,
-    NumTrajectories,
-    Observed,
-    Output,
-    OutputDir,
-    Overwrite,
-    OverwriteFiles,
-    OverwriteFit,
-    Patience,
-    Plot,
-    Points,
-    Priors,
-    Protocol,
-    Quantiles,
-    Run,
-    Seed,
-    SeedOfAll,
-    SeedOfDraws,
-    Splits,
-    Steps,
-    StepsOfEach,
-    StepsOfTask,
-    Task,
-    Time,
-    Unit,
-    Until,
-    Values,
-)
+from np_latentode.app import options
 
 # JAX, NumPy and all that needs them are imported by the command that needs them.
 
@@ -96,21 +57,21 @@ def commands(
     "--log bili --holdout 0.2 --output-dir run/"
 )
 def fit(
-    data: Data,
+    data: options.Data,
     *,
-    id: Id,
-    time: Time,
-    values: Values,
-    output_dir: OutputDir,
-    log: Log = None,
-    unit: Unit = None,
-    holdout: Holdout = 0.2,
-    latent_dim: LatentDim = 4,
-    steps: MostSteps = 5_000,
-    patience: Patience = 1_000,
-    batch_size: BatchSize = 50,
-    seed: SeedOfAll = 0,
-    overwrite: OverwriteFit = False,
+    id: options.Id,
+    time: options.Time,
+    values: options.Values,
+    output_dir: options.OutputDir,
+    log: options.Log = None,
+    unit: options.Unit = None,
+    holdout: options.Holdout = 0.2,
+    latent_dim: options.LatentDim = 4,
+    steps: options.MostSteps = 5_000,
+    patience: options.Patience = 1_000,
+    batch_size: options.BatchSize = 50,
+    seed: options.SeedOfAll = 0,
+    overwrite: options.OverwriteFit = False,
 ) -> None:
     """Fit a table, score forecasts of held-out ids, and save the fit for `forecast`.
 
@@ -134,18 +95,18 @@ def fit(
     "np-latentode forecast run/ new.csv --ahead 90 --quantiles 0.1,0.9 -o forecast.parquet"
 )
 def forecast(
-    run: Run,
-    data: Known,
+    run: options.Run,
+    data: options.Known,
     *,
-    until: Until = None,
-    ahead: Ahead = None,
-    points: Points = 50,
-    quantiles: Quantiles = "0.05,0.5,0.95",
-    output: Output = Path("forecast.csv"),
-    draws: Draws = 500,
-    seed: SeedOfDraws = 0,
-    plot: Plot = False,
-    overwrite: OverwriteFiles = False,
+    until: options.Until = None,
+    ahead: options.Ahead = None,
+    points: options.Points = 50,
+    quantiles: options.Quantiles = "0.05,0.5,0.95",
+    output: options.Output = Path("forecast.csv"),
+    draws: options.Draws = 500,
+    seed: options.SeedOfDraws = 0,
+    plot: options.Plot = False,
+    overwrite: options.OverwriteFiles = False,
 ) -> None:
     """Forecast every id of a table: mean, standard deviation and quantiles of new observations."""
     with _reported("forecast"):
@@ -163,14 +124,14 @@ def forecast(
 )
 def spirals(
     *,
-    output_dir: OutputDir = Path("runs/spirals"),
-    steps: Steps = 14_000,
-    seed: Seed = 0,
-    latent_dim: LatentDim = 4,
-    batch_size: BatchOf200 = 50,
-    prior: Priors = None,
-    diagnose: Diagnose = False,
-    overwrite: Overwrite = False,
+    output_dir: options.OutputDir = Path("runs/spirals"),
+    steps: options.Steps = 14_000,
+    seed: options.Seed = 0,
+    latent_dim: options.LatentDim = 4,
+    batch_size: options.BatchOf200 = 50,
+    prior: options.Priors = None,
+    diagnose: options.Diagnose = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Fit noisy spirals, reconstruct and extrapolate held-out ones, and score both.
 
@@ -196,10 +157,10 @@ def spirals(
 @app.command(epilog="Example:  np-latentode clinical --output-dir runs/clinical --splits 1")
 def clinical(
     *,
-    output_dir: OutputDir = Path("runs/clinical"),
-    splits: Splits = 5,
-    steps: StepsOfEach = 1_000,
-    overwrite: Overwrite = False,
+    output_dir: options.OutputDir = Path("runs/clinical"),
+    splits: options.Splits = 5,
+    steps: options.StepsOfEach = 1_000,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Forecast held-out patients of the Mayo PBC trial, beside mixed models and the last value.
 
@@ -219,14 +180,14 @@ def clinical(
 )
 def hopper(
     *,
-    output_dir: OutputDir = Path("runs/hopper"),
-    task: Task = "interpolation",
-    observed: Observed = 0.1,
-    protocol: Protocol = "paper",
-    trajectories: NumTrajectories = 10_000,
-    steps: StepsOfTask = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+    output_dir: options.OutputDir = Path("runs/hopper"),
+    task: options.Task = "interpolation",
+    observed: options.Observed = 0.1,
+    protocol: options.Protocol = "paper",
+    trajectories: options.NumTrajectories = 10_000,
+    steps: options.StepsOfTask = None,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """One cell of table 3 of Rubanova, Chen & Duvenaud (2019), beside trivial baselines.
 

@@ -31,7 +31,8 @@ from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.storage.results import check_output_dir, result_dir
 from np_latentode.studies.datasets import clinical
-from np_latentode.training.fit import fit, optimizer
+from np_latentode.training.fit import fit
+from np_latentode.training.optimizer import optimizer
 
 __all__ = ["run", "split_patients"]
 

@@ -40,7 +40,8 @@ from np_latentode.programs.model import LatentODE
 from np_latentode.storage.results import check_output_dir, result_dir
 from np_latentode.studies.datasets.hopper import hopper, windows
 from np_latentode.studies.hopper_published import PUBLISHED, published
-from np_latentode.training.fit import fit, optimizer
+from np_latentode.training.fit import fit
+from np_latentode.training.optimizer import optimizer
 
 __all__ = ["TASKS", "Task", "make_model", "run", "see"]
 

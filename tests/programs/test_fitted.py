@@ -1,0 +1,121 @@
+"""A fit holds what belongs together: its parameters are those of its model and guide."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from numpyro.infer import SVI, Predictive, Trace_ELBO
+
+from np_latentode import (
+    Fitted,
+    History,
+    MLPDynamics,
+    Solver,
+    Trajectories,
+    forecast,
+    latent_ode,
+    posterior,
+)
+from np_latentode.programs.params import initial_params
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+TRAIN = Trajectories(np.tile(np.linspace(0, 1, 3), (4, 1)), np.ones((4, 3, 1)))
+
+
+def make_pair(width=3):
+    rngs = nnx.Rngs(0)
+    dynamics = MLPDynamics(2, width=width, rngs=rngs)
+    solver = Solver(diffrax.Euler(), dt0=2.5)
+    return latent_ode(TRAIN, latent_dim=2, dynamics=dynamics, solver=solver, rngs=rngs)
+
+
+MODEL, GUIDE = make_pair()
+PARAMS = initial_params(MODEL, GUIDE)
+
+
+@pytest.fixture(scope="module")
+def result():
+    svi = SVI(MODEL, GUIDE, optax.adam(1e-2), Trace_ELBO())
+    return svi.run(jax.random.key(0), 3, TRAIN, progress_bar=False)
+
+
+def test_the_result_of_svi_is_a_fit_and_forecasts_as_predictive_does(result):
+    fitted = Fitted(MODEL, GUIDE, result.params)
+    times = np.array([1.5, 2.0])
+    ours = forecast(jax.random.key(1), fitted, TRAIN, times, num_samples=400)["x_mean"]
+    predictive = Predictive(MODEL, guide=GUIDE, params=result.params, num_samples=400)
+    theirs = jax.jit(lambda key: predictive(key, TRAIN, times))(jax.random.key(2))["x_mean"]
+    error = np.sqrt((ours.var(0) + theirs.var(0)) / 400)
+    assert (np.abs(ours.mean(0) - theirs.mean(0)) < 5 * error).all()
+
+
+@pytest.mark.parametrize("missing", sorted(PARAMS.keys() - {"prior$params"}))
+def test_missing_parameters_are_refused_by_name(missing):
+    rest = {name: value for name, value in PARAMS.items() if name != missing}
+    with pytest.raises(ValueError, match=rf"params must be those .* got none of .*{missing[:7]}"):
+        Fitted(MODEL, GUIDE, rest)
+
+
+def test_unknown_parameters_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"params must be those .* got \['stale'\] as well"):
+        Fitted(MODEL, GUIDE, PARAMS | {"stale": jnp.ones(2)})
+
+
+def test_parameters_of_another_shape_are_refused_with_both_shapes():
+    with pytest.raises(ValueError, match=r"params must be those .* shape \(1,\) .*\(2, 1\)"):
+        Fitted(MODEL, GUIDE, PARAMS | {"noise_scale": jnp.ones((2, 1))})
+    with pytest.raises(ValueError, match=r"params must be those .*dynamics\$params"):
+        Fitted(make_pair(width=4)[0], GUIDE, PARAMS)
+
+
+def test_parameters_without_leaves_do_not_matter():
+    rest = {name: value for name, value in PARAMS.items() if name != "prior$params"}
+    assert Fitted(MODEL, GUIDE, rest | {"prior$params": {}}).params.keys() >= rest.keys()
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((GUIDE, MODEL, PARAMS), "model must be of LatentODE; got AmortizedGuide"),
+        ((MODEL, MODEL, PARAMS), "guide must be of AmortizedGuide; got LatentODE"),
+        ((MODEL, GUIDE, [1.0]), "params must be those .*; got list"),
+    ],
+)
+def test_other_things_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Fitted(*arguments)
+
+
+def test_a_fit_cannot_be_changed_but_replaced():
+    fitted = Fitted(MODEL, GUIDE, PARAMS)
+    with pytest.raises(FrozenInstanceError):
+        fitted.params = {}
+    other = replace(fitted, model=MODEL.with_solver(throw=False))
+    assert not other.model.solver.throw
+    assert other.params is fitted.params
+
+
+def test_a_fit_is_a_pytree_of_its_parameters(result):
+    fitted = Fitted(MODEL, GUIDE, result.params, History(losses=np.ones(3)))
+    leaves = jax.tree.leaves(fitted)
+    assert len(leaves) == len(jax.tree.leaves(result.params))
+    again = jax.tree.map(lambda leaf: leaf, fitted)
+    assert (again.model, again.guide) == (MODEL, GUIDE)
+    assert len(again.history.losses) == 0
+    eager, jitted = posterior(fitted, TRAIN), jax.jit(posterior)(fitted, TRAIN)
+    np.testing.assert_allclose(eager.mean, jitted.mean, rtol=1e-4, atol=1e-5)
+
+
+def test_other_parameters_compile_no_new_program(result):
+    compiled = jax.jit(lambda fitted: posterior(fitted, TRAIN).mean)
+    one = compiled(Fitted(MODEL, GUIDE, result.params))
+    other = compiled(Fitted(MODEL, GUIDE, PARAMS))
+    assert compiled._cache_size() == 1
+    assert np.all(one != other)
