@@ -36,7 +36,7 @@ def _print_version(asked: bool) -> bool:
     return asked
 
 
-@app.callback()
+@app.callback(epilog="Start with:  np-latentode fit --help")
 def commands(
     version: Annotated[
         bool,
@@ -53,8 +53,10 @@ def commands(
 
 
 @app.command(
-    epilog="Example:  np-latentode fit labs.csv --id patient --time day --values bili,albumin "
-    "--log bili --holdout 0.2 --output-dir run/"
+    short_help="Fit a table, and score forecasts of held-out ids.",
+    epilog="\b\nExample:\n"
+    "  np-latentode fit labs.csv --id patient --time day \\\n"
+    "    --values bili,albumin --log bili --holdout 0.2 --output-dir run/",
 )
 def fit(
     data: options.Data,
@@ -91,8 +93,10 @@ def fit(
 
 
 @app.command(
-    epilog="Examples:  np-latentode forecast run/ new.csv --until 400 -o forecast.csv --plot      "
-    "np-latentode forecast run/ new.csv --ahead 90 --quantiles 0.1,0.9 -o forecast.parquet"
+    short_help="Forecast every id of a table with a fit.",
+    epilog="\b\nExamples:\n"
+    "  np-latentode forecast run/ new.csv --until 400 -o forecast.csv --plot\n"
+    "  np-latentode forecast run/ new.csv --ahead 90 --quantiles 0.1,0.9",
 )
 def forecast(
     run: options.Run,
@@ -120,7 +124,8 @@ def forecast(
 
 
 @app.command(
-    epilog="Example:  np-latentode spirals --output-dir runs/priors --prior ring+mixture --seed 1"
+    short_help="Study of noisy spirals.",
+    epilog="\b\nExample:\n  np-latentode spirals --output-dir runs/priors --prior ring+mixture",
 )
 def spirals(
     *,
@@ -154,7 +159,10 @@ def spirals(
         )
 
 
-@app.command(epilog="Example:  np-latentode clinical --output-dir runs/clinical --splits 1")
+@app.command(
+    short_help="Study of the patients of the Mayo PBC trial.",
+    epilog="\b\nExample:\n  np-latentode clinical --output-dir runs/clinical --splits 1",
+)
 def clinical(
     *,
     output_dir: options.OutputDir = Path("runs/clinical"),
@@ -165,7 +173,10 @@ def clinical(
     """Forecast held-out patients of the Mayo PBC trial, beside mixed models and the last value.
 
     The second half of each held-out patient's visits is forecast from the first half, for seven
-    labs. Writes metrics.json and figures as PNG. Needs pip install 'np-latentode[data]'.
+    labs. Writes metrics.json and figures as PNG.
+
+    \b
+    Needs:  pip install 'np-latentode[data]'
     """
     with _reported("clinical"):
         from np_latentode.studies import clinical as study
@@ -175,8 +186,10 @@ def clinical(
 
 
 @app.command(
-    epilog="Example:  np-latentode hopper --task extrapolation --observed 0.1 --protocol paper "
-    "--output-dir runs/hopper"
+    short_help="Study of the simulated hopper.",
+    epilog="\b\nExample:\n"
+    "  np-latentode hopper --task extrapolation --observed 0.1 --protocol paper \\\n"
+    "    --output-dir runs/hopper",
 )
 def hopper(
     *,
@@ -189,10 +202,13 @@ def hopper(
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """One cell of table 3 of Rubanova, Chen & Duvenaud (2019), beside trivial baselines.
+    """Repeat one cell of table 3 of Rubanova, Chen & Duvenaud (2019), beside trivial baselines.
 
-    Writes metrics.json and figures as PNG. Needs pip install 'np-latentode[hopper]'. Trajectories
-    are simulated once, in half a minute, and kept in ~/.cache/np_latentode.
+    Writes metrics.json and figures as PNG. Trajectories are simulated once, in half a minute, and
+    kept in ~/.cache/np_latentode.
+
+    \b
+    Needs:  pip install 'np-latentode[hopper]'
     """
     with _reported("hopper"):
         from np_latentode.studies import hopper as study
@@ -224,8 +240,8 @@ def _reported(command: str) -> Iterator[None]:
         raise typer.Exit(2 if given else 1) from error
 
 
-def _names(options: list[str] | None) -> list[str]:
-    return [name.strip() for option in options or () for name in option.split(",")]
+def _names(given: list[str] | None) -> list[str]:
+    return [name.strip() for text in given or () for name in text.split(",")]
 
 
 def _numbers(name: str, text: str) -> list[float]:

@@ -97,7 +97,7 @@ def fit_table(
     say = print if progress else _say_nothing
     checkpoints = _checkpoint_dir(output_dir, settings)
     if done := _finished(output_dir, settings):
-        _end(checkpoints, say, f"{output_dir} holds this fit already. {_summary(done)}")
+        _end(checkpoints, say, f"{output_dir} holds this fit already: {_summary(done)}")
         return done
     check_output_dir(output_dir, overwrite=overwrite)
     _check_names(trajectories)
@@ -210,6 +210,7 @@ def _divide(trajectories: Trajectories, holdout: float, seed: int) -> _Parts:
 
 def _fit(parts: _Parts, settings: dict[str, Any], checkpoints: Path, *, progress: bool) -> Fitted:
     train, seed = parts.train, settings["seed"]
+    fit_key, _, _ = _keys(seed)
     model, guide = latent_ode(
         train,
         latent_dim=settings["latent_dim"],
@@ -217,7 +218,7 @@ def _fit(parts: _Parts, settings: dict[str, Any], checkpoints: Path, *, progress
         rngs=nnx.Rngs(seed),
     )
     return fit(
-        _keys(seed).fit,
+        fit_key,
         model,
         guide,
         train,
@@ -231,16 +232,10 @@ def _fit(parts: _Parts, settings: dict[str, Any], checkpoints: Path, *, progress
     )
 
 
-class _Keys(NamedTuple):
-    """One random key for each step."""
-
-    fit: Array
-    score: Array
-    draw: Array
-
-
-def _keys(seed: int) -> _Keys:
-    return _Keys(*jax.random.split(jax.random.key(seed), 3))
+def _keys(seed: int) -> tuple[Array, Array, Array]:
+    """The random keys of the fit, of the scores, and of the draws."""
+    fit_key, score_key, draw_key = jax.random.split(jax.random.key(seed), 3)
+    return fit_key, score_key, draw_key
 
 
 def _fit_metrics(parts: _Parts, fitted: Fitted) -> dict[str, Any]:
@@ -260,16 +255,17 @@ def _score(parts: _Parts, fitted: Fitted, seed: int) -> _Scores:
     # Imported after training, as training should not wait for matplotlib.
     from np_latentode.report import plots
 
-    history, train, keys = fitted.history, parts.train, _keys(seed)
+    history, train = fitted.history, parts.train
+    _, score_key, draw_key = _keys(seed)
     training = plots.plot_training(history.losses, num_trajectories=len(train), history=history)
     if parts.test is None:
         return _Scores({}, {"training": training}, None)
     context, target = parts.test.split()
     # If the dynamics diverge for one trajectory, the others' scores are still of use.
     fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
-    found = calibration(keys.score, fitted, context, target)
+    found = calibration(score_key, fitted, context, target)
     at = observed_times(fitted.model, target)
-    draws = forecast(keys.draw, fitted, context, at, num_samples=500)
+    draws = forecast(draw_key, fitted, context, at, num_samples=500)
     # In standard deviations of each feature in the training data, as it is modelled.
     scale = fitted.model.scaling.scale
     methods = {"latent ODE": score_forecast(target, scale, draws, found)}
@@ -283,7 +279,7 @@ def _score(parts: _Parts, fitted: Fitted, seed: int) -> _Scores:
     }
     figures = {
         "training": training,
-        "forecasts": _forecast_figure(keys.draw, fitted, context, target, parts.t0),
+        "forecasts": _forecast_figure(draw_key, fitted, context, target, parts.t0),
         "calibration": plots.plot_calibration(found),
     }
     return _Scores(metrics, figures, _compared(draws, at, target))

@@ -177,8 +177,7 @@ def _times_ahead(
         when = labels.calendar(np.asarray(context.times)[late[0], -1:])[0]
         raise ValueError(
             f"until must be later than what is known; got {until}, and {len(late)} of {len(last)} "
-            f"were observed then or later, {labels.id} {who} at {when}. Forecast a time ahead of "
-            "each instead."
+            f"were observed then or later, {labels.id} {who} at {when}. Give ahead instead."
         )
     times = np.linspace(last, end, points + 1, axis=1)[:, 1:]
     # A date would be off.

@@ -103,10 +103,16 @@ Known = Annotated[
     Path,
     typer.Argument(help="A table with what is known of each id, with the columns of the fit."),
 ]
-Until = Annotated[str | None, typer.Option(help="The last time to forecast, a number or a date.")]
+Until = Annotated[
+    str | None,
+    typer.Option(help="The last time to forecast, a number or a date. Give this or --ahead."),
+]
 Ahead = Annotated[
     float | None,
-    typer.Option(help="Instead of --until: how far to forecast beyond each id's last measurement."),
+    typer.Option(
+        help="How far to forecast beyond each id's last measurement; for dates, in the unit of the "
+        "fit. Give this or --until."
+    ),
 ]
 Points = Annotated[int, typer.Option(min=1, help="Times per id, evenly spaced.")]
 Quantiles = Annotated[
@@ -119,7 +125,7 @@ Output = Annotated[
 Draws = Annotated[int, typer.Option(min=2, help="Draws from the posterior predictive.")]
 SeedOfDraws = Annotated[int, typer.Option(help="Seed of the draws.")]
 Plot = Annotated[
-    bool, typer.Option("--plot", help="Also draw the first four ids, into a .png file.")
+    bool, typer.Option("--plot", help="Also draw the first four ids, in a .png of the same name.")
 ]
 OverwriteFiles = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 
