@@ -38,7 +38,7 @@ lint: .venv/dev ## lint, check the order of imports and the types
 test: lint ## lint, then run all tests
 	$(bin)/pytest -n 2 --dist loadfile
 
-test-fast: .venv/dev ## run the tests that train nothing, in under two minutes
+test-fast: .venv/dev ## run all tests but the slow ones
 	$(bin)/pytest -n 2 --dist loadfile -m 'not slow'
 
 format: .venv/dev ## fix what ruff can fix, and format

@@ -19,9 +19,27 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
+LONGEST = (
+    "test_parts",
+    "test_spirals_study",
+    "test_notebooks",
+    "test_fit",
+    "test_documents",
+    "test_diagnosis",
+    "test_nuts",
+)
+"""The files of tests that take longest."""
+
+
+def pytest_collection_modifyitems(items):
+    """Runs the longest files first, so that no worker is left alone with one at the end."""
+    rank = {name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture
 def getkey():
-    """New keys, the same ones in every run of a test."""
+    """A function that returns a new key per call, the same keys in every run of a test."""
     seeds = itertools.count()
     return lambda: jax.random.key(next(seeds))
 
@@ -35,13 +53,13 @@ def x64():
 
 @pytest.fixture
 def tolerance():
-    """Picks a tolerance by the precision that a test runs in."""
+    """A function that picks the tolerance of the precision in which a test runs."""
     return lambda single, double: double if jnp.result_type(float) == jnp.float64 else single
 
 
 @pytest.fixture
 def untyped():
-    """What users meet, to whom no type checker says first what is wrong."""
+    """Turns jaxtyping's checks off, as for users, so that the library's own errors are seen."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
@@ -50,7 +68,7 @@ def untyped():
 
 @pytest.fixture(scope="module")
 def compile_quickly():
-    """Programs that run for a second would be optimized for several."""
+    """Turns most optimizations off: they take longer than the small programs of these tests run."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

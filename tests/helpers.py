@@ -5,8 +5,10 @@ import numpyro.handlers as handlers
 
 
 def sites_of(program, *args, **kwargs):
-    """The sites of a program run on abstract values, so that nothing is compiled: shapes, scales
-    and plates are real, numbers are not."""
+    """The sites of a program that is run on abstract values, so that nothing is compiled.
+
+    Shapes, scales and plates are those of a real run; values are abstract.
+    """
     sites = {}
 
     def run():

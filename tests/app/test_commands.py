@@ -51,6 +51,7 @@ def home(tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 def test_a_fit_writes_and_prints_what_it_promises(home):
     assert {path.name for path in home.iterdir()} >= {"labs.csv", "run"}
     assert {path.name for path in (home / "run").iterdir()} == {
@@ -99,6 +100,7 @@ def test_the_same_fit_is_not_done_again(home, monkeypatch):
     assert "output-dir must be new" in outcome.output
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_goes_on_and_cleans_up(home, monkeypatch):
     target = home / "again"
     arguments = ["fit", home / "labs.csv", *COLUMNS, "--output-dir", target, "--steps", 150]
@@ -122,6 +124,7 @@ def test_an_interrupted_fit_goes_on_and_cleans_up(home, monkeypatch):
 
 
 @pytest.mark.parametrize("ending", ["csv", "nc", "parquet"])
+@pytest.mark.slow
 def test_every_id_is_forecast_at_every_time(home, ending, tmp_path):
     known = make_table(count=5)
     known.to_csv(tmp_path / "new.csv", index=False)
@@ -144,6 +147,7 @@ def test_every_id_is_forecast_at_every_time(home, ending, tmp_path):
     assert "output must be new" in again.output
 
 
+@pytest.mark.slow
 def test_ahead_is_counted_from_each_last_visit(home, tmp_path):
     output = tmp_path / "out.csv"
     options = ["--ahead", 30, "--points", 2, "-o", output]
@@ -206,6 +210,7 @@ def test_a_fit_that_cannot_be_is_refused_before_anything_is_computed(
         (["run", "labs.csv", "--ahead", "3", "-o", "out.txt"], "path must end in one of .csv"),
     ],
 )
+@pytest.mark.slow
 def test_a_forecast_that_cannot_be_is_refused(home, arguments, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").symlink_to(home / "run")
@@ -239,6 +244,7 @@ def test_a_disk_that_cannot_be_written_is_another_exit_code(home, monkeypatch):
     assert "No space left" in outcome.output
 
 
+@pytest.mark.slow
 def test_dynamics_that_diverge_are_reported_in_a_sentence(home, monkeypatch, tmp_path):
     def diverging(*arguments, **options):
         made = forecast(*arguments, **options)

@@ -13,7 +13,7 @@ every_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: sch
 
 @pytest.fixture
 def trajectories():
-    """Missing values, a trajectory with one observation, and one with none."""
+    """Trajectories with missing values, one with a single observation, and one with none."""
     rng = np.random.default_rng(0)
     times, values = np.sort(rng.uniform(2, 9, (6, 20)), axis=1), rng.normal(size=(6, 20, 2))
     mask = rng.uniform(size=values.shape) < 0.6
@@ -68,7 +68,7 @@ def test_another_key_hides_other_observations(scheme, trajectories, getkey):
 @every_scheme
 def test_each_trajectory_is_hidden_on_its_own(scheme, dense, getkey):
     masks = scheme(getkey(), dense[:50]).mask
-    # Those that a random context keeps whole, about half, are hidden alike: not at all.
+    # random_context keeps about half of the trajectories whole, and these have the same mask.
     assert len({mask.tobytes() for mask in np.asarray(masks)}) > 12
 
 
@@ -88,7 +88,7 @@ def test_the_share_of_a_prefix_is_uniform(dense, getkey, min_share):
         scheme = functools.partial(random_prefix, min_share=min_share)
     low = 0.25 if min_share is None else min_share
     shares = np.asarray(scheme(getkey(), dense).observed.sum(axis=1) - 1) / 400
-    # One step of the grid, for rounding down.
+    # One step of the grid less, as shares are rounded down to the grid.
     assert low - 1 / 400 <= shares.min()
     assert shares.max() <= 1
     distance = stats.kstest(shares + 0.5 / 400, stats.uniform(low, 1 - low).cdf).statistic
@@ -102,7 +102,7 @@ def test_the_share_of_points_is_uniform(dense, getkey, min_share):
         scheme = functools.partial(random_points, min_share=min_share)
     low = 0.4 if min_share is None else min_share
     shares = np.asarray(scheme(getkey(), dense).observed.mean(axis=1))
-    # Counting adds binomial noise, of a standard deviation below 0.025, to a uniform share.
+    # The observed share is uniform plus binomial noise with a standard deviation below 0.025.
     assert low - 0.1 < shares.min()
     uniform, binomial = (1 - low) ** 2 / 12, (1 - (1 + low + low**2) / 3 - (1 - low) / 2) / 401
     np.testing.assert_allclose(shares.mean(), (1 + low) / 2, atol=0.02)

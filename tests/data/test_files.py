@@ -1,4 +1,4 @@
-"""What a file holds is read as it stands, or refused by the lines that cannot be read."""
+"""A file is read exactly, or refused with the lines that cannot be read."""
 
 import datetime as dt
 import errno
@@ -66,7 +66,7 @@ BAD_FILES = {
     "semicolons": ("who;day;x;y\na;1;2;3\n", "{} .* commas, and there are semicolons in it"),
     "tabs": ("who\tday\tx\ty\n", "{} .* Fields must be separated by commas, and there are tabs in"),
     "a header of quotes": ('"who"day,x\n', "{} must begin with a row .* got ',' expected after"),
-    "no rows": (HEADER, "{} must hold a row below that of its columns; got none"),
+    "no rows": (HEADER, "{} must hold at least one row below its header; got none"),
     "a NUL byte": (HEADER + "a,1,2,\0\n", "{} must be text; got a NUL byte in line 2"),
     "no UTF-8": (
         HEADER.encode() + b"\xe9,1,2,3\n",
@@ -77,7 +77,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize(("text", "message"), BAD_FILES.values(), ids=BAD_FILES)
-def test_what_is_no_such_file_is_refused_by_name(tmp_path, text, message):
+def test_a_file_without_such_a_table_is_refused_by_name(tmp_path, text, message):
     path = tmp_path / "data.csv"
     with pytest.raises(ValueError, match=message.format("^[^ ]*data.csv")):
         read(path, text)
@@ -85,15 +85,15 @@ def test_what_is_no_such_file_is_refused_by_name(tmp_path, text, message):
 
 GOOD_ROWS = ["a,1,2.5,3", "b,-1e3,.5,", '"a,""\nc",0,NA,-4', " a ,1, 7 ,nan"]
 BAD_ROWS = {
-    "a,1,2": "a row must have 4 fields, as the header; got 3",
-    "a,1,2,3,": "a row must have 4 fields, as the header; got 5",
-    "a": "a row must have 4 fields, as the header; got 1",
+    "a,1,2": "a row must have 4 fields, as the header has; got 3",
+    "a,1,2,3,": "a row must have 4 fields, as the header has; got 5",
+    "a": "a row must have 4 fields, as the header has; got 1",
     '"a"b,1,2,3': "a row must be proper CSV; got ',' expected after '\"'",
-    ",1,2,3": "column 'who' must name whose each row is; got nothing",
-    "NA,1,2,3": "column 'who' must name whose each row is; got nothing",
-    "a,,2,3": "column 'day' must say when each row was observed; got ''",
-    "a,null,2,3": "column 'day' must say when each row was observed; got 'null'",
-    "a,inf,2,3": "column 'day' must say when each row was observed; got inf",
+    ",1,2,3": "column 'who' must hold an id in each row; got nothing",
+    "NA,1,2,3": "column 'who' must hold an id in each row; got nothing",
+    "a,,2,3": "column 'day' must hold a time in each row; got ''",
+    "a,null,2,3": "column 'day' must hold a time in each row; got 'null'",
+    "a,inf,2,3": "column 'day' must hold a time in each row; got inf",
     **{
         f"a,{entry},2,3": "column 'day' must hold numbers or ISO 8601 dates, of one kind throughout"
         f"; got {entry!r}"
@@ -120,7 +120,7 @@ ANY_ROWS = [*GOOD_ROWS, *BAD_ROWS, ""]
 
 
 def expected_problems(rows):
-    """Lines where bad rows start, and what is said of them, in a file below a header."""
+    """The errors of rows below a header: the line where each bad row starts, and the message."""
     line, expected = 2, []
     for row in rows:
         if row in BAD_ROWS:
@@ -146,6 +146,7 @@ def test_malformed_rows_are_exactly_those_reported(folder, rows):
     assert all(sentence in said for _, sentence in expected[:5])
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_malformed_rows_are_counted_one_by_one(tmp_path):
     draw = random.Random(0)
     rows = [draw.choice(ANY_ROWS) for _ in range(50_000)] + draw.choices([*BAD_ROWS], k=60_000)
@@ -163,7 +164,7 @@ def test_a_hundred_thousand_malformed_rows_are_counted_one_by_one(tmp_path):
     assert (str(again), again.problems) == (said, expected)
 
 
-def test_all_that_is_wrong_with_a_row_is_said(tmp_path):
+def test_all_errors_of_a_row_are_reported(tmp_path):
     with pytest.raises(MalformedRows) as caught:
         read(tmp_path / "data.csv", HEADER + ",soon,0,much\n", log="x")
     assert [line for line, _ in caught.value.problems] == [2] * 4
@@ -200,7 +201,7 @@ def test_dates_are_counted_and_those_with_a_zone_in_utc(tmp_path):
     assert ours.times.tolist() == [[1.0]]
 
 
-def test_what_is_wrong_with_the_arguments_is_said_of_the_file(tmp_path):
+def test_errors_of_arguments_name_the_file(tmp_path):
     path, text = tmp_path / "data.csv", HEADER + "a,1,2,3\n"
     for options, message in (
         (dict(values=["x", "day"]), "id, time and values must name different columns"),
@@ -223,7 +224,7 @@ def test_what_is_wrong_with_the_arguments_is_said_of_the_file(tmp_path):
         ("a\0.csv", "path must name a file; got "),
     ],
 )
-def test_what_is_no_path_of_a_table_is_refused(path, message):
+def test_a_path_of_another_format_is_refused(path, message):
     with pytest.raises(ValueError, match=message):
         Trajectories.from_file(path, **COLUMNS)
     with pytest.raises(ValueError, match=message):
@@ -231,7 +232,7 @@ def test_what_is_no_path_of_a_table_is_refused(path, message):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_what_the_system_refuses_is_said_in_a_sentence(tmp_path, ending):
+def test_errors_of_the_system_are_reported_in_a_sentence(tmp_path, ending):
     path, ours = tmp_path / f"data{ending}", Trajectories([[0.0]], [[[1.0]]])
     with pytest.raises(FileNotFoundError, match=r"data.* cannot be read: No such file") as caught:
         Trajectories.from_file(path, **COLUMNS)
@@ -268,7 +269,7 @@ def test_errors_of_columns_name_the_file_and_the_row(tmp_path, ending):
             Trajectories.from_file(path, id="who", time="day", values=values)
 
 
-def test_what_stands_in_an_index_or_in_coordinates_is_a_column(tmp_path):
+def test_an_index_and_coordinates_are_columns(tmp_path):
     df = pd.DataFrame({"who": ["a", "a", "b", "b"], "day": [0.0, 1.0] * 2, "x": [1.0, 2, 3, 4]})
     indexed = df.set_index(["who", "day"])
     indexed.to_parquet(tmp_path / "data.parquet")
@@ -351,6 +352,7 @@ def frame(rows, times):
 
 @given(TABLE, st.sampled_from(ENDINGS))
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.slow
 def test_a_table_that_was_written_is_read_the_same(folder, table, ending):
     df, path = frame(*table), folder / f"table{ending}"
     write_table(df, path)

@@ -1,4 +1,4 @@
-"""Nothing of a table is lost, and what cannot be read is refused by column and row."""
+"""A table is read without loss, or refused with the columns and rows that cannot be read."""
 
 import datetime as dt
 import pickle
@@ -126,19 +126,21 @@ def test_dates_are_turned_into_times_and_refused_as_such():
             ours.before(dates)
     with pytest.raises(ValueError, match="dates must be dates; got 'soon'"):
         ours.names.counted("soon")
-    with pytest.raises(ValueError, match="dates must be numbers, as those of 'time' are; got"):
+    with pytest.raises(ValueError, match="dates must be numbers, as the times in 'time' are; got"):
         Trajectories([[0.0]], [[[1.0]]]).names.counted(DATES)
 
 
-def test_a_table_that_means_something_else_than_the_one_trained_on_is_refused():
+def test_a_table_with_other_features_or_units_than_the_training_table_is_refused():
     scaling = Scaling.fit(dated())
     scaling.check(dated(), name="context")
     scaling.check(dated(DATES[::-1], origin=DATES[0]), name="context")
-    # What is known by numbers only is not refused.
+    # Trajectories without labels are not refused.
     scaling.check(Trajectories([[0.0]], [[[1.0]]]), name="context")
     later = [date + dt.timedelta(days=90) for date in DATES]
     for other in (dated(later), dated(unit="W")):
-        with pytest.raises(ValueError, match=r"^context must be read as the table trained on was"):
+        with pytest.raises(
+            ValueError, match=r"^context must have the features, units and origin of the"
+        ):
             scaling.check(other, name="context")
     columns = dict(ROWS, patient=[0] * 6, bili=ROWS["chol"], chol=ROWS["bili"])
     one, two = (
@@ -200,12 +202,16 @@ BAD = {
     "no table": (lambda make: [1, 2], {}, "df must be a data frame, .* got list"),
     "no rows": (lambda make: make({k: [] for k in GOOD}), {}, "df must hold at least one row"),
     "no column": (lambda make: make(GOOD), dict(time="when"), r"got \['when'\], and it has"),
-    "no values": (lambda make: make(GOOD), dict(values=[]), "one value at least"),
+    "no values": (lambda make: make(GOOD), dict(values=[]), "and values at least one"),
     "one twice": (lambda make: make(GOOD), dict(values=["x", "t"]), "different columns"),
     "text": (lambda make: make(GOOD), dict(values=["word"]), "column 'word' must hold .*'a'"),
     "text for time": (lambda make: make(GOOD), dict(time="word"), "'word' must hold .*dates"),
     "no id": (lambda make: make(GOOD | {"id": [0, None]}), {}, "'id' .* nothing in row 1"),
-    "no time": (lambda make: make(GOOD | {"t": [None, 1.0]}), {}, "'t' must say when .* in row 0"),
+    "no time": (
+        lambda make: make(GOOD | {"t": [None, 1.0]}),
+        {},
+        "'t' must hold a time .* in row 0",
+    ),
     "infinite": (lambda make: make(GOOD | {"x": [1.0, np.inf]}), {}, "'x' .* got inf in row 1"),
     "not positive": (
         lambda make: make(GOOD | {"x": [1.0, 0.0]}),
@@ -242,7 +248,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("table", "changed", "message"), BAD.values(), ids=BAD.keys())
-def test_what_cannot_be_read_is_refused_by_column_and_row(make, table, changed, message):
+def test_a_bad_table_is_refused_by_column_and_row(make, table, changed, message):
     if "3.4" in message and jnp.result_type(float) == jnp.float64:
         pytest.skip("nothing finite is too large in double precision")
     with pytest.raises(ValueError, match=message):
@@ -270,13 +276,13 @@ def test_all_rows_that_cannot_be_read_are_reported_at_once(make):
     said = str(caught.value)
     assert said.startswith(
         "5 rows cannot be read: column 'x' must be positive, as its logarithm is taken; got -1.0 "
-        "in row 0; column 'id' must name whose each row is; got nothing in row 1; column 't' must"
+        "in row 0; column 'id' must hold an id in each row; got nothing in row 1; column 't' must"
     )
     assert said.endswith("; got 0.0 in row 4; and 1 more.")
     assert str(pickle.loads(pickle.dumps(caught.value))) == said
 
 
-def test_what_pandas_takes_for_missing_is_a_missing_id_or_time():
+def test_missing_ids_and_times_of_pandas_are_refused():
     df = pd.DataFrame(
         {
             "id": pd.array([1, None, 1], dtype="Int64"),
@@ -311,19 +317,19 @@ def test_a_logarithm_comes_back_in_the_units_of_its_column(rows):
         back = ours.to_dataframe()
     logs = np.log(df.x.to_numpy())
     np.testing.assert_array_equal(np.where(ours.mask, ours.values, np.nan)[0, :, 1], logs)
-    # The last bit of a logarithm of 700 is worth 1e-13 of its number.
+    # Rounding a logarithm of 700 changes its exponential by a share of 1e-13.
     np.testing.assert_allclose(back.x, df.x, rtol=2e-13)
     np.testing.assert_array_equal(back.y, df.y)
 
 
-def test_a_logarithm_is_part_of_what_a_table_means(make):
+def test_a_table_with_another_logarithm_is_refused(make):
     ours, plain = (
         Trajectories.from_dataframe(make(ROWS), **COLUMNS, log=log) for log in (["bili"], ())
     )
     assert ours.names.log == ("bili",)
     assert ours[:1].before(1.0).names.log == ("bili",)
     with pytest.raises(
-        ValueError, match=r"was, values log\(bili\), chol; got values bili, chol\.$"
+        ValueError, match=r"table, values log\(bili\), chol; got values bili, chol\.$"
     ):
         Scaling.fit(ours).check(plain, name="context")
     both = Trajectories.from_dataframe(make(ROWS), **COLUMNS, log=["chol", "bili", "chol"])
@@ -455,5 +461,5 @@ def test_texts_that_are_no_dates_are_no_dates(text):
 )
 def test_columns_of_a_forecast_do_not_write_over_each_other(labels, quantiles):
     draws = {"x": np.zeros((2, 1, 1, 1))}
-    with pytest.raises(ValueError, match="must have names of their own"):
+    with pytest.raises(ValueError, match="must have different names"):
         tidy_forecast(draws, [0.0], labels, quantiles=quantiles)

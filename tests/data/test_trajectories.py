@@ -107,7 +107,7 @@ def test_ragged_values_without_an_axis_are_one_feature():
     )
 
 
-def test_sequences_may_all_be_empty_where_the_number_of_features_is_told():
+def test_sequences_may_all_be_empty_if_the_number_of_features_is_given():
     empty = (np.array([]), np.array([]))
     trajectories = Trajectories.from_ragged([empty, empty], num_features=3)
     assert len(trajectories) == 2
@@ -238,7 +238,7 @@ def test_leaves_are_named(trajectories):
     assert paths == [".times", ".values", ".mask"]
 
 
-def test_repr_tells_the_sizes(trajectories):
+def test_repr_shows_the_sizes(trajectories):
     assert repr(trajectories) == (
         "Trajectories(3 of up to 4 times, 2 features, 20 observed values)"
     )

@@ -1,4 +1,4 @@
-"""Whatever comes in, a finite result or a clear error comes out, and no row is lost."""
+"""Any input gives a finite result or a clear error, and no row is lost."""
 
 from decimal import Decimal
 
@@ -31,7 +31,7 @@ RNGS = nnx.Rngs(0)
 
 
 def small(train, **options):
-    """What compiles in a few seconds: its own encoder, for one."""
+    """A model and guide that compile in a few seconds, whatever the encoder."""
     return latent_ode(
         train,
         latent_dim=2,
@@ -43,7 +43,7 @@ def small(train, **options):
 
 
 def numbers(scale):
-    """Of one size, or zero, or missing, or of some type that means the same."""
+    """Entries of a column: numbers of one size and of any type, zeros, and missing values."""
     sized = st.floats(-1, 1, width=32).map(lambda x: float(np.float32(x * scale)))
     return st.one_of(
         st.none(),
@@ -59,7 +59,7 @@ def numbers(scale):
 
 @st.composite
 def rows(draw):
-    """Of a table: ragged, with ids of which nothing, or one thing, or one time is known."""
+    """Rows of a ragged table. An id may have no observation, a single one, or a single time."""
     scale, unit = (10.0 ** draw(st.integers(-9, 9)) for _ in range(2))
     start = draw(st.sampled_from([0.0, 1.0, -3.0])) * unit
     constant = draw(st.booleans())
@@ -74,7 +74,7 @@ def rows(draw):
 
 @pytest.fixture(scope="module")
 def predict():
-    """A forecast in scaled units, of 3 trajectories of 5 times, compiled once."""
+    """A forecast in scaled units for 3 trajectories with 5 times; it is compiled once."""
     some = Trajectories(np.tile(np.linspace(0, 5, LENGTH), (3, 1)), np.ones((3, LENGTH, 2)))
     model, guide = small(some, scaling=Scaling.identity(2))
     fitted = fit(jax.random.key(0), model, guide, some, num_steps=1, progress=False)
@@ -90,6 +90,7 @@ def predict():
 
 @given(rows())
 @settings(max_examples=150, deadline=None)
+@pytest.mark.slow
 def test_any_table_is_scaled_and_forecast_in_finite_numbers_or_refused(predict, table):
     frame = pd.DataFrame(table, columns=["who", "when", "a", "b"])
     measured = pd.DataFrame({c: pd.to_numeric(frame[c], errors="coerce") for c in "ab"})
@@ -97,7 +98,7 @@ def test_any_table_is_scaled_and_forecast_in_finite_numbers_or_refused(predict, 
         data = Trajectories.from_dataframe(frame, id="who", time="when", values=["a", "b"])
         scaling = Scaling.fit(data)
     except ValueError as error:
-        # Nothing to learn from.
+        # A feature was never observed.
         if "of every feature; got none of" in str(error) and measured.isna().all().any():
             return
         raise
@@ -156,8 +157,9 @@ def plain():
     ("of_times", "of_values"),
     [(1e9, 1e-9), (1e-9, 1e9)],
 )
+@pytest.mark.slow
 def test_forecasts_are_equivariant_to_units(plain, of_times, of_values):
-    """t -> a t and x -> b x: forecasts become b times what they were, at a times when."""
+    """If times are multiplied by a and values by b, forecasts at a t are b times those at t."""
     times, values, expected = plain
     _, fitted, x = trained(of_times * times, of_values * values)
     np.testing.assert_allclose(x / of_values, expected, rtol=2e-3, atol=2e-3)
@@ -172,6 +174,7 @@ def test_forecasts_are_equivariant_to_units(plain, of_times, of_values):
     ],
     ids=["a single point", "all sizes at once"],
 )
+@pytest.mark.slow
 def test_strange_data_are_trained_on_in_finite_numbers(times, values):
     _, fitted, x = trained(times, values)
     assert np.isfinite(fitted.history.losses).all()

@@ -1,4 +1,4 @@
-"""Predictions without learning do what their names say."""
+"""The trivial baselines predict what their names say."""
 
 import sys
 
@@ -37,14 +37,14 @@ def test_each_feature_is_predicted_from_its_own_observations(predict, first, sec
 
 
 @pytest.mark.parametrize("predict", [baselines.last_value, baselines.linear, baselines.pchip])
-def test_what_was_never_observed_is_predicted_by_the_training_mean(predict):
+def test_unobserved_features_are_predicted_by_the_training_mean(predict):
     predicted = predict(TRAIN, CONTEXT, TIMES)
     np.testing.assert_allclose(predicted[1], np.broadcast_to([3.0, 15.0], (4, 2)), rtol=1e-6)
     np.testing.assert_allclose(predicted[2, :, 0], 3.0, rtol=1e-6)
 
 
 def _random_lines(rng, num_trajectories, *, cov, noise_scale):
-    """Lines 2 - t + u_0 + u_1 t in days of a year, one of eight entries missing."""
+    """Lines 2 - t + u_0 + u_1 t over a year, with times in days and an eighth of values missing."""
     times = np.sort(rng.uniform(0, 365, size=(num_trajectories, 8)), axis=1)
     u = rng.multivariate_normal(np.zeros(2), cov, size=num_trajectories)
     line = 2 + u[:, :1] + (u[:, 1:] - 1) * times / 365
@@ -78,6 +78,7 @@ def _dense_reference(mean, cov, variance, unit, context, query):
 
 
 @pytest.mark.parametrize("degree", [1, 2])
+@pytest.mark.slow
 def test_mixed_model_conditions_as_the_joint_gaussian_does(lines, degree):
     train, _ = lines
     context, query = train[:5].before(150.0), np.array([0.0, 200.0, 400.0])
@@ -114,12 +115,12 @@ def test_mixed_model_of_an_empty_context_is_the_training_data(lines):
     assert sd.item() == pytest.approx(np.sqrt(1.0 + 0.3**2), rel=0.15)
 
 
-def test_mixed_model_refuses_what_is_no_polynomial():
+def test_mixed_model_refuses_other_degrees_than_positive_integers():
     with pytest.raises(ValueError, match="degree must be a positive integer; got 0"):
         baselines.mixed_model(TRAIN, CONTEXT, TIMES, degree=0)
 
 
-def test_mixed_model_names_what_is_missing(monkeypatch):
+def test_mixed_model_names_the_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "statsmodels.regression.mixed_linear_model", None)
     with pytest.raises(ImportError, match=r"pip install 'np-latentode\[data\]'"):
         baselines.mixed_model(TRAIN, CONTEXT, TIMES)

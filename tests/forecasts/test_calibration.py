@@ -41,6 +41,7 @@ def calibrated():
     return calibration(KEY, make_fitted(), CONTEXT, TARGET)
 
 
+@pytest.mark.slow
 def test_exact_forecasts_cover_what_they_say(calibrated):
     count = int(TARGET.mask.sum())
     for level, share in zip(calibrated.levels, calibrated.coverage, strict=True):
@@ -73,12 +74,14 @@ def test_scores_are_those_of_the_exact_forecast(calibrated):
     ],
     ids=["narrow guide", "noise too small", "noise too large"],
 )
+@pytest.mark.slow
 def test_wrong_bands_are_found(model, guide, sign):
     found = calibration(KEY, Fitted(model, guide, {}), CONTEXT.before(0.5), TARGET)
     off = found.coverage - np.array(found.levels)
     assert np.all(sign * off[:3] > 0.04)
 
 
+@pytest.mark.slow
 def test_exact_guides_rank_uniformly():
     ranks = simulation_ranks(KEY, make_fitted(), DATA)
     assert ranks.ranks.shape == (NUM, 2)
@@ -89,6 +92,7 @@ def test_exact_guides_rank_uniformly():
 @pytest.mark.parametrize(
     "off", [{"scale": 1.5}, {"scale": 1 / 1.5}, {"shift": 0.7}], ids=["wide", "narrow", "biased"]
 )
+@pytest.mark.slow
 def test_a_guide_that_is_off_does_not_rank_uniformly(off):
     assert simulation_ranks(KEY, make_fitted(**off), DATA).p_value.max() < 1e-3
 
@@ -126,6 +130,7 @@ def flags(likelihood, decoded):
     ],
     ids=["bits", "counts"],
 )
+@pytest.mark.slow
 def test_bits_and_counts_have_scores_and_bands_too(likelihood, decoded, exact):
     model, guide = flags(likelihood, decoded)
     x = exact.rvs((200, 4, 1), random_state=0).astype(float)
@@ -141,6 +146,7 @@ def test_bits_and_counts_have_scores_and_bands_too(likelihood, decoded, exact):
 
 
 @pytest.mark.parametrize(("scale", "inside"), [(1.0, True), (0.3, False)])
+@pytest.mark.slow
 def test_the_ecdf_stays_within_its_bands_if_and_only_if_forecasts_are_right(scale, inside):
     model = make_model(noise=NOISE * scale)
     figure = plot_calibration(

@@ -29,7 +29,7 @@ encoded = []
 
 
 class NotedEncoder(ODERNN):
-    """Notes each run, not only each trace."""
+    """An encoder that records each of its runs, not only each trace."""
 
     def __call__(self, times, values, mask):
         features = super().__call__(times, values, mask)
@@ -48,7 +48,7 @@ def context():
 
 @pytest.fixture(scope="module")
 def fitted(context):
-    """Model, guide and parameters, which are not those that the modules were made with."""
+    """A fit whose parameters differ from the initial ones of its modules."""
     rngs = nnx.Rngs(0)
     model, guide = latent_ode(
         context,
@@ -90,6 +90,7 @@ def draws(fitted, context):
     }
 
 
+@pytest.mark.slow
 def test_a_forecast_holds_z0_and_curves_without_and_with_noise(draws):
     shape = (NUM_SAMPLES, NUM, len(TIMES), NUM_FEATURES)
     assert draws["z0"].shape == (NUM_SAMPLES, NUM, LATENT_DIM)
@@ -134,13 +135,14 @@ def few(fitted, context):
     return forecast(jax.random.key(3), fitted, context, TIMES, num_samples=3)
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_how_many_are_solved_at_once(fitted, context, few):
     pairs = forecast(jax.random.key(3), fitted, context, TIMES, num_samples=3, draws_at_once=2)
     for name, values in few.items():
         np.testing.assert_allclose(pairs[name], values, rtol=1e-4, atol=1e-5)
 
 
-def test_times_may_be_one_row_for_all_or_one_a_trajectory(fitted, context, few):
+def test_times_may_be_one_row_for_all_or_one_per_trajectory(fitted, context, few):
     rows = np.stack([TIMES, TIMES + 0.5, TIMES[::-1]])
     each = forecast(jax.random.key(3), fitted, context, rows, num_samples=3)
     np.testing.assert_array_equal(each["z0"], few["z0"])
@@ -150,8 +152,9 @@ def test_times_may_be_one_row_for_all_or_one_a_trajectory(fitted, context, few):
     assert np.all(np.abs(each["x_mean"][:, 1] - few["x_mean"][:, 1]) > 1e-4)
 
 
+@pytest.mark.slow
 def test_asking_for_more_times_changes_no_curve(fitted, context, few):
-    # Later by far than any observation, and between those asked for before.
+    # Far later than any observation, and between the earlier times.
     more = np.sort(np.append(TIMES, [T0 + 0.1, T0 + 2.5 * UNIT, T0 + 5 * UNIT]))
     longer = forecast(jax.random.key(3), fitted, context, more, num_samples=3)
     at = np.searchsorted(more, TIMES)
@@ -208,7 +211,7 @@ BAD = {
 @pytest.mark.parametrize(("bad", "rule"), BAD.values(), ids=BAD.keys())
 def test_bad_input_is_refused(fitted, context, bad, rule):
     arguments = {"context": context, "times": TIMES} | bad
-    # Users have no type checker that says first what is wrong.
+    # Users have no type checker, which would raise its own error first.
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:

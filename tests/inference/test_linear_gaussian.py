@@ -1,7 +1,8 @@
 """A linear field with a linear Gaussian emission: posterior and evidence are closed forms.
 
 z(t) = expm(A (t - t0) / unit) z0,  x = loc + scale * C z(t) + noise,  z0 ~ N(0, I), so that the
-observations of a trajectory are x ~ N(loc, H H^T + noise^2), H their rows of scale * C expm(...).
+observations of a trajectory are x ~ N(loc, H H^T + noise^2). H has a row of scale * C expm(...)
+for each of them.
 """
 
 from dataclasses import dataclass, replace
@@ -58,7 +59,7 @@ class Truth:
         return self.scaling.scale[:, None] * (self.readout @ flows)
 
     def _observed(self, data):
-        """Rows of H, centred observations and their noise, a trajectory at a time."""
+        """Rows of H, centred observations and their noise, for one trajectory after the other."""
         for times, values, mask in zip(data.times, data.values, data.mask, strict=True):
             mask = np.asarray(mask)
             centred = np.asarray(values, float) - self.scaling.loc
@@ -90,7 +91,7 @@ class Truth:
 
 
 def kl(mean, covariance, other_mean, other_covariance):
-    """KL(N(mean, covariance) || N(other_mean, other_covariance)), a trajectory each."""
+    """KL(N(mean, covariance) || N(other_mean, other_covariance)), one per trajectory."""
     precision = np.linalg.inv(other_covariance)
     gap = other_mean - mean
     log_ratio = np.linalg.slogdet(other_covariance)[1] - np.linalg.slogdet(covariance)[1]
@@ -99,9 +100,9 @@ def kl(mean, covariance, other_mean, other_covariance):
 
 
 def sigma_points(mean, covariance):
-    """Points over which the mean of a quadratic is its mean over N(mean, covariance), exactly.
+    """Points over which a quadratic has the same mean as over N(mean, covariance), exactly.
 
-    Everything here is quadratic in z0, so that expected ELBOs need no Monte Carlo.
+    The terms of the ELBO are quadratic in z0, so that its expectation needs no Monte Carlo.
     """
     root = np.sqrt(LATENT_DIM) * np.linalg.cholesky(covariance)
     columns = np.moveaxis(root, -1, 0)
@@ -205,6 +206,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+@pytest.mark.slow
 def test_every_draw_from_the_exact_posterior_gives_the_evidence_of_what_is_observed(
     problem_and_loss, mask
 ):
@@ -215,6 +217,7 @@ def test_every_draw_from_the_exact_posterior_gives_the_evidence_of_what_is_obser
     np.testing.assert_allclose(losses, -log_evidence, rtol=1e-6, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_the_encoder_does_not_see_costs_the_kl_of_what_it_would_have_learned(problem):
     truth, data, model, guide = problem
     part_end = truth.scaling.t0 + truth.scaling.time_unit
@@ -284,6 +287,7 @@ def params_of(truth):
 
 
 @pytest.mark.parametrize("change", GUIDES.values(), ids=GUIDES.keys())
+@pytest.mark.slow
 def test_the_elbo_is_below_the_evidence_by_the_kl_from_the_exact_posterior(rotation, change):
     truth, data, loss = rotation
     exact = truth.posterior(data)
@@ -324,6 +328,7 @@ def test_at_the_exact_posterior_the_elbo_has_the_gradient_of_the_evidence(rotati
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_forecasts_have_the_exact_mean_and_covariance_at_new_times(problem):
     truth, data, model, guide = problem
     times = truth.scaling.t0 + truth.scaling.time_unit * np.array([0.0, 1.1, 3.0])
@@ -347,11 +352,12 @@ def test_forecasts_have_the_exact_mean_and_covariance_at_new_times(problem):
             sd = np.sqrt(np.diag(exact))
             z = (ours[:, i].mean(0) - exact_mean) / (sd / np.sqrt(num_samples))
             assert np.abs(z).max() < 5
-            # Each entry of a sample covariance of unit variances has a deviation of up to this.
+            # The standard error of an entry, for unit variances, is at most sqrt(2 / num_samples).
             error = (np.cov(ours[:, i].T) - exact) / np.outer(sd, sd)
             assert np.abs(error).max() < 5 * np.sqrt(2 / num_samples)
 
 
+@pytest.mark.slow
 def test_svi_brings_an_amortized_diagonal_guide_to_a_diagonal_posterior():
     rng = np.random.default_rng(5)
     truth = Truth(
@@ -372,7 +378,7 @@ def test_svi_brings_an_amortized_diagonal_guide_to_a_diagonal_posterior():
         scaling=truth.scaling,
     )
     whole = make_model(truth, noise_scale=truth.noise)
-    # Blocked, the model's parameters stay what they are.
+    # Hidden from the optimizer, the model's parameters stay as they are.
     model = handlers.block(whole, hide=["dynamics$params", "decoder$params"])
     steps = 1_500
     svi = SVI(model, guide, optax.adam(optax.cosine_decay_schedule(2e-2, steps)), Trace_ELBO())

@@ -38,7 +38,7 @@ from np_latentode import (
     posterior,
     refine,
 )
-from np_latentode.inference import nuts as exact
+from np_latentode.inference import nuts
 from np_latentode.inference.density import enough_steps
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -48,16 +48,16 @@ DRAWS = dict(num_warmup=200, num_samples=400)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_round():
-    """Chains do not go on, each time compiled anew, but where a test says so."""
+    """Chains are not extended, which compiles programs again, unless a test asks for it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact, "NUM_REPEATS", 0)
+        patch.setattr(nuts, "NUM_REPEATS", 0)
         yield
 
 
 class Off(nnx.Module):
-    """The exact posterior, displaced by so many of its deviations, and rescaled.
+    """The exact posterior, shifted by a number of its standard deviations, and rescaled.
 
-    Both are parameters, so that guides of all kinds are one program to compile.
+    Both are parameters, so that one program is compiled for all guides.
     """
 
     def __init__(self):
@@ -134,7 +134,7 @@ def assert_moments(tree, mean, sd):
     z0 = np.asarray(tree["posterior"]["z0"], float).reshape(-1, *mean.shape)
     ess = convergence(tree).ess
     np.testing.assert_array_less(np.abs(z0.mean(0) - mean), 5 * sd / np.sqrt(ess))
-    # Squares forget their start more slowly than the draws themselves.
+    # The squares of the draws have fewer effective samples than the draws.
     np.testing.assert_array_less(np.abs(z0.std(0) / sd - 1), 5 / np.sqrt(ess))
 
 
@@ -142,6 +142,7 @@ def assert_moments(tree, mean, sd):
 
 
 @pytest.mark.parametrize("name", GUIDES)
+@pytest.mark.slow
 def test_nuts_draws_from_the_closed_form_whatever_the_guide(problem, name):
     tree = problem.nuts(problem.data, fitted=problem.with_guide(name))
     assert_moments(tree, *exact_moments(problem, problem.data))
@@ -149,11 +150,13 @@ def test_nuts_draws_from_the_closed_form_whatever_the_guide(problem, name):
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+@pytest.mark.slow
 def test_nuts_sees_only_what_is_observed(problem, mask):
     observed = problem.data.keep(mask)
     assert_moments(problem.nuts(observed), *exact_moments(problem, observed))
 
 
+@pytest.mark.slow
 def test_where_nothing_is_observed_nuts_and_refinement_return_the_prior(problem):
     nothing = problem.data.keep(np.zeros(problem.data.mask.shape, bool))
     prior = np.zeros((NUM, LATENT_DIM)), np.ones((NUM, LATENT_DIM))
@@ -198,12 +201,13 @@ def test_the_networks_are_those_of_params(problem, tree):
     assert_moments(flipped, -mean, sd)
 
 
+@pytest.mark.slow
 def test_chains_that_have_not_converged_go_on_and_those_that_have_stay(problem, monkeypatch):
     once = problem.nuts(problem.data)
     first = convergence(once).rhat.max(-1)
     limit = float(np.sort(first)[-2:].mean())
-    monkeypatch.setattr(exact, "NUM_REPEATS", 1)
-    monkeypatch.setattr(exact, "CONVERGED", limit)
+    monkeypatch.setattr(nuts, "NUM_REPEATS", 1)
+    monkeypatch.setattr(nuts, "CONVERGED", limit)
     longer = problem.nuts(problem.data)
     same = (longer["posterior"]["z0"] == once["posterior"]["z0"]).all(("chain", "draw", "latent"))
     np.testing.assert_array_equal(same, first <= limit)
@@ -222,6 +226,7 @@ def test_convergence_prints_the_worst(tree):
 
 
 @pytest.mark.parametrize("name", ["exact", "displaced", "narrow"])
+@pytest.mark.slow
 def test_refinement_ends_at_the_closed_form_wherever_it_starts(problem, refined, name):
     mean, covariance = problem.truth.posterior(problem.data)
     q = refined[name].q.base_dist
@@ -246,6 +251,7 @@ def test_elbos_are_below_the_evidence_by_the_kl(problem, refined):
 # The report.
 
 
+@pytest.mark.slow
 def test_an_exact_guide_is_reported_without_a_gap(reports):
     report = reports["exact"]
     for name in ("guide", "refined"):
@@ -307,7 +313,7 @@ def test_trajectories_without_a_target_have_no_score(problem, tree):
 
 
 class Explosive(nnx.Module):
-    """dz/dt = z^3, which leaves every bound at t = 1 / (2 z0^2)."""
+    """dz/dt = z^3, whose solution is infinite at t = 1 / (2 z0^2)."""
 
     def __call__(self, t, z):
         return z**3
@@ -324,7 +330,7 @@ class Pooled(nnx.Module):
 
 
 class Fixed(nnx.Module):
-    """Normal(loc, scale), whatever was seen."""
+    """Normal(loc, scale), which ignores the observations."""
 
     def __init__(self):
         self.loc, self.scale = nnx.Param(jnp.zeros(())), nnx.Param(jnp.ones(()))
@@ -350,13 +356,9 @@ class Explosion:
         return Fitted(self.model, self.guide, params_at(loc, scale))
 
     def nuts(self, loc, scale):
-        return exact_posterior(
-            jax.random.key(0),
-            self.fitted(loc, scale),
-            self.data,
-            q=posterior(self.fitted(loc, scale), self.data),
-            **DRAWS,
-        )
+        fitted = self.fitted(loc, scale)
+        q = posterior(fitted, self.data)
+        return exact_posterior(jax.random.key(0), fitted, self.data, q=q, **DRAWS)
 
 
 def params_at(loc, scale):
@@ -368,12 +370,13 @@ def explosion():
     return Explosion()
 
 
+@pytest.mark.slow
 def test_chains_start_where_the_ode_can_be_solved(explosion):
     tree = explosion.nuts(0.0, 0.7)
     z0 = np.asarray(tree["posterior"]["z0"])
     assert np.isfinite(tree["sample_stats"]["lp"]).all()
     np.testing.assert_allclose(z0.mean((0, 1))[:, 0], [0.1, -0.2], atol=0.1)
-    # Beyond, the first steps still end in numbers, but none that explain what was observed.
+    # Larger z0 may give finite states at first, but they do not explain the observations.
     assert np.abs(z0).max() < 1
 
 
@@ -383,12 +386,9 @@ def test_a_wild_start_raises_nothing_and_is_reported(explosion):
     assert np.all(convergence(tree).divergences == 4 * DRAWS["num_samples"])
 
 
+@pytest.mark.slow
 def test_refinement_survives_draws_that_cannot_be_solved(explosion):
-    local = refine(
-        jax.random.key(0),
-        explosion.fitted(0.0, 0.5),
-        explosion.data,
-    )
+    local = refine(jax.random.key(0), explosion.fitted(0.0, 0.5), explosion.data)
     assert np.all(local.elbo_before == -np.inf)
     np.testing.assert_allclose(local.q.base_dist.loc[:, 0], [0.1, -0.2], atol=0.1)
 
@@ -431,7 +431,7 @@ def _(constraint):
 
 
 class OnCircle(dist.Distribution):
-    """An angle of Normal(angle, scale), as a point of the circle; wide, all but uniform."""
+    """An angle ~ Normal(angle, scale), as a point of the circle; nearly uniform if scale is large."""
 
     support = Circle()
     pytree_data_fields = ("angle", "scale")
@@ -471,7 +471,7 @@ class Still(nnx.Module):
 
 
 class WithoutODE(LatentODE):
-    """x ~ likelihood(z0) as a user might write it, and quick to compile."""
+    """x ~ likelihood(z0), as a user might write it. It compiles quickly."""
 
     def __init__(self, prior, likelihood, *, dim=1):
         scaling = Scaling.identity(dim)
@@ -488,10 +488,9 @@ class WithoutODE(LatentODE):
 
 
 def without_a_guide(model):
-    """A fit whose guide is not asked."""
-    return Fitted(
-        model, AmortizedGuide(Pooled(), Fixed(), scaling=model.scaling), params_at(0.0, 1.0)
-    )
+    """A fit whose guide is not used."""
+    guide = AmortizedGuide(Pooled(), Fixed(), scaling=model.scaling)
+    return Fitted(model, guide, params_at(0.0, 1.0))
 
 
 class TwoLatents(WithoutODE):
@@ -500,6 +499,7 @@ class TwoLatents(WithoutODE):
         super().__call__(context, target)
 
 
+@pytest.mark.slow
 def test_a_support_of_fewer_dimensions_is_sampled_across_the_cut_of_its_angle():
     noise = 0.1
     model = WithoutODE(UniformCircle(), lambda z0: dist.Normal(z0, noise), dim=2)
@@ -507,14 +507,10 @@ def test_a_support_of_fewer_dimensions_is_sampled_across_the_cut_of_its_angle():
     angles = np.array([np.pi, 0.5, -3.0])
     points = np.stack([np.cos(angles), np.sin(angles)], axis=-1)[:, None]
     data = Trajectories(np.zeros((3, 1)), points)
-    tree = exact_posterior(
-        jax.random.key(0),
-        Fitted(model, guide, {}),
-        data,
-        q=posterior(Fitted(model, guide, {}), data),
-        **DRAWS,
-    )
-    local = refine(jax.random.key(1), Fitted(model, guide, {}), data)
+    fitted = Fitted(model, guide, {})
+    q = posterior(fitted, data)
+    tree = exact_posterior(jax.random.key(0), fitted, data, q=q, **DRAWS)
+    local = refine(jax.random.key(1), fitted, data)
     draws = {
         "nuts": np.asarray(tree["posterior"]["z0"], float).reshape(-1, 3, 2),
         "refined": np.asarray(local.q.sample(jax.random.key(2), (2_000,)), float),
@@ -527,13 +523,14 @@ def test_a_support_of_fewer_dimensions_is_sampled_across_the_cut_of_its_angle():
         np.testing.assert_allclose(gap.std(0), noise, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_prior_and_likelihood_are_those_of_the_model_and_draws_keep_to_the_support():
     model = WithoutODE(Positive(), lambda z0: dist.Laplace(z0, 0.01))
     data = Trajectories(np.zeros((2, 1)), [[[np.nan]], [[1.0]]])
     tree = exact_posterior(jax.random.key(0), without_a_guide(model), data, **DRAWS)
     z0 = tree["posterior"]["z0"]
     assert np.all(z0 > 0)
-    # Where nothing is observed the moments of Gamma(3, 2), elsewhere those of the Laplace.
+    # Without observations the moments are those of Gamma(3, 2), with one those of the Laplace.
     assert_moments(tree, np.array([[1.5], [1.0]]), np.array([[np.sqrt(0.75)], [np.sqrt(2) * 0.01]]))
 
 
@@ -544,41 +541,26 @@ def test_a_second_site_to_infer_is_refused():
         exact_posterior(jax.random.key(0), without_a_guide(model), data)
 
 
-# What makes no sense is refused before anything is computed.
+# Wrong arguments are refused before anything is computed.
 
 
 @pytest.mark.parametrize("count", [0, -1, 2.5, "many"])
 @pytest.mark.parametrize("name", ["num_warmup", "num_samples", "num_chains", "max_tree_depth"])
 def test_counts_of_the_sampler_must_be_positive(problem, untyped, name, count):
     with pytest.raises(ValueError, match=rf"^{name} must be a positive integer; got {count!r}\.$"):
-        exact_posterior(
-            jax.random.key(0),
-            problem.fitted,
-            problem.data,
-            **{name: count},
-        )
+        exact_posterior(jax.random.key(0), problem.fitted, problem.data, **{name: count})
 
 
 def test_a_distribution_that_is_not_over_z0_is_refused(problem, untyped):
     for q, came in ((dist.Normal(0.0, 1.0), r"\(\)"), (problem.guide, "AmortizedGuide")):
         with pytest.raises(ValueError, match=rf"^q must be over z0, .* \({NUM}, 2\); got {came}"):
-            exact_posterior(
-                jax.random.key(0),
-                problem.fitted,
-                problem.data,
-                q=q,
-            )
+            exact_posterior(jax.random.key(0), problem.fitted, problem.data, q=q)
 
 
 @pytest.mark.parametrize("name", ["num_steps", "num_particles"])
 def test_counts_of_the_refinement_must_be_positive(problem, name):
     with pytest.raises(ValueError, match=rf"^{name} must be a positive integer; got 0\.$"):
-        refine(
-            jax.random.key(0),
-            problem.fitted,
-            problem.data,
-            **{name: 0},
-        )
+        refine(jax.random.key(0), problem.fitted, problem.data, **{name: 0})
 
 
 def test_a_context_that_is_none_is_refused(problem, untyped):

@@ -26,13 +26,13 @@ def on_circle(angles):
 
 
 def exact_log_prob(concentration, angles):
-    """By Mills' ratio in double precision, as 1 - x M(x) = x M(x) (1 / (x M(x)) - 1)."""
+    """The log density in double precision, by Mills' ratio M."""
     u = on_circle(angles)
     t = u @ concentration
     across = concentration[0] * u[:, 1] - concentration[1] * u[:, 0]
     mills = np.sqrt(np.pi / 2) * special.erfcx(-t / np.sqrt(2))
     log_phi = stats.norm.logpdf(t)
-    # For t < -30, 1 + t M = 1/t^2 - 3/t^4 + 15/t^6 - ... beats the difference.
+    # For t < -30, the series 1 + t M = 1/t^2 - 3/t^4 + 15/t^6 - ... is more exact than the sum.
     series = 1 / t**2 - 3 / t**4 + 15 / t**6
     with np.errstate(over="ignore", invalid="ignore"):
         ratio = np.where(t < -30, series, 1 + t * mills)
@@ -68,7 +68,7 @@ def test_the_density_is_exact_all_around_the_circle(concentration, tolerance):
     got = ProjectedCircle(jnp.array(concentration)).log_prob(jnp.asarray(on_circle(angles)))
     assert np.isfinite(got).all()
     exact = exact_log_prob(np.array(concentration), angles)
-    # Relative to the largest term of the sum, half the squared concentration.
+    # The error is relative to the largest term of the sum, half the squared concentration.
     size = 1 + np.square(concentration).sum()
     np.testing.assert_allclose(
         got, exact, rtol=tolerance(1e-5, 1e-9), atol=tolerance(3e-7, 1e-9) * size
@@ -83,7 +83,7 @@ def test_numpyro_agrees_where_it_can():
 
 
 def test_numpyro_s_own_density_ends_on_the_far_side():
-    # The reason for a class of our own: when this fails, it may go.
+    # This is why ProjectedCircle exists. If this test fails, the class is no longer needed.
     far = dist.ProjectedNormal(jnp.array([30.0, 0.0])).log_prob(jnp.array([-1.0, 0.0]))
     assert not np.isfinite(far) or np.asarray(far).dtype == np.float64
 
@@ -146,10 +146,11 @@ def test_a_ring_s_gradients_are_finite_everywhere(point):
 
 @pytest.mark.parametrize("dim", [2, 4, 8])
 @pytest.mark.parametrize("raw", [0.0, 30.0, 1e3, -1e3])
+@pytest.mark.slow
 def test_a_full_rank_normal_scores_its_own_draws_exactly(dim, raw):
     posterior = FullRankNormal(3, dim, rngs=nnx.Rngs(0))
     last = posterior.head.layers[-1]
-    # As sharp and as correlated as the head can make them.
+    # The narrowest and most correlated posterior that the head can return.
     bias = jnp.full(last.bias.shape, raw).at[:dim].set(1.0).at[dim : 2 * dim].set(-4.0)
     last.bias[...], last.kernel[...] = bias, 0 * last.kernel[...]
     q = posterior(jnp.zeros((1, 3)))
@@ -196,6 +197,7 @@ def factors(request):
     return request.param
 
 
+@pytest.mark.slow
 def test_a_product_scores_the_sum_of_its_factors(factors, getkey):
     product = ProductDistribution(*factors)
     draws = product.sample(getkey(), (5,))
@@ -245,6 +247,7 @@ def test_the_density_over_unconstrained_numbers_integrates_to_one():
     np.testing.assert_allclose(total, 1, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_product_expands_like_any_distribution(factors, getkey):
     product = ProductDistribution(*factors)
     wide = product.expand((3, *product.batch_shape))
@@ -254,6 +257,7 @@ def test_a_product_expands_like_any_distribution(factors, getkey):
     np.testing.assert_allclose(wide.log_prob(draws), product.log_prob(draws), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_product_passes_through_jit(factors, getkey):
     product = ProductDistribution(*factors)
     draws = product.sample(getkey())

@@ -29,7 +29,7 @@ OF_TIME = {"of time", "bounded of time"}
 
 
 def scaled_up(dynamics, factor):
-    """The same field with weights that no initialisation has."""
+    """The same field, with its weights multiplied by a factor."""
     nnx.update(dynamics, jax.tree.map(lambda leaf: factor * leaf, nnx.state(dynamics)))
     return dynamics
 
@@ -124,7 +124,8 @@ class Explosive(nnx.Module):
 
 @pytest.fixture(scope="module")
 def run():
-    # One module, as one type has one compile; the field's weights are those of its argument.
+    # The structure is static and the weights are an argument, so that each type of field is
+    # compiled once.
     @functools.partial(jax.jit, static_argnums=0)
     def run(graph, state, z0, times):
         return solve(nnx.merge(graph, state), z0, times, solver=Solver())
@@ -143,6 +144,7 @@ def test_a_solve_of_wild_weights_stays_within_speed_times_time(run, z, factor):
     assert moved.max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_solve_that_blows_up_stays_finite_when_bounded(run, z):
     times = TIMES.astype(z.dtype)
     with pytest.raises(Exception, match="The ODE solve diverged: row"):
@@ -152,7 +154,7 @@ def test_a_solve_that_blows_up_stays_finite_when_bounded(run, z):
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.5, float("nan"), float("inf")])
-def test_a_speed_that_is_none_is_refused(untyped, speed):
+def test_a_speed_that_is_not_positive_and_finite_is_refused(untyped, speed):
     with pytest.raises(ValueError, match=f"speed must be positive and finite; got {speed}"):
         BoundedDynamics(FIELDS["autonomous"](), speed)
 

@@ -32,7 +32,7 @@ def make_encoder(name, *arguments):
     def off_zero(leaf):
         return leaf + 0.3 * jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)
 
-    # Biases of zero would hide what an evolution or an update does to a state of zero.
+    # Not zero: with biases of zero, evolution and update would leave a state of zero unchanged.
     nnx.update(encoder, jax.tree.map(off_zero, nnx.state(encoder)))
     return encoder
 
@@ -56,7 +56,7 @@ def encode(run, encoder):
 
 @pytest.fixture
 def trajectories():
-    """A time that comes twice, missing values, one observation alone, and none at all."""
+    """Rows with a repeated time, missing values, a single observation, and no observation."""
     rng = np.random.default_rng(1)
     times, values = np.sort(rng.uniform(0, 1, (4, 6)), axis=1), rng.normal(size=(4, 6, 2))
     times[0, 3] = times[0, 2]
@@ -84,6 +84,7 @@ def padded(times, values, mask, padding):
     )
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing(encode, trajectories, close):
     x = trajectories
     close(encode(padded(x.times, x.values, x.mask, 3)), encode(x))
@@ -92,13 +93,13 @@ def test_padding_changes_nothing(encode, trajectories, close):
 @pytest.mark.parametrize("slots", [(0,), (2,), (5,), (0, 2, 3), (3, 4, 5)], ids=str)
 def test_masking_times_is_deleting_them(encode, trajectories, close, slots):
     x, seen = trajectories, ~np.isin(np.arange(6), slots)
-    # Padded to the length they had, which saves a compile.
+    # Padded to the former length, which saves a compilation.
     deleted = padded(x.times[:, seen], x.values[:, seen], x.mask[:, seen], len(slots))
     close(encode(x.keep(seen[None].repeat(4, axis=0))), encode(deleted))
 
 
 def test_hiding_the_end_is_never_having_seen_it(encode, trajectories, close):
-    """Nor its times: later ones of what is hidden are not read."""
+    """The times of hidden observations are not read either."""
     cut = trajectories.before(trajectories.times[:, 2] - 1e-3)
     times = np.asarray(cut.times).copy()
     times[:, 2:] = 1.5
@@ -136,6 +137,7 @@ def gradient(encoder):
 
 
 @pytest.mark.parametrize("row", range(4), ids=["full", "missing", "single", "empty"])
+@pytest.mark.slow
 def test_gradients_are_finite(gradient, trajectories, row):
     gradients = [np.asarray(g) for g in gradient(trajectories[[row, 0]])]
     assert all(np.isfinite(g).all() for g in gradients)
@@ -165,7 +167,7 @@ def test_features_belong_to_time_zero(encode, trajectories):
 
 
 def test_wild_weights_leave_features_within_the_time_passed(run, encoder, trajectories):
-    """Those of GRUs within 1; only the evolution of an ODE-RNN is not bounded."""
+    """Features of a GRU are within 1. Those of an ODE-RNN are not bounded."""
     wild = jax.tree.map(lambda leaf: 100 * leaf, nnx.state(encoder))
     features = np.abs(run(wild, trajectories))
     assert np.isfinite(features).all()
@@ -195,7 +197,7 @@ def test_without_a_field_it_is_a_gru_that_reads_backwards(trajectories, close, m
 
 
 def test_each_gap_is_one_step_of_the_method(x64):
-    """From one observation at time t, the features are one step of size t off the exact flow."""
+    """For one observation at time t, the features have the error of one step of size t."""
     encoder = make_encoder("ODERNN")
     after_update, _ = encoder.cell(jnp.zeros((1, HIDDEN)), jnp.ones((1, 4)))
 
@@ -226,7 +228,7 @@ def test_each_gap_is_one_step_of_the_method(x64):
 
 
 @pytest.mark.parametrize("method", ["Euler", diffrax.Euler, 3], ids=str)
-def test_a_method_that_is_none_is_refused(untyped, method):
+def test_a_method_that_is_not_a_diffrax_solver_is_refused(untyped, method):
     with pytest.raises(ValueError, match=r"method must be a diffrax\.AbstractSolver; got"):
         make_encoder("ODERNN", method)
 
@@ -246,7 +248,7 @@ def test_a_gru_reads_backwards_and_then_the_gap_to_time_zero(trajectories, close
 
 
 def path_by_hand(times, values, mask):
-    """t -> [x(t), log(1 + observations from t on)], a feature after the other."""
+    """t -> [x(t), log(1 + number of observations from t on)], one feature after the other."""
 
     def path(t):
         path = []
@@ -269,15 +271,16 @@ def features_by_hand(encoder, times, values, mask):
         return -np.tanh(hidden / (1 + np.exp(-hidden)) @ weights[2] + weights[3])
 
     h = np.zeros(HIDDEN)
-    # From kink to kink of the path, as between them everything is smooth.
+    # Solved piecewise between the kinks of the path, where the field is smooth.
     knots = np.unique([0.0, *times[mask.any(-1)]])[::-1]
     for start, end in itertools.pairwise(knots):
         h = solve_ivp(slope, (start, end), h, rtol=1e-9, atol=1e-11).y[:, -1]
     return h
 
 
+@pytest.mark.slow
 def test_features_of_a_path_converge_to_those_of_a_dense_solve(x64, trajectories):
-    # All but the row whose time comes twice: there a step may fall on either side of a jump.
+    # Without the row that has a repeated time: there the path jumps.
     rows = [np.asarray(a)[1:] for a in (trajectories.times, trajectories.values, trajectories.mask)]
     encoder = make_encoder("PathODE")
     exact = np.array([features_by_hand(encoder, *row) for row in zip(*rows, strict=True)])
@@ -293,6 +296,6 @@ def test_features_of_a_path_converge_to_those_of_a_dense_solve(x64, trajectories
 
 
 @pytest.mark.parametrize("solver", [diffrax.Midpoint(), 0.1], ids=["a method", "a step"])
-def test_a_solver_that_is_none_is_refused(untyped, solver):
+def test_a_solver_of_another_type_is_refused(untyped, solver):
     with pytest.raises(ValueError, match=r"solver must be a np_latentode\.Solver; got"):
         make_encoder("PathODE", solver)

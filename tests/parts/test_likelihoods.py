@@ -63,6 +63,7 @@ def reference(request):
     return request.param
 
 
+@pytest.mark.slow
 def test_the_density_is_the_field_s(reference):
     likelihood, x, log_density, mean = reference
     got = likelihood(SCALING)(jnp.asarray(DECODED))
@@ -73,6 +74,7 @@ def test_the_density_is_the_field_s(reference):
     np.testing.assert_allclose(got.mean, mean, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_draws_have_the_mean(reference, getkey):
     likelihood, _, _, mean = reference
     got = likelihood(SCALING)(jnp.asarray(DECODED))
@@ -81,6 +83,7 @@ def test_draws_have_the_mean(reference, getkey):
     assert np.abs(error).max() < 5
 
 
+@pytest.mark.slow
 def test_features_keep_their_own_likelihoods(getkey):
     mixed = FeatureLikelihoods(StudentTLikelihood(3.0, 0.3), PoissonLikelihood())(SCALING)
     got = mixed(jnp.asarray(DECODED))
@@ -100,7 +103,7 @@ def test_features_keep_their_own_likelihoods(getkey):
 
 
 def make_train():
-    """A continuous, a binary and a counting feature, with holes."""
+    """A continuous, a binary and a count feature, with missing values."""
     rng = np.random.default_rng(0)
     times = np.sort(rng.uniform(0, 3, (6, 5)), axis=1)
     wave = np.sin(times + rng.uniform(0, 6, (6, 1)))
@@ -121,6 +124,7 @@ def fit():
     return train, model, guide, result
 
 
+@pytest.mark.slow
 def test_each_feature_learns_parameters_of_its_own(fit):
     *_, result = fit
     assert np.isfinite(result.losses).all()
@@ -128,6 +132,7 @@ def test_each_feature_learns_parameters_of_its_own(fit):
     assert not any(name.startswith(("x_1", "x_2")) for name in result.params)
 
 
+@pytest.mark.slow
 def test_missing_values_do_not_count(fit):
     train, model, _, result = fit
     garbage = jnp.where(train.mask, train.values, 1.0)
@@ -143,6 +148,7 @@ def log_normal_likelihood(scaling):
     return lambda decoded: dist.LogNormal(decoded, 1.0)
 
 
+@pytest.mark.slow
 def test_holes_keep_gradients_finite_where_zero_has_no_density():
     train = make_train()
     train = Trajectories(train.times, jnp.where(train.mask, jnp.abs(train.values) + 0.1, jnp.nan))
@@ -174,6 +180,7 @@ def test_a_distribution_is_no_likelihood():
         latent_ode(make_train(), latent_dim=2, likelihood=dist.Normal(0.0, 1.0), rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_forecasts_are_of_the_feature_s_kind(fit):
     train, model, guide, result = fit
     draws = forecast(
@@ -252,7 +259,7 @@ def test_features_and_likelihoods_are_counted():
 
 @pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("bad", [0.3, GaussianLikelihood, "normal"], ids=str)
-def test_what_is_no_likelihood_is_refused(bad):
+def test_objects_that_are_not_likelihoods_are_refused(bad):
     with pytest.raises(ValueError, match=r"^likelihoods\[0\] must be callable"):
         FeatureLikelihoods(bad)
 

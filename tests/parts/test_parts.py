@@ -1,4 +1,4 @@
-"""Every pairing of parts that makes sense, sent through what NumPyro asks of a model and guide."""
+"""Every valid pairing of parts is tested with the functions of NumPyro that use model and guide."""
 
 import arviz_base
 import diffrax
@@ -127,8 +127,8 @@ PAIRS = [
     )
     for p in priors
     for q in posteriors
-    # A prior scores z0 and a posterior draws it: each prior with one posterior, each posterior with
-    # one prior, says all that more pairs would.
+    # Prior and posterior only share z0. So each prior with one posterior, and each posterior with
+    # one prior, test as much as all pairs would.
     if p in ("normal", "circle x normal") or q in ("diagonal", "circle x diagonal") or q in WIDE
 ]
 
@@ -159,7 +159,7 @@ def assemble(prior, posterior="diagonal", encoder="ODE-RNN"):
         prior=PRIORS[prior](rngs),
         posterior=(POSTERIORS | WIDE)[posterior](rngs),
         encoder=ENCODERS[encoder](rngs),
-        # One step: what is tested here is how the parts fit together.
+        # One step is enough to test how the parts fit together.
         solver=Solver(method=diffrax.Euler(), dt0=8.0, max_steps=2),
         rngs=rngs,
     )
@@ -179,8 +179,9 @@ ROWS = [(p, q, "ODE-RNN") for p, q in PAIRS] + [
 
 
 @pytest.mark.parametrize(("prior_name", "posterior_name", "encoder"), ROWS)
+@pytest.mark.slow
 def test_a_pairing_trains_whole_and_in_batches(prior_name, posterior_name, encoder):
-    """On abstract values: everything is traced, nothing is compiled, which would take an hour."""
+    """Everything is traced with abstract values; compiling all pairings would take an hour."""
     model, guide = assemble(prior_name, posterior_name, encoder)
     whole = SVI(model, guide, optax.adam(1e-3), Trace_ELBO())
     batches = SVI(model, guide, optax.adam(1e-3), Trace_ELBO(), batch_size=BATCH)
@@ -198,6 +199,7 @@ def test_a_pairing_trains_whole_and_in_batches(prior_name, posterior_name, encod
     [(q, "ODE-RNN") for q in POSTERIORS if q not in ("circle x full rank", "circle x flow")]
     + [("diagonal", e) for e in ENCODERS if e != "ODE-RNN"],
 )
+@pytest.mark.slow
 def test_every_posterior_trains_its_encoder(posterior_name, encoder):
     model, guide = assemble(MATCHING[posterior_name], posterior_name, encoder)
     svi = SVI(model, guide, optax.adam(1e-3), Trace_ELBO())
@@ -211,12 +213,13 @@ def test_every_posterior_trains_its_encoder(posterior_name, encoder):
     value, gradient = loss(params)
     assert np.isfinite(value)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
-    # One public bridge between flows and NumPyro stops this gradient without a word.
+    # flowjax's own conversion to NumPyro would stop this gradient silently.
     assert leaves_at_zero(gradient["encoder$params"]) == []
     assert any(np.any(g) for g in jax.tree.leaves(gradient["posterior$params"]))
 
 
 @pytest.mark.parametrize("posterior_name", ["flow", "flowjax", "circle x flowjax"])
+@pytest.mark.slow
 def test_predictive_draws_from_a_flow_at_new_times(posterior_name):
     model, guide = assemble(MATCHING[posterior_name], posterior_name)
     svi = SVI(model, guide, optax.adam(1e-3), Trace_ELBO())
@@ -227,12 +230,12 @@ def test_predictive_draws_from_a_flow_at_new_times(posterior_name):
     assert np.all(draws["x"][0] != draws["x"][1])
 
 
-# One product of each kind: what else is a factor is one of these by itself.
+# Of the products, one is enough: each factor is also tested by itself.
 @pytest.fixture(
     scope="module", params=[n for n in PRIORS if n not in ROUND_PRIORS or n == "circle x normal"]
 )
 def fit(request):
-    """A model of each prior, with parameters that are not the ones it starts from."""
+    """A model of each prior, with parameters after a few steps of training."""
     default = "circle x diagonal" if request.param in ROUND_PRIORS else "diagonal"
     default = "full rank 4" if request.param in RINGS else default
     model, guide = assemble(request.param, default)
@@ -241,8 +244,9 @@ def fit(request):
     return model, guide, result.params
 
 
-# Of each kind of density one: closed form, learned, of a flow, on a circle.
+# One prior of each kind of density: closed form, learned, a flow, on a circle.
 @pytest.mark.parametrize("fit", ["normal", "mixture", "flow", "circle x normal"], indirect=True)
+@pytest.mark.slow
 def test_every_prior_scores_nuts_and_conditions(fit):
     model, guide, params = fit
     trained = handlers.substitute(model, data=params)
@@ -275,6 +279,7 @@ def test_every_prior_scores_nuts_and_conditions(fit):
     np.testing.assert_array_equal(conditioned, z0[0])
 
 
+@pytest.mark.slow
 def test_every_prior_is_rendered(fit):
     model, _, params = fit
     relations = get_model_relations(handlers.substitute(model, data=params), model_args=(TRAIN,))
@@ -282,6 +287,7 @@ def test_every_prior_is_rendered(fit):
     assert set(relations["plate_sample"]["trajectory"]) >= {"z0", "x"}
 
 
+@pytest.mark.slow
 def test_every_prior_goes_to_arviz_and_back(fit, tmp_path):
     model, guide, params = fit
     tree = to_datatree(KEY, Fitted(model, guide, params), TRAIN, num_samples=3)
@@ -298,7 +304,7 @@ def test_every_prior_goes_to_arviz_and_back(fit, tmp_path):
 
 @pytest.fixture(scope="module", params=FLAT_PRIORS)
 def flat(request):
-    """A distribution over the plane that is far from where its prior starts."""
+    """A distribution over the plane, with parameters far from their initial values."""
     model, *_ = assemble(request.param)
     rng = np.random.default_rng(0)
     part = model.prior
@@ -317,7 +323,7 @@ def test_a_prior_s_density_integrates_to_one(flat):
 
 
 def test_a_prior_s_draws_follow_its_density(flat):
-    """E[f] over draws against the integral of f times the density, for some f."""
+    """Compares E[f] over draws with the integral of f times the density, for some f."""
     axis = np.linspace(-12, 12, 481)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1)
     density = np.exp(np.asarray(jax.jit(flat.log_prob)(jnp.asarray(grid)), float))
@@ -334,7 +340,7 @@ def test_a_prior_s_draws_follow_its_density(flat):
 
 
 @pytest.mark.parametrize("name", [n for n in POSTERIORS if "flow" in n])
-def test_a_flow_s_draws_remember_their_density(name):
+def test_a_flow_s_draws_keep_their_density(name):
     part = POSTERIORS[name](nnx.Rngs(0))
     q = part(jax.random.normal(KEY, (3, HIDDEN)))
 
@@ -343,7 +349,7 @@ def test_a_flow_s_draws_remember_their_density(name):
         draws, remembered = q.sample_with_intermediates(key, (5,))
         return q.log_prob(draws, remembered), q.log_prob(draws)
 
-    # Without what it remembers, it has to invert: that it can is the other half of the fact.
+    # Without intermediates, the flow has to be inverted, and must give the same density.
     np.testing.assert_allclose(*both(KEY), rtol=1e-3, atol=1e-4)
 
 
@@ -365,23 +371,23 @@ def test_a_conditional_flow_depends_on_the_features_in_every_layer(name):
         assert np.all(a != b)
 
 
-# What does not fit
+# Parts that do not fit
 
 MISMATCHES = {
     "a circle under a plane": (
         dict(prior=StandardNormal(4)),
         dict(posterior="circle x diagonal"),
-        r"^posterior must live where the prior does, on R\^4; got one on S\^1 x R\^2",
+        r"^posterior must have the support of the prior, R\^4; got S\^1 x R\^2",
     ),
     "a plane under a circle": (
         dict(prior=ROUND_PRIORS["circle x normal"](None)),
         dict(posterior="diagonal 4"),
-        r"^posterior must live where the prior does, on S\^1 x R\^2; got one on R\^4",
+        r"^posterior must have the support of the prior, S\^1 x R\^2; got R\^4",
     ),
     "a circle at the end under one at the start": (
         dict(prior=ProductPrior(StandardNormal(2), CirclePrior())),
         dict(posterior="circle x diagonal"),
-        r"^posterior must live where the prior does, on R\^2 x S\^1; got one on S\^1 x R\^2",
+        r"^posterior must have the support of the prior, R\^2 x S\^1; got S\^1 x R\^2",
     ),
     "too few dimensions": (
         dict(prior=StandardNormal(4)),
@@ -414,7 +420,7 @@ def test_a_mismatched_pairing_is_refused_by_name(part, name, message):
 
 
 @pytest.mark.parametrize("prior_name", PRIORS)
-def test_the_default_posterior_lives_where_the_prior_does(prior_name):
+def test_the_default_posterior_has_the_support_of_the_prior(prior_name):
     latent_dim = 2 if prior_name in FLAT_PRIORS else 4
     rngs = nnx.Rngs(0)
     model, guide = latent_ode(
@@ -449,7 +455,7 @@ def test_model_and_guide_that_name_one_parameter_twice_are_refused():
             r"distribution must have cond_shape \(6,\); got \(5,\)",
         ),
         (lambda: ProductPrior(StandardNormal(2), 3), r"factors\[1\] must be a callable"),
-        (lambda: ProductPrior(), "factors must be at least one; got none"),
+        (lambda: ProductPrior(), "factors must hold at least one module; got none"),
         (lambda: FlowPrior(4, num_layers=0, rngs=nnx.Rngs(0)), "num_layers must be a positive"),
         (
             lambda: MixturePrior(4, num_components=0, rngs=nnx.Rngs(0)),

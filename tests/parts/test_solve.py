@@ -33,7 +33,7 @@ SOLVERS = {
     "adaptive": Solver(diffrax.Tsit5(), diffrax.PIDController(rtol=1e-6, atol=1e-7), dt0=None),
 }
 Z0 = np.array([[1.0, 0.5], [-0.3, 2.0]])
-# Fixed shapes, fields told apart by numbers, and times that are traced: a compile a solver.
+# With fixed shapes, and fields that differ by numbers only, each solver is compiled once.
 WEIGHTS = np.random.default_rng(0).normal(size=(2, 8, 2))
 MIXED = MappingProxyType(dict(turn=1.3, decay=0.4, drive=0.7, cube=-0.2))
 
@@ -49,7 +49,7 @@ def numbers(*, turn=0.0, decay=0.0, drive=0.0, cube=0.0):
 
 
 def curves(*, times, z0=Z0, turn=0.0, decay=0.0, drive=0.0):
-    """The closed form, of a rotation that decays or of the drive alone."""
+    """The closed form of a rotation that decays, or of the drive alone."""
     t = np.asarray(times, np.float64)[..., None]
     x, y = np.split(np.asarray(z0, np.float64)[:, None], 2, axis=-1)
     cos, sin = np.cos(turn * t), np.sin(turn * t)
@@ -80,7 +80,7 @@ def gradient_jitted(name):
         z = solve(functools.partial(field, numbers), z0, times, solver=SOLVERS[name])
         return jnp.sum(WEIGHTS * z)
 
-    # With its value, as a gradient alone need not look at the states, nor for errors in them.
+    # With the value: for the gradient alone, JAX may remove the checks of the states.
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
 
@@ -170,7 +170,7 @@ def test_the_order_of_trajectories_changes_nothing(tolerance):
 
 
 def errors_at_and_between_steps(name, num_steps):
-    """A turn of 1.5 radians in ever more steps: at every eighth step, and in the middle of one."""
+    """Errors of a turn by 1.5 radians in num_steps steps: at steps, and in the middle of steps."""
     end = num_steps * DT0
     times = np.arange(1, 9) * end / 8
     times = rows(times, times - DT0 / 2)
@@ -182,6 +182,7 @@ def errors_at_and_between_steps(name, num_steps):
 @pytest.mark.parametrize(
     ("name", "order"), [(type(method).__name__, order) for method, order in ORDERS.items()]
 )
+@pytest.mark.slow
 def test_errors_shrink_with_the_order_of_the_method(x64, name, order):
     coarse, fine = (errors_at_and_between_steps(name, n) for n in (24, 48))
     np.testing.assert_allclose(np.log2(coarse / fine)[0], order, atol=0.15)
@@ -208,6 +209,7 @@ def test_gradients_are_those_of_finite_differences(x64):
     )
 
 
+@pytest.mark.slow
 def test_gradients_and_states_are_those_of_a_much_finer_solve(x64):
     times, fields = np.linspace(0, 2, 8), numbers(**MIXED)
 
@@ -288,7 +290,7 @@ def test_without_throw_a_solve_that_succeeds_is_the_same():
 
 
 def test_a_row_that_diverges_after_its_own_last_time_is_named_too(x64):
-    """Its states there are read by nobody, yet they make every gradient NaN."""
+    """Its states after that time are not returned, but would make every gradient NaN."""
     times = rows(np.linspace(0, 3, 8), np.linspace(0, 0.05, 8))
     with pytest.raises(Exception, match="diverged: row 1 "):
         gradient("Tsit5", numbers(cube=1.0), times, z0=rows([0.1, 0.1], [2.0, 2.0]))
@@ -310,6 +312,7 @@ for z0, end in ((0.1, 1.0), (100.0, 1.0), (0.1, 30.0)):
 """
 
 
+@pytest.mark.slow
 def test_an_executable_from_the_compilation_cache_raises_its_errors(tmp_path):
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
@@ -354,8 +357,9 @@ def test_bad_solvers_are_refused(untyped, match, arguments):
         Solver(**arguments)
 
 
-def test_many_times_a_step_are_read_off_as_few_are():
-    """Two ways of evaluating one polynomial, chosen by their shapes."""
+@pytest.mark.slow
+def test_many_times_per_step_are_read_as_few_are():
+    """There are two ways to evaluate the polynomial; the number of times per step chooses."""
     times = jnp.sort(jax.random.uniform(jax.random.key(0), (3, 60), maxval=4.0), axis=1)
     z0 = jnp.array([[1.0, 0.0], [0.0, 1.0], [2.0, -1.0]])
 
@@ -371,6 +375,6 @@ def test_many_times_a_step_are_read_off_as_few_are():
     (_, other), of_other = jax.value_and_grad(squared, has_aux=True)(z0, loose)
     np.testing.assert_allclose(one, other, atol=1e-5)
     np.testing.assert_allclose(of_one, of_other, rtol=1e-4, atol=1e-3)
-    # Few at a time, from the same solver.
+    # Few times per solve, with the same solver.
     few = jnp.concatenate([solve(field, z0, t, solver=tight) for t in jnp.split(times, 6, 1)], 1)
     np.testing.assert_allclose(one, few, atol=1e-4)

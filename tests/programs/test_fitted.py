@@ -1,4 +1,4 @@
-"""A fit holds what belongs together: its parameters are those of its model and guide."""
+"""A fit joins a model, its guide, and parameters that belong to both."""
 
 from dataclasses import FrozenInstanceError, replace
 
@@ -28,9 +28,9 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 TRAIN = Trajectories(np.tile(np.linspace(0, 1, 3), (4, 1)), np.ones((4, 3, 1)))
 
 
-def make_pair(width=3):
+def make_pair(width=3, depth=1):
     rngs = nnx.Rngs(0)
-    dynamics = MLPDynamics(2, width=width, rngs=rngs)
+    dynamics = MLPDynamics(2, width=width, depth=depth, rngs=rngs)
     solver = Solver(diffrax.Euler(), dt0=2.5)
     return latent_ode(TRAIN, latent_dim=2, dynamics=dynamics, solver=solver, rngs=rngs)
 
@@ -70,8 +70,12 @@ def test_unknown_parameters_are_refused_by_name():
 def test_parameters_of_another_shape_are_refused_with_both_shapes():
     with pytest.raises(ValueError, match=r"params must be those .* shape \(1,\) .*\(2, 1\)"):
         Fitted(MODEL, GUIDE, PARAMS | {"noise_scale": jnp.ones((2, 1))})
+
+
+@pytest.mark.parametrize("other", [dict(width=4), dict(depth=0), dict(depth=2)], ids=str)
+def test_the_parameters_of_another_pair_are_refused(other):
     with pytest.raises(ValueError, match=r"params must be those .*dynamics\$params"):
-        Fitted(make_pair(width=4)[0], GUIDE, PARAMS)
+        Fitted(*make_pair(**other), PARAMS)
 
 
 def test_parameters_without_leaves_do_not_matter():
@@ -83,12 +87,12 @@ def test_parameters_without_leaves_do_not_matter():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((GUIDE, MODEL, PARAMS), "model must be of LatentODE; got AmortizedGuide"),
-        ((MODEL, MODEL, PARAMS), "guide must be of AmortizedGuide; got LatentODE"),
+        ((GUIDE, MODEL, PARAMS), "model must be a LatentODE; got AmortizedGuide"),
+        ((MODEL, MODEL, PARAMS), "guide must be an AmortizedGuide; got LatentODE"),
         ((MODEL, GUIDE, [1.0]), "params must be those .*; got list"),
     ],
 )
-def test_other_things_are_refused(arguments, message):
+def test_arguments_of_another_type_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Fitted(*arguments)
 

@@ -34,7 +34,7 @@ T0 = 1.0
 
 
 def untrained(program, context):
-    """The parameters that a program starts from."""
+    """The initial parameters of a program."""
     with handlers.seed(rng_seed=0), handlers.trace() as sites:
         program(context)
     return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
@@ -64,7 +64,7 @@ def make_pair(scaling, **options):
         make_trajectories(),
         latent_dim=LATENT_DIM,
         scaling=scaling,
-        # So coarse that an answer which depended on the other trajectories' grid would show.
+        # Steps are so long that a dependence on the times of other trajectories would be seen.
         solver=Solver(dt0=1.0),
         rngs=nnx.Rngs(0),
         **make_parts() | options,
@@ -86,11 +86,11 @@ def pair():
 
 @contextlib.contextmanager
 def compilations():
-    """Notes what XLA compiles."""
+    """Lists the functions that XLA compiles."""
     compiled = []
 
     def listen(event, duration, fun_name="", **_):
-        # JAX compiles these to take in a NumPy array of a shape it has not seen before.
+        # JAX compiles these to convert NumPy arrays of a new shape.
         intake = fun_name in ("jit(stage)", "jit(convert_element_type)")
         if event == "/jax/core/compile/backend_compile_duration" and not intake:
             compiled.append(fun_name)
@@ -175,7 +175,7 @@ class NotCallable(nnx.Module):
 
 
 class Constant(nnx.Module):
-    """Returns the same, whatever it is given."""
+    """Returns the same for all inputs."""
 
     def __init__(self, make):
         self.make = make
@@ -328,12 +328,12 @@ def test_model_and_guide_of_one_call_share_their_units_with_the_data(train):
     assert (model.scaling.t0, model.scaling.time_unit) == (fitted.t0, fitted.time_unit)
 
 
-# What a trajectory's density depends on
+# The density of a trajectory
 
 
 @pytest.fixture(scope="module")
 def densities(pair):
-    """log q(z0 | context) and log p(target | z0), one a trajectory, at untrained parameters."""
+    """log q(z0 | context) and log p(target | z0) per trajectory, with untrained parameters."""
     model, guide = pair
     fitted = Fitted(model, guide, initial_params(model, guide))
 
@@ -381,7 +381,7 @@ def test_order_of_trajectories_changes_nothing(train, z0, densities):
 def test_the_rest_of_the_batch_changes_nothing(train, z0, densities):
     expected = [density[1:3] for density in densities(train, train, z0)]
     assert_close(densities(train[1:3], train[1:3], z0[1:3]), expected)
-    # Others that go on for longer make the joint solve longer.
+    # Longer trajectories beside them make the joint solve longer.
     others = np.array([0, 3, 4])
     times = np.asarray(train.times).copy()
     times[others] = T0 + 5 * (times[others] - T0)
@@ -415,7 +415,7 @@ def test_given_z0_past_and_future_are_independent(train, z0, densities):
 
 
 def predict(model, context, z0, times, params):
-    """x_mean and a draw of x at some times."""
+    """x_mean and a draw of x at given times."""
     fitted = Predictive(model, {"z0": z0[None]}, params=params)
     draws = jax.jit(lambda: fitted(jax.random.key(0), context, times))()
     return np.asarray(draws["x_mean"][0]), np.asarray(draws["x"][0])
@@ -430,7 +430,7 @@ def predicted(pair, train, z0):
 
 
 def test_predictions_are_in_the_units_of_the_values(train, z0, predicted):
-    # A power of two rescales floating point numbers exactly.
+    # Floating point numbers are multiplied by powers of two without rounding.
     factor = np.array([4.0, 0.5])
     scaling = Scaling(SCALING.loc * factor, SCALING.scale * factor, T0, SCALING.time_unit)
     x_mean, x = predict(make_pair(scaling)[0], train, z0, TIMES, {})

@@ -1,4 +1,4 @@
-"""What NumPyro asks of a model and its guide, often without a word where they do not comply."""
+"""The rules of NumPyro for a model and its guide. Most are broken without an error."""
 
 import inspect
 
@@ -100,7 +100,7 @@ def params(fit):
 
 @pytest.fixture(scope="module")
 def loss_at(pair):
-    """The loss of the whole data where every z0 is given, so that nothing is random."""
+    """The loss of the whole data with given z0, so that nothing is random."""
     model, guide = pair
 
     @jax.jit
@@ -128,7 +128,7 @@ def sampled_gradient(pair):
 
 @pytest.fixture(scope="module")
 def explain(pair, train):
-    """x_mean and the log likelihood of some z0 under some parameters."""
+    """x_mean and the log likelihood for given parameters and z0."""
     model, _ = pair
 
     @jax.jit
@@ -145,7 +145,7 @@ def draws():
     return jnp.asarray(np.random.default_rng(1).normal(size=(4, NUM, LATENT_DIM)))
 
 
-# Trap 1: SVI and Predictive hand the same arguments to both.
+# SVI and Predictive pass the same arguments to model and guide.
 
 
 def test_model_and_guide_have_the_same_signature(pair):
@@ -153,7 +153,7 @@ def test_model_and_guide_have_the_same_signature(pair):
     assert inspect.signature(model.__call__) == inspect.signature(guide.__call__)
 
 
-# Trap 2: parameters of one name are merged, and the guide's win.
+# Parameters of the same name are merged, and the guide's values are used.
 
 
 def test_model_and_guide_share_no_parameter(pair, train):
@@ -162,7 +162,7 @@ def test_model_and_guide_share_no_parameter(pair, train):
     assert guide == {"encoder$params", "posterior$params"}
 
 
-# Trap 3: what a plate holds is per trajectory, and state that is no parameter leaks tracers.
+# A parameter inside of a plate would be per trajectory. State other than parameters leaks tracers.
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["model", "guide"])
@@ -178,7 +178,7 @@ def test_nothing_is_mutable(pair, train, which):
 
 
 class Holder(nnx.Module):
-    """Holds something besides parameters."""
+    """A module with a leaf that is not a parameter."""
 
     def __init__(self, held):
         self.scale = nnx.Param(jnp.ones(()))
@@ -204,7 +204,7 @@ def test_state_that_is_no_parameter_is_refused_by_name(slot, held):
         latent_ode(make_train(), latent_dim=LATENT_DIM, rngs=nnx.Rngs(0), **parts)
 
 
-# Trap 4: without the same plate in both, N / B is lost, or counted once.
+# Without the same plate in both, log densities are not scaled by N / B, or only those of one.
 
 
 def test_model_and_guide_draw_from_the_same_plate_and_scale_it_up(pair, train):
@@ -219,13 +219,14 @@ def test_model_and_guide_draw_from_the_same_plate_and_scale_it_up(pair, train):
     assert model["x"]["scale"] == NUM / BATCH
 
 
+@pytest.mark.slow
 def test_minibatch_elbo_is_unbiased(pair, train, params, draws, loss_at):
     model, guide = pair
     z0 = draws[0]
 
     @jax.jit
     def loss(indices):
-        # Only the guide is told what to draw: the model has to follow it.
+        # Only the guide is given the indices, and the model has to use the same.
         drawn = handlers.substitute(guide, data={"trajectory": indices, "z0": z0[indices]})
         return Trace_ELBO().loss(jax.random.key(0), params, model, drawn, train, batch_size=BATCH)
 
@@ -235,10 +236,11 @@ def test_minibatch_elbo_is_unbiased(pair, train, params, draws, loss_at):
     np.testing.assert_allclose(np.mean(batches), whole, rtol=1e-5)
 
 
-# Trap 5: leave-one-out scores need one term a trajectory.
+# Leave-one-out scores need one term per trajectory.
 
 
-def test_log_likelihood_has_one_masked_term_a_trajectory(train, params, draws, explain):
+@pytest.mark.slow
+def test_log_likelihood_has_one_masked_term_per_trajectory(train, params, draws, explain):
     x_mean, log_lik = explain(params, draws)
     noise = stats.norm(np.asarray(x_mean, float), np.asarray(params["noise_scale"], float))
     terms = np.where(train.mask, noise.logpdf(np.asarray(train.values, float)), 0.0)
@@ -246,9 +248,10 @@ def test_log_likelihood_has_one_masked_term_a_trajectory(train, params, draws, e
     np.testing.assert_allclose(log_lik, terms.sum((-2, -1)), rtol=1e-5)
 
 
-# Trap 6: data that were handed over come back as a perfect forecast.
+# Given observed data, Predictive returns them as if they were a forecast.
 
 
+@pytest.mark.slow
 def test_predictive_returns_observed_data_and_samples_at_times_anew(pair, train, params):
     model, guide = pair
     predictive = Predictive(model, guide=guide, params=params, num_samples=2)
@@ -263,13 +266,14 @@ def test_predictive_returns_observed_data_and_samples_at_times_anew(pair, train,
 
 @pytest.mark.parametrize("which", [0, 1], ids=["model", "guide"])
 def test_prediction_in_batches_is_refused(pair, train, which):
-    with pytest.raises(ValueError, match=r"^batch_size must be None where target asks"):
+    with pytest.raises(ValueError, match=r"^batch_size must be None if target is an array"):
         sites_of(pair[which], train, train.times, batch_size=BATCH)
 
 
-# Trap 8: what substitutes no parameters uses untrained networks.
+# Without substituted parameters, NumPyro uses the untrained networks.
 
 
+@pytest.mark.slow
 def test_log_likelihood_is_of_untrained_networks_unless_params_are_substituted(
     pair, train, params, untrained, draws, explain
 ):
@@ -279,6 +283,7 @@ def test_log_likelihood_is_of_untrained_networks_unless_params_are_substituted(
     assert np.all(np.abs(silent - explain(params, draws)[1]) > 1e-3)
 
 
+@pytest.mark.slow
 def test_nuts_draws_from_the_posterior_of_substituted_params(pair, train, params, explain):
     kernel = NUTS(handlers.substitute(pair[0], data=params), max_tree_depth=4)
 
@@ -296,6 +301,7 @@ def test_nuts_draws_from_the_posterior_of_substituted_params(pair, train, params
     np.testing.assert_allclose(potential, -log_joint, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_arviz_converts_a_fit_once_params_are_substituted(pair, svi, fit, train, explain):
     model, guide = pair
     fitted = SVI(handlers.substitute(model, data=fit.params), guide, svi.optim, svi.loss)
@@ -310,7 +316,7 @@ def test_arviz_converts_a_fit_once_params_are_substituted(pair, svi, fit, train,
     np.testing.assert_array_equal(tree["observed_data"]["x"], train.values)
 
 
-# Trap 9: nnx modules are initialised when they are made.
+# nnx modules are initialised when they are made.
 
 
 def test_the_key_of_svi_does_not_change_initial_weights(svi, init, untrained, train):
@@ -318,7 +324,7 @@ def test_the_key_of_svi_does_not_change_initial_weights(svi, init, untrained, tr
     jax.tree.map(np.testing.assert_array_equal, other, untrained)
 
 
-# Trap 10: static arguments are SVI's keywords, and data may be arguments of `jax.jit`.
+# Static arguments are keywords of SVI, and data can be arguments of `jax.jit`.
 
 
 def test_svi_runs_with_a_static_batch_size_and_trains_every_parameter(fit, untrained):
@@ -335,6 +341,7 @@ def test_svi_runs_with_a_static_batch_size_and_trains_every_parameter(fit, untra
     assert still == []
 
 
+@pytest.mark.slow
 def test_a_jitted_update_takes_data_as_arguments(svi, init, fit, train):
     traced = 0
 
@@ -356,9 +363,10 @@ def test_a_jitted_update_takes_data_as_arguments(svi, init, fit, train):
     assert abs(other_loss - losses[0]) > 1e-2
 
 
-# Trap 11: a bridge that stops a gradient never trains what is behind it.
+# If a conversion stops a gradient, the network behind it is never trained.
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_gradient(sampled_gradient, params, train):
     _, gradient = sampled_gradient(params, train, train)
     leaves = jax.tree_util.tree_leaves_with_path(gradient)
@@ -380,13 +388,13 @@ def test_the_gradient_is_that_of_the_loss(sampled_gradient, params, train):
     np.testing.assert_allclose((along(1e-3) - along(-1e-3)) / 2e-3, slope, rtol=1e-2)
 
 
-# Trap 12: a KL weight has to scale both sides; some adjoints cannot be used.
+# A KL weight has to scale both densities. Some adjoints cannot be used.
 
 
 def test_kl_weight_weighs_the_closed_form_kl(pair, train, params, loss_at):
     q = jax.jit(posterior)(Fitted(*pair, params), train).base_dist
-    # A difference of log densities of Gaussians is quadratic in z0: its mean over these points,
-    # which share q's mean and variance, is exact.
+    # The difference of two Gaussian log densities is quadratic in z0. Its mean over these points is
+    # exact, as they have the mean and variance of q.
     step = np.sqrt(LATENT_DIM) * np.asarray(q.scale)
     points = [q.loc + s * step * np.eye(LATENT_DIM)[d] for d in range(LATENT_DIM) for s in (-1, 1)]
 
@@ -410,7 +418,7 @@ def test_an_adjoint_that_saves_no_steps_is_refused(adjoint):
         Solver(adjoint=adjoint)
 
 
-# Trap 13: nothing observed is legal.
+# Trajectories without observations are valid.
 
 
 @pytest.mark.parametrize("until", [-1.0, 0.5, 5.0], ids=["nothing", "little", "everything"])
@@ -426,14 +434,14 @@ def test_an_empty_target_leaves_only_the_kl(params, train, draws, loss_at):
     np.testing.assert_allclose(heavy, 2 * light, rtol=1e-5)
 
 
-# Trap 14: ArviZ takes an attribute of that name for the model of the SVI.
+# ArviZ would read an attribute `model` of the guide as the model of the SVI.
 
 
 def test_the_guide_has_no_attribute_model(pair):
     assert not hasattr(pair[1], "model")
 
 
-# What is beside the traps: NumPyro's tools see the model's structure.
+# NumPyro's tools see the structure of the model.
 
 
 def test_numpyro_sees_that_x_depends_on_z0_in_the_plate(pair, train):

@@ -1,4 +1,4 @@
-"""A field from physics, its constants named NumPyro parameters: learned, substituted, tested."""
+"""A field from physics: its constants are NumPyro parameters, which are learned and substituted."""
 
 import diffrax
 import jax
@@ -113,6 +113,7 @@ def test_the_parameters_are_sites_of_the_model_outside_of_its_plate():
     assert not any(name.startswith(("dynamics", "decoder")) for name in sites)
 
 
+@pytest.mark.slow
 def test_the_parameters_can_be_substituted_and_have_gradients():
     z0, train = make_data(3)
     model, _ = make_pair(train)
@@ -157,7 +158,7 @@ def test_physics_and_a_network_can_share_a_field():
     ],
     ids=["not made", "a number", "of time alone", "of another shape"],
 )
-def test_a_function_that_makes_no_field_is_refused(dynamics, message):
+def test_a_function_that_returns_no_field_is_refused(dynamics, message):
     _, train = make_data(3)
     with pytest.raises(ValueError, match=message):
         make_pair(train, dynamics=dynamics)

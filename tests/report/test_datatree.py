@@ -1,4 +1,4 @@
-"""What is said of a fit is so: against closed forms."""
+"""The data tree, and the report on the codes against closed forms."""
 
 import arviz as az
 import jax
@@ -33,14 +33,14 @@ KEY = jax.random.key(0)
 
 
 class Still(nnx.Module):
-    """Nothing moves."""
+    """A state that does not move."""
 
     def __call__(self, t, z):
         return jnp.zeros_like(z)
 
 
 class Same(nnx.Module):
-    """Decoder, and encoder: hands on what it gets."""
+    """Decoder, which returns z, and encoder, which returns the first values."""
 
     def __call__(self, z, values=None, mask=None):
         return z if values is None else values[:, 0]
@@ -75,7 +75,7 @@ def at(points):
 
 
 def test_codes_that_follow_the_prior_have_no_marginal_kl():
-    # x ~ N(0, 1 - s^2) and z | x ~ N(x, s^2) make z ~ N(0, 1), with I(x; z) = -log s a dimension.
+    # x ~ N(0, 1 - s^2) and z | x ~ N(x, s^2) make z ~ N(0, 1), with I(x; z) = -log s per dimension.
     scale = 0.5
     x = np.random.default_rng(0).normal(0, np.sqrt(1 - scale**2), (20_000, 2))
     report = gaussianization(jax.random.key(0), still_model(scale), at(x))
@@ -113,7 +113,7 @@ def test_the_energy_distance_is_the_closed_form():
     assert abs(report.energy_distance - exact) < 4 * report.energy_distance_error
 
 
-def test_a_unit_that_carries_nothing_is_not_active():
+def test_a_unit_without_information_is_not_active():
     x = np.random.default_rng(0).normal(size=(500, 2)) * np.array([1.0, 0.0])
     report = gaussianization(jax.random.key(0), still_model(1.0), at(x))
     assert (report.activity > 0.01).tolist() == [True, False]
@@ -174,6 +174,7 @@ def tree(fit):
     )
 
 
+@pytest.mark.slow
 def test_the_tree_survives_the_disk(tree, tmp_path):
     assert set(tree.children) == {
         "posterior",
@@ -215,14 +216,14 @@ def test_every_observation_is_there_once_with_its_coordinates(fit, tree):
         np.testing.assert_array_equal(x[of].time, np.asarray(train.times)[i, mask])
 
 
-def test_where_every_trajectory_is_predicted_at_its_own_times_these_are_kept(fit):
+def test_times_of_each_trajectory_are_kept_with_its_predictions(fit):
     train, fitted = fit
     times = 1 + np.arange(8)[:, None] * np.ones(3)
     tree = to_datatree(KEY, fitted, train, num_samples=60, times=times)
     np.testing.assert_array_equal(tree.predictions_constant_data["times"], times)
 
 
-# Fifty steps make no good model, and ArviZ says so.
+# Fifty steps give a poor model, and ArviZ warns.
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
 def test_arviz_works_on_the_tree_as_it_is(tree):
     assert len(az.summary(tree, var_names=["z0"])) == 8 * 2
@@ -239,7 +240,7 @@ def test_arviz_works_on_the_tree_as_it_is(tree):
     plt.close("all")
 
 
-def test_draws_of_the_exact_posterior_take_the_place_of_the_guides(fit):
+def test_draws_of_the_exact_posterior_replace_the_guides_draws(fit):
     train, fitted = fit
     draws = 9 + np.random.default_rng(0).normal(size=(2, 30, 8, 2)).astype(np.float32)
     exact = az.from_dict(
@@ -259,6 +260,7 @@ def test_draws_of_the_exact_posterior_take_the_place_of_the_guides(fit):
         to_datatree(KEY, fitted, train[:3], exact=exact)
 
 
+@pytest.mark.slow
 def test_the_log_likelihood_is_that_of_the_trained_networks(fit, tree):
     train, fitted = fit
     model = fitted.model
@@ -267,7 +269,7 @@ def test_the_log_likelihood_is_that_of_the_trained_networks(fit, tree):
     exact = -0.5 * ((x - mean) / noise) ** 2 - np.log(noise * np.sqrt(2 * np.pi))
     exact = exact.transpose("chain", "draw", "observation")
     np.testing.assert_allclose(tree.log_likelihood["x"], exact, rtol=1e-4, atol=1e-4)
-    # NumPyro's own, of the same draws, has one term a trajectory.
+    # NumPyro's own, of the same draws, has one term per trajectory.
     trained = numpyro.handlers.substitute(model, data=fitted.params)
     z0 = {"z0": jnp.asarray(tree.posterior["z0"].values[0, :3])}
     summed = tree.log_likelihood["x"][0, :3].groupby("trajectory").sum()
@@ -280,5 +282,7 @@ def test_the_log_likelihood_is_that_of_the_trained_networks(fit, tree):
 
 def test_a_wrong_number_of_feature_names_is_refused(fit):
     train, fitted = fit
-    with pytest.raises(ValueError, match="feature_names must name 2 features, each its own; got"):
+    with pytest.raises(
+        ValueError, match="feature_names must be 2 different names of features; got"
+    ):
         to_datatree(jax.random.key(0), fitted, train, feature_names=["a"])

@@ -1,4 +1,4 @@
-"""What ArviZ makes of a DataTree, against closed forms."""
+"""ArviZ's leave-one-out scores of a DataTree, against closed forms."""
 
 import arviz as az
 import matplotlib.pyplot as plt
@@ -8,9 +8,7 @@ from arviz_stats import loo_pit
 from scipy import stats
 from still import DATA, KEY, NOISE, make_fitted
 
-from np_latentode import (
-    to_datatree,
-)
+from np_latentode import to_datatree
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +21,7 @@ def leave_one_out():
         for d in range(2):
             y = x[seen[:, d], d]
             precision = np.linalg.inv(NOISE**2 * np.eye(len(y)) + 1)
-            # Of a normal, all but one observed: Rasmussen & Williams (2006), (5.10) to (5.12).
+            # One entry of a normal given all others: Rasmussen & Williams (2006), (5.10) to (5.12).
             sd = 1 / np.sqrt(np.diag(precision))
             gap = precision @ y * sd**2
             found[:, seen[:, d], d] = stats.norm.logpdf(gap, 0, sd), stats.norm.cdf(gap / sd)
@@ -32,9 +30,10 @@ def leave_one_out():
     return tree, np.concatenate(log_density), np.concatenate(pit)
 
 
-# Where all that is known of a trajectory is one observation, nothing is like the posterior
-# without it, and ArviZ says so.
+# Where a trajectory has a single observation, the posterior without it is the prior, which the
+# draws do not cover, and ArviZ warns.
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
+@pytest.mark.slow
 def test_leave_one_out_is_the_closed_form(leave_one_out):
     tree, exact, _ = leave_one_out
     loo = az.loo(tree, pointwise=True)
@@ -46,6 +45,7 @@ def test_leave_one_out_is_the_closed_form(leave_one_out):
     assert abs(error.mean()) < 5e-3
 
 
+@pytest.mark.slow
 def test_the_leave_one_out_pit_is_the_closed_form(leave_one_out):
     tree, _, exact = leave_one_out
     pit = loo_pit(tree)["x"]

@@ -1,4 +1,4 @@
-"""Figures show what they are given."""
+"""Figures show the data, draws and names that they are given."""
 
 import datetime as dt
 
@@ -49,7 +49,7 @@ def test_times_in_any_order_draw_the_same_fan():
     np.testing.assert_array_equal(points(figure.axes[0], "median"), points(other.axes[0], "median"))
 
 
-def test_what_was_seen_and_what_was_not_are_told_apart_and_holes_are_left_out():
+def test_context_and_target_are_distinguished_and_missing_values_are_left_out():
     axes = plot_forecasts(ALL.before(2.0), DRAWS, TIMES, target=ALL.after(2.0), count=3).axes
     for (j, i), axis in zip(np.ndindex(2, 3), axes, strict=True):
         for label, early in (("seen", True), ("not seen", False)):
@@ -59,7 +59,7 @@ def test_what_was_seen_and_what_was_not_are_told_apart_and_holes_are_left_out():
             np.testing.assert_allclose(shown[:, 1], VALUES[i, expected, j], rtol=1e-6)
 
 
-def test_names_are_those_that_were_given():
+def test_panels_have_the_given_names():
     figure = plot_forecasts(
         ALL, DRAWS, TIMES, feature_names=["pulse", "pressure"], trajectory_names=["Ann", "Bo", "Cy"]
     )
@@ -80,6 +80,7 @@ def visits(**options):
     return Trajectories.from_dataframe(df, **names, **options)
 
 
+@pytest.mark.slow
 def test_logarithms_and_dates_are_shown_as_the_table_had_them():
     context, times = visits(log=["bili"]), np.arange(90.0)
     x = RNG.normal(size=(200, 2, 90, 2))
@@ -107,7 +108,7 @@ def test_a_log_scale_has_a_few_plain_numbers_however_wide_it_is(width):
     axis = figure.axes[0]
     figure.canvas.draw()
     low, high = axis.get_ylim()
-    # Figures have a minus sign that is no hyphen.
+    # Figures write a minus sign, which float does not read, instead of a hyphen.
     labels = [text.get_text().replace("\N{MINUS SIGN}", "-") for text in axis.get_yticklabels()]
     shown = [float(label) for label in labels if label]
     assert 2 <= sum(low <= value <= high for value in shown) <= 9
@@ -145,7 +146,7 @@ def test_colors_differ_in_grey():
         (lambda: plot_latent(np.zeros((5, 2)), np.zeros((5, 3))), r"z0 and prior must be .*\(5, 3"),
     ],
 )
-def test_what_does_not_fit_is_refused(call, message):
+def test_arguments_that_do_not_match_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

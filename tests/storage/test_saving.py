@@ -52,7 +52,7 @@ PARTS = {
 
 
 def trained(**parts):
-    """Not really, but with numbers of its own."""
+    """A fit with other numbers than the initial ones; it is not trained."""
     model, guide = latent_ode(SPIRALS, latent_dim=4, **parts, rngs=RNGS)
     leaves, tree = jax.tree.flatten(initial_params(model, guide))
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -63,19 +63,21 @@ def trained(**parts):
 
 
 @pytest.mark.parametrize("name", PARTS)
+@pytest.mark.slow
 def test_what_was_saved_is_loaded_the_same(name, tmp_path):
     fitted = trained(**PARTS[name]())
     save(tmp_path / "fit", fitted)
     other = load(tmp_path / "fit")
     jax.tree.map(np.testing.assert_array_equal, fitted.params, other.params)
-    # Each constructor's arguments, down to the last.
+    # All arguments of all constructors.
     assert describe_parts(fitted.model, fitted.guide) == describe_parts(other.model, other.guide)
-    # Not a byte of Python.
+    # The settings hold no Python objects.
     assert b"numpy" not in b"".join(
         p.read_bytes() for p in (tmp_path / "fit" / "settings").rglob("*") if p.is_file()
     )
 
 
+@pytest.mark.slow
 def test_a_loaded_fit_forecasts_what_it_forecast(tmp_path):
     fitted = trained()
     save(tmp_path / "fit", fitted)
@@ -157,6 +159,7 @@ def test_nothing_is_saved_over(tmp_path):
         load(tmp_path / "fit")
 
 
+@pytest.mark.slow
 def test_single_precision_is_loaded_into_double(tmp_path, x64):
     with jax.enable_x64(False):
         fitted = trained()

@@ -19,6 +19,7 @@ def found(request):
     )
 
 
+@pytest.mark.slow
 def test_an_exact_guide_passes_and_a_narrow_one_fails(found):
     name, (metrics, _, _, text) = found
     right = name == "exact"

@@ -36,6 +36,7 @@ def noiseless(x):
     return exact_curve(x.family, phase, direction, x.times)
 
 
+@pytest.mark.slow
 def test_the_default_recipe_is_that_of_the_paper(many):
     assert many.values.shape == (2_000, 30, 2)
     assert many.mask.all()
@@ -149,6 +150,7 @@ def some_contexts(x):
 
 
 @pytest.mark.parametrize("name", ["many", "others"])
+@pytest.mark.slow
 def test_the_oracle_is_bayes_rule(request, name, tolerance):
     x = request.getfixturevalue(name)
     context, times = some_contexts(x), np.linspace(0, 1.5 * x.family.end, 7)
@@ -163,6 +165,7 @@ def test_the_oracle_is_bayes_rule(request, name, tolerance):
 
 
 @pytest.mark.parametrize("name", ["many", "others"])
+@pytest.mark.slow
 def test_draws_of_the_oracle_have_its_moments(request, name, getkey):
     x = request.getfixturevalue(name)
     context, times = some_contexts(x), np.array([0.0, 1.0, 3.0])
@@ -200,6 +203,7 @@ def test_a_point_seen_in_one_coordinate_is_refused():
 @pytest.mark.parametrize(
     ("cut", "limit"), [(None, 1e-4), (2.5, 5e-4)], ids=["reconstruction", "extrapolation"]
 )
+@pytest.mark.slow
 def test_the_error_of_the_oracle_is_that_of_its_fisher_information(many, cut, limit):
     """The variance of the phase is noise^2 / sum_k r(t_k)^2, and it moves the curve by r(t)."""
     x, family, times = many[:500], many.family, np.asarray(many.dense_times)

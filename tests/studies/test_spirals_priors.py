@@ -29,6 +29,7 @@ FAMILY = SpiralFamily()
         ("flow/mixture", "R^4"),
     ],
 )
+@pytest.mark.slow
 def test_a_prior_s_name_says_where_it_lives(name, support):
     train = FAMILY.sample(jax.random.key(0), 3)
     rngs = nnx.Rngs(0)
@@ -69,6 +70,7 @@ def test_a_name_that_makes_no_prior_is_refused(name, latent_dim, message):
 # The nearest spiral, on which the share of draws that are spirals rests
 
 
+@pytest.mark.slow
 def test_a_spiral_is_its_own_nearest_spiral(tolerance):
     spirals = FAMILY.sample(jax.random.key(1), 50)
     phase, direction, mse = FAMILY.nearest(spirals.curves, FAMILY.dense_times)
@@ -94,6 +96,7 @@ def test_the_nearest_spiral_is_what_a_search_finds():
                 np.testing.assert_allclose(errors.min(), mse[i], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_draws_from_the_prior_start_in_its_own_distribution():
     train = FAMILY.sample(jax.random.key(0), 3)
     model, guide = latent_ode(train, latent_dim=2, rngs=nnx.Rngs(0))

@@ -111,6 +111,7 @@ def test_the_old_prior_leaves_no_parameters(old, params):
     assert not NORMAL.keys() & after.params.keys()
 
 
+@pytest.mark.slow
 def test_the_fit_is_better_than_the_start():
     def mean_log_density(params):
         q = dist.Normal(jnp.asarray(X), 0.5).to_event(1)

@@ -44,7 +44,7 @@ def pair(spirals):
 
 
 def small_pair(train, width=4, seed=0):
-    """What compiles in a second or two."""
+    """A pair that compiles in a second or two."""
     rngs = nnx.Rngs(seed)
     return latent_ode(
         train,
@@ -71,6 +71,7 @@ def same(a, b):
 
 
 @pytest.mark.usefixtures("few_at_once")
+@pytest.mark.slow
 def test_fit_takes_the_steps_of_svi_with_the_kl_weight_of_each(pair, spirals):
     key, train = jax.random.key(3), spirals[:10]
     svi = SVI(*pair, optimizer(12), Trace_ELBO(), batch_size=4, conditioning=random_context)
@@ -98,8 +99,9 @@ def test_fit_takes_the_steps_of_svi_with_the_kl_weight_of_each(pair, spirals):
     )
 
 
+@pytest.mark.slow
 def test_data_are_arguments_of_the_program_not_constants_in_it(pair, spirals):
-    """Trap 10: what is compiled into a program is compiled anew for each table."""
+    """A program with the data as constants would be compiled anew for each table."""
     before = jax.config.jax_captured_constants_warn_bytes
     many, held_out = spirals[np.arange(300) % 14], spirals[np.arange(301) % 14]
     jax.config.update("jax_captured_constants_warn_bytes", many.values.nbytes // 2)
@@ -111,16 +113,17 @@ def test_data_are_arguments_of_the_program_not_constants_in_it(pair, spirals):
 
 
 @pytest.mark.usefixtures("few_at_once")
+@pytest.mark.slow
 def test_the_parameters_are_those_that_forecast_held_out_data_best(pair, spirals):
     train, held_out = spirals[:10], spirals[10:]
-    # Good steps first, and then bad ones.
+    # The first ten steps are good, the later ones are far too long.
     optim = optax.adam(lambda step: jnp.where(step < 10, 1e-2, 0.5))
     key = jax.random.key(1)
     fitted = fit(key, *pair, train, held_out, num_steps=30, optim=optim, progress=False)
     scores = fitted.history.validation
     assert fitted.history.evaluated.tolist() == [5, 10, 15, 20, 25, 30]
     assert fitted.history.best_step == 5 * (1 + np.argmin(scores)) < 30
-    # The score, made anew.
+    # The score, computed from its definition.
     context, target = held_out.split()
     assert (fitted.model, fitted.guide) == pair
     z0 = posterior(fitted, context).sample(jax.random.fold_in(key, 1), (validation.NUM_DRAWS,))
@@ -131,6 +134,7 @@ def test_the_parameters_are_those_that_forecast_held_out_data_best(pair, spirals
 
 
 @pytest.mark.usefixtures("few_at_once")
+@pytest.mark.slow
 def test_patience_ends_a_training_that_gets_no_better(pair, spirals):
     optim = optax.sgd(0.0)
     fitted = fit(
@@ -148,6 +152,7 @@ def test_patience_ends_a_training_that_gets_no_better(pair, spirals):
 
 
 @pytest.mark.usefixtures("few_at_once")
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_not_taken(pair, spirals, capsys):
     fitted = fit(
         jax.random.key(0),
@@ -158,11 +163,12 @@ def test_a_step_that_is_not_finite_is_not_taken(pair, spirals, capsys):
     )
     assert np.flatnonzero(np.isnan(fitted.history.losses)).tolist() == [3]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.params))
-    # The optimizer has counted nine.
+    # The optimizer has counted nine of the ten steps.
     assert int(fitted.state.optim_state[0]) == 9
     assert "ELBO -" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_solve_that_fails_costs_a_step_and_not_the_training(pair, spirals):
     def explosive():
         return lambda t, z: 1e3 * z**3
@@ -174,26 +180,27 @@ def test_a_solve_that_fails_costs_a_step_and_not_the_training(pair, spirals):
 
 
 @pytest.mark.usefixtures("few_at_once")
+@pytest.mark.slow
 def test_an_interrupted_training_ends_where_it_would_have_ended(
     pair, spirals, tmp_path, monkeypatch
 ):
     arguments = (jax.random.key(2), *pair, spirals[:10], spirals[10:])
     whole = fit(*arguments, num_steps=22, patience=15, progress=False)
     monkeypatch.setattr(training, "SECONDS_BETWEEN", 0.0)
-    take, calls = training._longer, []
+    append, calls = training._append, []
 
     def interrupted(*args):
         calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return take(*args)
+        return append(*args)
 
-    monkeypatch.setattr(training, "_longer", interrupted)
+    monkeypatch.setattr(training, "_append", interrupted)
     options = dict(num_steps=22, patience=15, checkpoint_dir=tmp_path / "c", progress=False)
     with pytest.raises(KeyboardInterrupt):
         fit(*arguments, **options)
     resumed = fit(*arguments, **options)
-    assert len(calls) == 3 + 3  # two of five dispatches were kept
+    assert len(calls) == 3 + 3  # Two of five dispatches were kept.
     again = fit(*arguments, **options)
     for other in (resumed, again):
         same(whole.params, other.params)
@@ -235,7 +242,7 @@ def test_a_killed_training_ends_bit_for_bit_where_it_would_have_ended(tmp_path):
     process = subprocess.Popen([*command, "resume"], stderr=subprocess.DEVNULL)
     while not done() and process.poll() is None:
         time.sleep(0.001)
-    # While the second or the third is written, as like as not.
+    # Then it is killed, most probably while the second or third checkpoint is written.
     time.sleep(0.05)
     assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
@@ -247,6 +254,7 @@ def test_a_killed_training_ends_bit_for_bit_where_it_would_have_ended(tmp_path):
 
 
 @pytest.mark.usefixtures("few_at_once")
+@pytest.mark.slow
 def test_a_checkpoint_of_another_training_is_refused(pair, spirals, tmp_path):
     arguments = (jax.random.key(2), *pair, spirals[:10])
     options = dict(checkpoint_dir=tmp_path / "c", progress=False)
@@ -293,39 +301,3 @@ def test_validation_data_without_anything_to_forecast_are_refused(pair, spirals)
     nothing = spirals[10:].before(-1.0)
     with pytest.raises(ValueError, match="target must hold at least one observation"):
         fit(jax.random.key(0), *pair, spirals[:10], nothing, num_steps=1)
-
-
-def updates(transformation, gradients, params, *, steps):
-    state = transformation.init(params)
-    for _ in range(steps):
-        update, state = transformation.update(gradients, state, params)
-    return update
-
-
-def test_the_step_does_not_depend_on_the_scale_of_the_elbo():
-    params = {"net$params": jnp.ones(3), "noise_scale": jnp.ones(())}
-    gradients = {"net$params": jnp.array([1e3, -2e3, 5e2]), "noise_scale": jnp.array(100.0)}
-    step = updates(optimizer(100), gradients, params, steps=5)
-    many = jax.tree.map(lambda g: 1e4 * g, gradients)
-    for name, expected in updates(optimizer(100), many, params, steps=5).items():
-        np.testing.assert_allclose(step[name], expected, rtol=1e-4)
-
-
-def test_only_modules_decay():
-    params = {"net$params": jnp.ones(3), "noise_scale": jnp.ones(())}
-    step = updates(optimizer(100), jax.tree.map(jnp.zeros_like, params), params, steps=10)
-    assert (step["net$params"] < 0).all()
-    assert step["noise_scale"] == 0
-
-
-def test_the_learning_rate_ends_at_zero():
-    params = {"net$params": jnp.ones(3)}
-    gradients = {"net$params": jnp.ones(3)}
-    first = updates(optimizer(50), gradients, params, steps=3)
-    last = updates(optimizer(50), gradients, params, steps=51)
-    assert (jnp.abs(last["net$params"]) < 1e-3 * jnp.abs(first["net$params"])).all()
-
-
-def test_an_optimizer_of_no_steps_is_refused():
-    with pytest.raises(ValueError, match="num_steps must be positive; got 0"):
-        optimizer(0)

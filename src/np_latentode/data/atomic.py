@@ -1,4 +1,4 @@
-"""One file, written whole or not at all."""
+"""Writing of one file, whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["write_bytes"]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file in one step; it replaces what is at the path."""
-    # A link stays one.
+    """Writes a file in one step, in place of an earlier file at that path."""
+    # A symbolic link stays a link: the file that it points to is replaced.
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:

@@ -1,8 +1,8 @@
 """Conditioning: the random part of a trajectory that the encoder sees in a training step.
 
-A guide that was trained on whole trajectories cannot encode half of one. Pass one of these to SVI,
-`SVI(model, guide, optim, loss, conditioning=random_context)`, and the encoder learns to read any
-part, while the likelihood still scores the whole.
+A guide that was trained on whole trajectories cannot encode half of one. Pass one of these
+functions to SVI, as in `SVI(model, guide, optim, loss, conditioning=random_context)`. The encoder
+then learns to read any part. The likelihood still scores whole trajectories.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ Conditioning = Callable[[Array, Trajectories], Trajectories]
 def random_prefix(
     rng_key: Array, trajectories: Trajectories, *, min_share: float = 0.25
 ) -> Trajectories:
-    """Keeps what was observed in the first part of each trajectory's span, a share of it drawn
-    uniformly from [min_share, 1]: a training step of forecasting."""
+    """Keeps the first part of each trajectory's time span: a training step of forecasting.
+
+    The share of the span is drawn uniformly from [min_share, 1], once per trajectory.
+    """
     observed, times = trajectories.observed, trajectories.times
     first = jnp.min(times, axis=1, where=observed, initial=jnp.inf)
     last = jnp.max(times, axis=1, where=observed, initial=-jnp.inf)
@@ -37,8 +39,10 @@ def random_prefix(
 def random_points(
     rng_key: Array, trajectories: Trajectories, *, min_share: float = 0.4
 ) -> Trajectories:
-    """Keeps each time with a probability that is drawn uniformly from [min_share, 1] for each
-    trajectory: a training step of interpolation."""
+    """Keeps random times of each trajectory: a training step of interpolation.
+
+    The probability of keeping a time is drawn uniformly from [min_share, 1], once per trajectory.
+    """
     share_key, keep_key = jax.random.split(rng_key)
     times = trajectories.times
     share = jax.random.uniform(share_key, (len(trajectories), 1), times.dtype, minval=min_share)
@@ -51,7 +55,8 @@ def random_context(
     """Keeps a trajectory whole with probability `whole_share`, and otherwise random points of a
     random prefix.
 
-    The whole ones keep the noise small: what a part cannot tell of the rest looks like noise.
+    Whole trajectories keep the estimated noise small. A part does not determine the rest, and the
+    model explains the difference by noise.
     """
     whole_key, prefix_key, points_key = jax.random.split(rng_key, 3)
     part = random_points(points_key, random_prefix(prefix_key, trajectories))
@@ -60,4 +65,5 @@ def random_context(
 
 
 MOSTLY_PARTS = partial(random_context, whole_share=0.2)
-"""For forecasts from parts only: the noise then includes their errors, and bands are wider."""
+"""For forecasts from parts only. The learned noise then includes the errors of such forecasts, and
+bands are wider."""

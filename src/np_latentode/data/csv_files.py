@@ -1,4 +1,4 @@
-"""CSV files: text to columns of ids, times and numbers, with errors by line; and back."""
+"""CSV files: reading ids, times and numbers, with errors by line, and writing them."""
 
 from __future__ import annotations
 
@@ -22,54 +22,56 @@ MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "null", "None"})
 """Entries of a CSV file that mean a missing value."""
 
 BLANKS = " \t"
-"""What may surround an entry of a CSV file and is no part of it."""
+"""Characters that are removed from both ends of an entry of a CSV file."""
 
 _shown = Repr(maxstring=60, maxlist=20).repr
 
 
 def read_csv(data: bytes, name: str, columns: Sequence[str]) -> tuple[pd.DataFrame, Problems]:
-    """Columns of a CSV file: the first of them text, the second times, all others numbers.
+    """Reads columns of a CSV file: the first holds text, the second times, all others numbers.
 
-    Text is UTF-8, and fields are separated by commas. The first row names the columns, and blank
-    lines are skipped. Blanks around an entry are ignored, and `MISSING` lists the entries that mean
-    a missing value. Ids are text, exactly as written. Times are all numbers, or all dates in the
-    extended format of ISO 8601 such as 2020-01-31 or 2020-01-31T12:30, or all dates with a zone,
-    which are converted to UTC. The kind of most rows must be the kind of all; 2020 and 20200131 are
-    numbers. Numbers are as Python's
-    `float` reads them: decimal, "." before the fraction, but without underscores; neither true nor
-    false.
+    - The text is UTF-8, and fields are separated by commas. The first row names the columns. Blank
+      lines are skipped, and blanks around an entry are ignored.
+    - `MISSING` lists the entries that mean a missing value.
+    - Ids are text, exactly as written.
+    - Times are of one kind: numbers, dates, or dates with a time zone. The kind of most rows is
+      taken, and rows of another kind are errors. Dates are in the extended format of ISO 8601, such
+      as 2020-01-31 or 2020-01-31T12:30; 2020 and 20200131 are numbers. Dates with a time zone are
+      converted to UTC.
+    - Numbers are those that Python's `float` reads, with "." before the fraction, but without
+      underscores. true and false are not numbers.
 
     Args:
-        data: what the file holds.
-        name: of the file.
-        columns: of id, time and values.
+        data: the bytes of the file.
+        name: the name of the file.
+        columns: the names of the columns of id, time and values.
 
     Returns:
-        The table, with NaN where an entry cannot be read, without rows that have too many or too
-        few fields; and the problems with both, by the line where the row starts.
+        The table and the errors of its rows, by the line where the row starts. The table holds NaN
+        where an entry cannot be read, and leaves out rows with too many or too few fields.
 
     Raises:
-        ValueError: if the file is no text, or has no such columns.
+        ValueError: if the file is not text, or lacks a column.
     """
     records = _records(_text(data, name))
     places, width = _header(records, name, columns)
     problems = Problems(name, "line")
     lines: list[int] = []
-    # By columns, as Python's garbage collector goes through a million short lists again and again.
+    # Kept by columns: Python's garbage collector is slow with a million short lists of rows.
     entries: list[list[str]] = [[] for _ in columns]
     for line, record in records:
         if isinstance(record, str):
             problems.add(line, "", f"a row must be proper CSV; got {record}")
         elif len(record) != width:
             problems.add(
-                line, "", f"a row must have {width} fields, as the header; got {len(record)}"
+                line, "", f"a row must have {width} fields, as the header has; got {len(record)}"
             )
         else:
             lines.append(line)
             for column, place in zip(entries, places, strict=True):
                 column.append(record[place].strip(BLANKS))
     if not lines and not problems.found:
-        raise ValueError(f"{name} must hold a row below that of its columns; got none.")
+        raise ValueError(f"{name} must hold at least one row below its header; got none.")
     problems.numbers = lines
     who, when, *what = entries
     table = {
@@ -98,7 +100,7 @@ def _line(data: bytes, found: bytes) -> int:
 
 
 def _records(text: str) -> Iterator[tuple[int, list[str] | str]]:
-    """The line where each record starts, and its fields, or what is wrong with them."""
+    """The line where each record starts, with its fields or an error message."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     while True:
         line = reader.line_num + 1
@@ -107,7 +109,7 @@ def _records(text: str) -> Iterator[tuple[int, list[str] | str]]:
         except StopIteration:
             return
         except csv.Error as error:
-            # The reader goes on with the next line.
+            # The reader can continue with the next line.
             yield line, str(error)
             continue
         if record:
@@ -117,7 +119,7 @@ def _records(text: str) -> Iterator[tuple[int, list[str] | str]]:
 def _header(
     records: Iterator[tuple[int, list[str] | str]], name: str, columns: Sequence[str]
 ) -> tuple[list[int], int]:
-    """Where the columns are, and how many there are in all."""
+    """The positions of the columns in the header, and its number of fields."""
     _, header = next(records, (1, []))
     if not header or isinstance(header, str):
         raise ValueError(
@@ -162,17 +164,17 @@ def _number(entry: str) -> float | None:
         number = float(entry)
     except ValueError:
         return None
-    # What else Python takes for NaN, such as -nan, is no sign that nothing was measured.
+    # Python reads other texts as NaN too, such as -nan. They are not in `MISSING`, so are errors.
     return None if number != number or "_" in entry else number
 
 
 def _times(entries: Sequence[str], name: str, problems: Problems) -> np.ndarray:
-    """Floats or dates, the kind with more entries; NaN or NaT where there is no such entry."""
+    """Floats or dates, whichever is more frequent; NaN or NaT for entries of another kind."""
     times = [_time(entry) for entry in entries]
     kinds = Counter(kind for kind, _ in times if kind)
     kind = kinds.most_common(1)[0][0] if kinds else "number"
     absent = [entry in MISSING for entry in entries]
-    rule = "must say when each row was observed"
+    rule = "must hold a time in each row"
     problems.check(name, rule, absent, lambda row: _shown(entries[row]))
     rule = "must hold numbers or ISO 8601 dates, of one kind throughout"
     others = [k != kind for k, _ in times]
@@ -182,7 +184,7 @@ def _times(entries: Sequence[str], name: str, problems: Problems) -> np.ndarray:
 
 
 def _time(entry: str) -> tuple[str, Any]:
-    """The kind of a time and its value; the kind is "" if the text is no time."""
+    """The kind of a time and its value; the kind is "" if the text is not a time."""
     if entry in MISSING:
         return "", None
     number = _number(entry)
@@ -196,7 +198,7 @@ def _time(entry: str) -> tuple[str, Any]:
         if match["zone"] is None:
             return "date", date
         return "date with a zone", date.astimezone(UTC).replace(tzinfo=None)
-    # No such day, or none that Python knows in UTC.
+    # The day does not exist, or its year in UTC is beyond what Python can hold.
     except (ValueError, OverflowError):
         return "", None
 
@@ -211,16 +213,18 @@ def write_csv(df: pd.DataFrame) -> bytes:
     """A table as CSV.
 
     Raises:
-        ValueError: if it holds text that would be read as another one.
+        ValueError: if a text in it would be read as a different text.
     """
     for column in df.columns:
         for text in (column, *df[column]):
             if isinstance(text, str) and reads_otherwise(text):
-                raise ValueError(f"column {column!r} holds {text!r}, which reads as something else")
+                raise ValueError(
+                    f"column {column!r} holds {text!r}, which would be read as something else"
+                )
     return df.to_csv(index=False, lineterminator="\n").encode()
 
 
 def reads_otherwise(text: str) -> bool:
-    """Whether a text would be read from a CSV file as another text, or as a missing value."""
-    # Python's writer leaves a carriage return unquoted, which ends a line for every reader.
+    """Whether a text would be read from a CSV file as a different text, or as a missing value."""
+    # Python's writer does not quote a carriage return, and readers take it for the end of a line.
     return text in MISSING or text != text.strip(BLANKS) or "\r" in text or "\0" in text

@@ -46,16 +46,17 @@ def read_table(
     """The table in a file, and the errors of its rows found so far.
 
     Args:
-        path: its ending says what it is: .csv, .parquet or .nc.
-        id, time, values: the columns that are needed; of a CSV file, others are not read.
+        path: a .csv, .parquet or .nc file; the ending decides how it is read.
+        id, time, values: the columns that are needed. Other columns of a CSV file are not read.
 
     Raises:
-        ValueError: naming the file, if it is not what its ending says or has no such columns.
+        ValueError: naming the file, if it is not of the format that its ending names, or lacks a
+            column.
         ImportError: if pyarrow, which reads Parquet, is missing.
-        OSError: if the system cannot read it.
+        OSError: if the system cannot read the file.
     """
     path, form = check_path(path)
-    with _told(path, "read"):
+    with _named_errors(path, "read"):
         data = path.read_bytes()
     columns = [id, time, *([values] if isinstance(values, str) else values)]
     return form.read(data, str(path), columns)
@@ -65,25 +66,25 @@ def write_table(df: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """Writes a table to a file, whole or not at all.
 
     Args:
-        df: of pandas; its index is left out.
-        path: its ending says what to write: .csv, .parquet or .nc. What is there is replaced once
-            all is written.
+        df: a data frame of pandas; its index is left out.
+        path: of a .csv, .parquet or .nc file; the ending decides the format. An earlier file is
+            replaced once the new one is complete.
 
     Raises:
-        ValueError: naming the file, if its ending is not known or it cannot hold the table.
+        ValueError: naming the file, if its ending is not known or its format cannot hold the table.
         ImportError: if pyarrow, which writes Parquet, is missing.
-        OSError: if the system cannot write it; what was there is left as it was.
+        OSError: if the system cannot write the file. An earlier file is then unchanged.
     """
     path, form = check_path(path)
     try:
         data = form.write(df.reset_index(drop=True))
-    # pyarrow, h5py and xarray raise what they please at entries that they cannot write.
+    # pyarrow, h5py and xarray raise exceptions of many types for entries that they cannot write.
     except Exception as error:
         raise ValueError(
             f"{path} must be given a table that its format can hold; got one that cannot be "
-            f"written: {_said(error)}."
+            f"written: {_message(error)}."
         ) from error
-    with _told(path, "written"):
+    with _named_errors(path, "written"):
         write_bytes(path, data)
 
 
@@ -99,7 +100,7 @@ def _write_parquet(df: pd.DataFrame) -> bytes:
 
 
 def _read_netcdf(data: bytes) -> pd.DataFrame:
-    # Microseconds, as nanoseconds hold the years from 1678 to 2262 only.
+    # In microseconds, as nanoseconds only reach from the year 1678 to 2262.
     dates = xr.coders.CFDatetimeCoder(time_unit="us")
     dataset = xr.load_dataset(
         io.BytesIO(data), engine="h5netcdf", decode_times=dates, decode_timedelta=False
@@ -108,7 +109,7 @@ def _read_netcdf(data: bytes) -> pd.DataFrame:
 
 
 def _write_netcdf(df: pd.DataFrame) -> bytes:
-    # The dimension must have a name that no variable has.
+    # The name of the dimension must differ from the names of all variables.
     row = "row"
     while row in df.columns:
         row += "_"
@@ -119,23 +120,23 @@ def _write_netcdf(df: pd.DataFrame) -> bytes:
 def _by_library(
     read: Callable[[bytes], pd.DataFrame],
 ) -> Callable[[bytes, str, Sequence[str]], tuple[pd.DataFrame, Problems]]:
-    """A reader for files that hold columns, whose rows have no errors of their own."""
+    """A reader for formats in which a file is readable as a whole, or not at all."""
 
     def read_whole(data: bytes, name: str, columns: Sequence[str]):
         try:
             return read(data), Problems(name)
-        # pyarrow, h5py and xarray raise what they please at bytes that are none of theirs.
+        # pyarrow, h5py and xarray raise exceptions of many types for bytes of another format.
         except Exception as error:
             raise ValueError(
                 f"{name} must be what its ending says; got a file that cannot be read as such: "
-                f"{_said(error)}."
+                f"{_message(error)}."
             ) from error
 
     return read_whole
 
 
 class Format(NamedTuple):
-    """How a kind of file is read, as `read_csv` does, and written."""
+    """The functions that read and write one format; `read` has the signature of `read_csv`."""
 
     read: Callable[[bytes, str, Sequence[str]], tuple[pd.DataFrame, Problems]]
     write: Callable[[pd.DataFrame], bytes]
@@ -149,7 +150,7 @@ FORMATS = {
 
 
 def check_path(path: str | os.PathLike[str]) -> tuple[Path, Format]:
-    """The path of a table, and its format, which its ending names.
+    """The path of a table, and the format that its ending names.
 
     Raises:
         ValueError: if the ending is not known.
@@ -165,25 +166,25 @@ def check_path(path: str | os.PathLike[str]) -> tuple[Path, Format]:
     if ending == ".parquet" and find_spec("pyarrow") is None:
         raise ImportError(
             f"pyarrow must be installed for Parquet, by pip install 'np-latentode[parquet]'; got "
-            f"{str(path)!r} and no pyarrow."
+            f"{str(path)!r} without pyarrow."
         )
     return path, FORMATS[ending]
 
 
 @contextmanager
-def _told(path: Path, what: str) -> Iterator[None]:
-    """Reports errors of the system in a sentence that names the file."""
+def _named_errors(path: Path, what: str) -> Iterator[None]:
+    """Raises errors of the system again, in a sentence that names the file."""
     try:
         yield
     except OSError as error:
-        told = type(error)(f"{path} cannot be {what}: {_said(error.strerror or error)}.")
-        told.errno = error.errno
-        raise told from error
-    # A NUL byte in the name, for one.
+        named = type(error)(f"{path} cannot be {what}: {_message(error.strerror or error)}.")
+        named.errno = error.errno
+        raise named from error
+    # For example, if the name holds a NUL byte.
     except ValueError as error:
-        raise ValueError(f"path must name a file; got {str(path)!r}: {_said(error)}.") from error
+        raise ValueError(f"path must name a file; got {str(path)!r}: {_message(error)}.") from error
 
 
-def _said(error: object) -> str:
-    """The message of a library on one line."""
+def _message(error: object) -> str:
+    """The message of a library, on one line."""
     return shorten(str(error), 200).rstrip(".") or type(error).__name__

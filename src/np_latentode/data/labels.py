@@ -17,21 +17,25 @@ UNITS = {
     "m": np.timedelta64(1, "m"),
     "s": np.timedelta64(1, "s"),
 }
-"""What dates can be counted in, by NumPy's codes."""
+"""The units in which dates can be counted, by NumPy's codes."""
 
 DATE = re.compile(
     r"\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d([.,]\d+)?)?)?(?P<zone>Z|[+-]\d\d(:?\d\d)?)?)?", re.ASCII
 )
-"""A date as text, in ISO 8601's extended format."""
+"""A date as text, in the extended format of ISO 8601."""
 
 
 @dataclass(frozen=True)
 class Labels:
     """The names of trajectories, features and times in a table, and their units.
 
-    `ids` are the values of the column `id`, one per trajectory. Where the column `time` held dates,
-    times are counted in `unit` from `origin` on. Of the features in `log`, values are logarithms of
-    what the table held.
+    Args:
+        ids: the entries of the column `id`, one per trajectory.
+        features: the names of the columns of values.
+        id, time: the names of the columns of ids and times.
+        origin, unit: dates are counted in this unit from this origin on. None if the table held
+            numbers for times.
+        log: the features whose values are logarithms of the table's entries.
     """
 
     ids: tuple[Any, ...]
@@ -48,48 +52,48 @@ class Labels:
         return replace(self, ids=tuple(self.ids[i] for i in picked))
 
     def like(self, other: Labels) -> bool:
-        """Whether values and times mean the same in both tables."""
+        """Whether values and times have the same meaning in both tables."""
         ours, theirs = ((x.features, x.origin, x.unit, x.log) for x in (self, other))
         return ours == theirs
 
     def own_units(self, values: Any) -> np.ndarray:
-        """Values, or draws of them, in the units of the table: exp of those in `log`.
+        """Values, or draws of them, in the units of the table: exp of the features in `log`.
 
         Args:
             values: shape (..., feature).
 
         Raises:
-            ValueError: if there are more features, or fewer, than labels.
+            ValueError: if the number of features is not that of the labels.
         """
         values = np.asarray(values)
         if values.shape[-1:] != (len(self.features),):
             raise ValueError(
                 f"values must have {len(self.features)} features on their last axis, as the "
-                f"labels; got shape {values.shape}."
+                f"labels have; got shape {values.shape}."
             )
         logged = np.array([name in self.log for name in self.features])
         if not logged.any():
             return values
-        # In double precision, which holds the exponential of every logarithm of a double.
+        # In single precision, the exponential could overflow.
         own = values.astype(float)
         own[..., logged] = np.exp(own[..., logged])
         return own
 
     def counted(self, dates: Any) -> np.ndarray:
-        """Dates as times, in the unit from the origin on; the inverse of `calendar`.
+        """Dates as times, counted in the unit from the origin on; the inverse of `calendar`.
 
         Raises:
-            ValueError: if the table held numbers for times, or these are no dates.
+            ValueError: if the table held numbers for times, or `dates` are not dates.
         """
         if self.origin is None or self.unit is None:
             raise ValueError(
-                f"dates must be numbers, as those of {self.time!r} are; got {dates!r}."
+                f"dates must be numbers, as the times in {self.time!r} are; got {dates!r}."
             )
         try:
             if isinstance(dates, str):
                 match = DATE.fullmatch(dates)
                 if match is None or match["zone"]:
-                    raise ValueError("NumPy knows other texts, such as today")
+                    raise ValueError("NumPy would also read other texts, such as today")
             since = np.asarray(dates, "datetime64[us]") - self.origin
             return np.asarray(since / UNITS[self.unit])
         except (TypeError, ValueError) as error:
@@ -101,7 +105,7 @@ class Labels:
         return f"values {', '.join(names)}{times}"
 
     def calendar(self, times: np.ndarray) -> np.ndarray:
-        """Times as the table had them: numbers, or dates to the microsecond."""
+        """Times as in the table: numbers, or dates to the microsecond."""
         if self.origin is None or self.unit is None:
             return times
         step = UNITS[self.unit] / np.timedelta64(1, "us")

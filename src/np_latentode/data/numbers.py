@@ -1,4 +1,4 @@
-"""Numbers that users pass: conversion to arrays of JAX, and checks of times and values."""
+"""Arrays that users pass: conversion to JAX, and checks of times and values."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from jaxtyping import Array, ArrayLike
 __all__ = ["Numbers", "as_floats", "check_shapes", "check_times", "check_values", "is_concrete"]
 
 Numbers = ArrayLike | Sequence[Any]
-"""An array, or what NumPy makes one of."""
+"""An array, or nested sequences of numbers."""
 
 
 def is_concrete(*arrays: Any) -> bool:
-    """True where every array has values now, False inside a JAX transformation."""
+    """True if all arrays have known values; False for tracers of a JAX transformation."""
     return not any(isinstance(array, jax.core.Tracer) for array in arrays)
 
 
 def as_floats(name: str, array: Numbers) -> Array:
-    """The numbers in JAX's present float type, or a ValueError that names the argument."""
+    """Converts numbers to JAX's default float type.
+
+    Raises:
+        ValueError: naming the argument, if they are not a rectangular array of numbers.
+    """
     if not isinstance(array, jax.Array):
         try:
             array = np.asarray(array)
@@ -36,10 +40,11 @@ def as_floats(name: str, array: Numbers) -> Array:
 
 
 def check_shapes(times: Array, values: Array) -> None:
+    """Refuses shapes that disagree, or have an axis of length 0."""
     if times.ndim != 2 or values.ndim != 3 or times.shape != values.shape[:2]:
         raise ValueError(
             "times must have shape (trajectory, time) and values (trajectory, time, feature), "
-            f"alike in their first two axes; got {times.shape} and {values.shape}."
+            f"the same in their first two axes; got {times.shape} and {values.shape}."
         )
     if 0 in values.shape:
         raise ValueError(
@@ -49,6 +54,7 @@ def check_shapes(times: Array, values: Array) -> None:
 
 
 def check_times(times: np.ndarray) -> None:
+    """Refuses times that are not finite, or that decrease along a trajectory."""
     if not np.isfinite(times).all():
         i, k = np.argwhere(~np.isfinite(times))[0]
         raise ValueError(f"times must be finite; got {times[i, k]} at times[{i}, {k}].")
@@ -61,6 +67,7 @@ def check_times(times: np.ndarray) -> None:
 
 
 def check_values(values: np.ndarray, observed: np.ndarray) -> None:
+    """Refuses observed values that are infinite."""
     infinite = np.isinf(values) & observed
     if infinite.any():
         i, k, d = np.argwhere(infinite)[0]

@@ -13,12 +13,12 @@ SHOWN = 5
 """The number of problems that a message shows; the error holds all of them."""
 
 
-class MalformedRows(ValueError):  # noqa: N818 - it is raised with rows, not with an error
-    """All rows of a table that cannot be read.
+class MalformedRows(ValueError):  # noqa: N818 - the name says what the error holds: rows
+    """Some rows of a table cannot be read; the error holds all of them.
 
     Args:
-        problems: pairs (row, sentence); rows are numbered from 0, the lines of a file from 1.
-        name: of the table; messages begin with it.
+        problems: pairs (row, sentence). Rows are numbered from 0, lines of a file from 1.
+        name: the name of the table; messages begin with it.
     """
 
     problems: tuple[tuple[int, str], ...]
@@ -46,9 +46,9 @@ class Problems:
     """Collects the errors of a table's rows.
 
     Args:
-        name: of the table; messages begin with it.
-        noun: what rows are called.
-        numbers: of the rows. Default: 0, 1, and so on.
+        name: the name of the table; messages begin with it.
+        noun: the word for a row in messages: "row" or "line".
+        numbers: the number of each row in messages. Default: 0, 1, and so on.
     """
 
     def __init__(self, name: str = "", noun: str = "row", numbers: Sequence[int] | None = None):
@@ -56,11 +56,18 @@ class Problems:
         self.found: dict[tuple[int, str], str] = {}
 
     def add(self, number: int, column: str, what: str) -> None:
-        """Adds an error of a row's column, unless that column has one already."""
+        """Adds an error for one row and column, unless there is one already."""
         self.found.setdefault((number, column), what)
 
     def check(self, column: str, rule: str, bad: Any, got: Callable[[int], Any]) -> None:
-        """Adds an error for each row where `bad` is True, with its entry in the column."""
+        """Adds an error for each row where `bad` is True.
+
+        Args:
+            column: the name of the column.
+            rule: the rule that its entries must obey.
+            bad: booleans, one per row.
+            got: the entry of a row, as the message shows it.
+        """
         for row in np.flatnonzero(bad).tolist():
             number = row if self.numbers is None else int(self.numbers[row])
             self.add(number, column, f"column {column!r} {rule}; got {got(row)}")

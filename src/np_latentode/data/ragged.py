@@ -1,4 +1,4 @@
-"""Series of unequal lengths, padded into one batch."""
+"""Padding: trajectories of unequal lengths as one batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["pad"]
 def pad(
     sequences: Iterable[tuple[Numbers, Numbers]], num_features: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Times (trajectory, time) and values (trajectory, time, feature), NaN in padded slots.
+    """Times (trajectory, time) and values (trajectory, time, feature), with NaN in padded slots.
 
     Arguments and errors are those of `Trajectories.from_ragged`.
     """

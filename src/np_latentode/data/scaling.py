@@ -1,4 +1,4 @@
-"""Units: the affine maps between the data and what networks see."""
+"""Scaling: the affine maps between original units and the scaled units of the networks."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from np_latentode.data.trajectories import Trajectories
 __all__ = ["Scaling", "check_scaling"]
 
 SPAN = 5.0
-"""The length of the training data in scaled time: over it, the slopes of a network fresh from its
-initialisation carry a state about as far as trajectories go."""
+"""The length of the training data in scaled time. Over this length, the initial dynamics move a
+state about as far as data move."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
     """Affine units of values and time, and the one time `t0` at which z0 lives.
 
-    Networks see `(values - loc) / scale` and `(times - t0) / time_unit`; everything outside the
-    model and the guide is in the original units. Model and guide must be given the same scaling.
+    Networks see `(values - loc) / scale` and `(times - t0) / time_unit`. Everything outside of the
+    model and the guide is in original units. Model and guide must be given the same scaling.
 
     Args:
-        loc, scale: shape (feature,), the origin and the unit of each feature; scale > 0.
+        loc, scale: the origin and the unit of each feature, shape (feature,); scale > 0.
         t0: the time of z0, in original units. No observation may be earlier.
         time_unit: the length of one scaled unit of time, in original units; > 0.
-        labels: of the table trained on; others of other values or another calendar are refused.
+        labels: the labels of the training table. Tables with other features, or with another
+            origin or unit of time, are refused.
     """
 
     loc: np.ndarray
@@ -58,15 +59,16 @@ class Scaling:
 
     @classmethod
     def identity(cls, num_features: int, *, t0: float = 0.0) -> Scaling:
-        """Leaves every number as it is: for dynamics written in physical units."""
+        """Changes no number: for dynamics that are written in physical units."""
         return cls(np.zeros(num_features), np.ones(num_features), t0)
 
     @classmethod
     def fit(cls, train: Trajectories, *, t0: float | None = None) -> Scaling:
-        """Mean and standard deviation of each feature's observed values; time in fifths of the
-        span from t0 to the latest observation.
+        """Units of the training data.
 
-        A feature that never varies keeps its own size as its unit.
+        `loc` and `scale` are mean and standard deviation of each feature's observed values. The
+        unit of time is a fifth of the span from t0 to the latest observation. The unit of a
+        constant feature is its absolute value, or 1 if that is 0.
 
         Args:
             train: the trajectories that the model will be fitted on.
@@ -87,7 +89,7 @@ class Scaling:
         loc = np.mean(values, axis=(0, 1), where=mask)
         sd = np.std(values, axis=(0, 1), where=mask)
         size = np.where(loc == 0, 1.0, np.abs(loc))
-        # Rounding leaves a constant feature a deviation of a few units in the last place.
+        # Rounding gives a constant feature a standard deviation of a few units in the last place.
         constant = sd <= np.abs(loc) * 8 * np.finfo(train.values.dtype).eps
         span = max(float(times.max()) - t0, 0.0)
         scaling = cls(loc, np.where(constant, size, sd), t0, (span or 1.0) / SPAN, train.labels)
@@ -95,11 +97,12 @@ class Scaling:
         return scaling
 
     def check(self, trajectories: Trajectories, *, name: str) -> None:
-        """Refuses trajectories of other features, labels or times than these units.
+        """Refuses trajectories that do not fit these units.
 
         Raises:
-            ValueError: if the number of features differs or, where values are known (outside of
-                a JAX transformation), an observation is earlier than t0.
+            ValueError: if the number of features or the labels differ, or an observation is earlier
+                than t0. Times are checked only outside of JAX transformations, where they are
+                known.
         """
         if trajectories.num_features != len(self.loc):
             raise ValueError(
@@ -109,28 +112,29 @@ class Scaling:
         ours, theirs = self.labels, trajectories.labels
         if ours and theirs and not ours.like(theirs):
             raise ValueError(
-                f"{name} must be read as the table trained on was, {ours}; got {theirs}."
+                f"{name} must have the features, units and origin of the training table, {ours}; "
+                f"got {theirs}."
             )
         if is_concrete(trajectories.times, trajectories.mask):
-            # In NumPy, as JAX would trace operations on known values inside of `jax.jit`.
+            # In NumPy: inside `jax.jit`, JAX would trace these operations even on known values.
             observed = np.asarray(trajectories.mask).any(-1)
             self._check_times(np.asarray(trajectories.times), observed, name)
 
     def check_times(self, times: Array, *, name: str) -> None:
-        """Refuses times that are not finite or earlier than t0, where their values are known."""
+        """Refuses times that are not finite or earlier than t0, if their values are known."""
         if is_concrete(times):
             if not np.isfinite(times).all():
                 raise ValueError(f"{name} must be finite; got {times}.")
             self._check_times(np.asarray(times), np.ones(times.shape, bool), name)
 
     def _check_times(self, times: np.ndarray, relevant: np.ndarray, name: str) -> None:
-        # t0 and times may have been rounded to different precisions.
+        # t0 and times may have been rounded in different precisions.
         slack = 8 * np.finfo(times.dtype).eps * max(abs(self.t0), self.time_unit)
         early = relevant & (times < self.t0 - slack)
         if early.any():
             raise ValueError(
                 f"{name} must not be earlier than t0 = {self.t0:g}, the time of z0; "
-                f"got {times[early].min():g}. Build model and guide with an earlier one: "
+                f"got {times[early].min():g}. Build model and guide with an earlier t0: "
                 "scaling=Scaling.fit(train, t0=...)."
             )
 

@@ -1,4 +1,4 @@
-"""Tables: long data frames, one row per visit, to trajectories and back."""
+"""Tables: conversion of long data frames, one row per visit, to trajectories and back."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def from_rows(
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], Labels]:
     """A pair (times, values) for each id, in the order of their first rows, and the labels.
 
-    Arguments and errors are those of `Trajectories.from_dataframe`; `problems` are those found
-    before, while the rows were read from a file.
+    Arguments and errors are those of `Trajectories.from_dataframe`. `problems` holds the errors
+    that were found while the rows were read from a file.
     """
     problems = problems or Problems()
     frame = _frame(df)
@@ -53,7 +53,8 @@ def _check_columns(frame: nw.DataFrame, columns: list[str], log: list[str]) -> N
     values = columns[2:]
     if not values or len(set(columns)) != len(columns):
         raise ValueError(
-            f"id, time and values must name different columns, one value at least; got {columns}."
+            f"id, time and values must name different columns, and values at least one; "
+            f"got {columns}."
         )
     if missing := [name for name in columns if name not in frame.columns]:
         raise ValueError(
@@ -82,15 +83,15 @@ def _check_precision(
     rows: list[np.ndarray],
     problems: Problems,
 ) -> None:
-    """Refuses different times of one id that are equal in JAX's float type."""
+    """Refuses different times of one id that become equal in JAX's float type."""
     rounded, lost = when.astype(jnp.result_type(float)), np.zeros(len(when), bool)
     for mine in rows:
         lost[mine[1:]] = (np.diff(when[mine]) > 0) & (np.diff(rounded[mine]) == 0)
     if lost.any():
         entries = column.to_list()
         rule = (
-            f"must not have times of one {id} that are equal as floats of JAX; count from a later "
-            "origin, or in double precision (jax_enable_x64)"
+            f"must not hold different times of one {id} that are equal in JAX's float type; count "
+            "from a later origin, or use double precision (jax_enable_x64)"
         )
         problems.check(time, rule, lost, lambda row: repr(entries[row]))
         problems.raise_if_any()
@@ -99,7 +100,7 @@ def _check_precision(
 def to_rows(
     times: np.ndarray, values: np.ndarray, mask: np.ndarray, labels: Labels, *, backend: Any
 ) -> Any:
-    """A row for each time at which something was observed, empty where a feature was not."""
+    """A table with a row for each observed time, empty where a feature was not observed."""
     i, k = np.nonzero(mask.any(-1))
     seen = np.where(mask, labels.own_units(values), np.nan)[i, k]
     columns = {
@@ -107,7 +108,7 @@ def to_rows(
         labels.time: labels.calendar(times[i, k]),
         **{name: seen[:, j] for j, name in enumerate(labels.features)},
     }
-    return _written(columns, labels.features, backend)
+    return _to_native(columns, labels.features, backend)
 
 
 def tidy_forecast(
@@ -120,29 +121,31 @@ def tidy_forecast(
 ) -> Any:
     """Forecasts as a tidy table: a row for each id, time and feature.
 
-    Columns: those of id and time as the table had them, `feature`, and `mean`, `sd` and one column
-    a quantile, named after it, of new observations in the units of the table.
+    The columns are id and time as in the table, `feature`, `mean`, `sd`, and one column per
+    quantile, such as `q0.05`. They describe new observations, noise included, in the units of the
+    table.
 
     Args:
         draws: as `forecast` returns them.
-        times: where it made them, (time,) or (trajectory, time).
+        times: the times of the forecast, (time,) or (trajectory, time).
         labels: `Trajectories.names` of the context.
-        quantiles: between 0 and 1.
-        backend: of the data frame, as narwhals names them: "pandas", "polars", "pyarrow".
+        quantiles: numbers between 0 and 1.
+        backend: the library of the data frame: "pandas", "polars" or "pyarrow".
 
     Raises:
-        ValueError: if the draws are of other trajectories or features, or a quantile is none.
+        ValueError: if draws, times and labels do not agree, or a quantile is not between 0 and 1.
     """
     quantiles = [float(q) for q in quantiles]
     _check_quantiles(quantiles)
     if not isinstance(labels, Labels):
         raise ValueError(
-            f"labels must be `names` of the context, a Labels; got {type(labels).__name__}."
+            f"labels must be the `names` of the context, of type Labels; "
+            f"got {type(labels).__name__}."
         )
     names = [labels.id, labels.time, *forecast_columns(quantiles)]
     if len(set(names)) != len(names):
         raise ValueError(
-            "id, time and quantiles must have names of their own, beside feature, mean and sd; "
+            "id, time and quantiles must have different names, and none of feature, mean and sd; "
             f"got {names}."
         )
     x = np.asarray(draws["x"], dtype=float)
@@ -159,7 +162,7 @@ def tidy_forecast(
     levels = np.quantile(x, quantiles, axis=0)
     for name, level in zip(names[len(columns) :], levels, strict=True):
         columns[name] = level[i, k, j]
-    return _written(columns, (), backend)
+    return _to_native(columns, (), backend)
 
 
 def _check_quantiles(quantiles: list[float]) -> None:
@@ -174,8 +177,8 @@ def _draw_times(x: np.ndarray, times: Any, labels: Labels) -> np.ndarray:
     shape = (len(labels.ids), len(labels.features))
     if (x.shape[1], x.shape[3]) != shape:
         raise ValueError(
-            f"draws must be of {shape[0]} trajectories and {shape[1]} features, as the labels; got "
-            f"{x.shape[1]} and {x.shape[3]}."
+            f"draws must be of {shape[0]} trajectories and {shape[1]} features, as the labels are; "
+            f"got {x.shape[1]} and {x.shape[3]}."
         )
     when = np.asarray(times)
     if when.shape not in (x.shape[2:3], x.shape[1:3]):
@@ -187,13 +190,14 @@ def _draw_times(x: np.ndarray, times: Any, labels: Labels) -> np.ndarray:
 
 
 def forecast_columns(quantiles: Sequence[float]) -> list[str]:
-    """What a tidy forecast has beside id and time."""
+    """The columns of a tidy forecast besides id and time."""
     return ["feature", "mean", "sd", *(f"q{q:g}" for q in quantiles)]
 
 
-def _written(columns: dict[str, Any], holey: Sequence[str], backend: Any) -> Any:
+def _to_native(columns: dict[str, Any], with_nulls: Sequence[str], backend: Any) -> Any:
+    """A data frame of the backend, with null for NaN in the columns `with_nulls`."""
     frame = nw.from_dict(columns, backend=backend)
-    return frame.with_columns(nw.col(*holey).fill_nan(None) if holey else []).to_native()
+    return frame.with_columns(nw.col(*with_nulls).fill_nan(None) if with_nulls else []).to_native()
 
 
 def _frame(df: Any) -> nw.DataFrame:
@@ -201,7 +205,7 @@ def _frame(df: Any) -> nw.DataFrame:
         return nw.from_native(df, eager_only=True)
     except TypeError as error:
         raise ValueError(
-            "df must be a data frame, of pandas or polars, say, and collected if it is lazy; "
+            "df must be a data frame, for example of pandas or polars, and not a lazy one; "
             f"got {type(df).__name__}."
         ) from error
 
@@ -210,13 +214,13 @@ def _numbers(column: nw.Series, name: str) -> np.ndarray:
     """Floats, NaN where the table is empty."""
     dtype = column.dtype
     if column.is_null().all():
-        # Of whatever type an empty column is taken for.
+        # An empty column may have any type.
         return np.full(len(column), np.nan)
     if dtype.is_numeric() or dtype == nw.Boolean:
         return np.asarray(column.cast(nw.Float64).to_numpy(), dtype=float)
     if dtype == nw.Object and not any(isinstance(entry, str) for entry in column.to_list()):
         try:
-            # Decimals in pandas, numbers beside None.
+            # In pandas, decimals are objects, and so are numbers in a column with None.
             numbers = np.array([np.nan if x is None else x for x in column.to_list()], dtype=float)
         except (TypeError, ValueError):
             numbers = np.empty((0, 0))
@@ -235,9 +239,9 @@ def _listed(names: Sequence[str]) -> list[str]:
 
 def _ids(column: nw.Series, name: str, problems: Problems) -> list[Any]:
     who = column.to_list()
-    # A comparison with pandas.NA has no truth, and NaN in polars is not null.
+    # In polars, NaN is not null. Nulls go first, as `pandas.NA != pandas.NA` is not a boolean.
     nothing = [empty or x != x for empty, x in zip(column.is_null().to_list(), who, strict=True)]
-    problems.check(name, "must name whose each row is", nothing, lambda row: "nothing")
+    problems.check(name, "must hold an id in each row", nothing, lambda row: "nothing")
     return who
 
 
@@ -255,7 +259,7 @@ def _values(column: nw.Series, name: str, log: bool, problems: Problems) -> np.n
 
 
 def _check_size(numbers: np.ndarray, name: str, problems: Problems) -> None:
-    """Adds an error for numbers that are infinite in JAX's present float type."""
+    """Adds an error for each number that is infinite in JAX's default float type."""
     largest = float(jnp.finfo(jnp.result_type(float)).max)
     rule = f"must be at most {largest:.1e} in size, as floats of JAX are"
     problems.check(name, rule, np.abs(numbers) > largest, lambda row: numbers[row])
@@ -264,7 +268,7 @@ def _check_size(numbers: np.ndarray, name: str, problems: Problems) -> None:
 def _times(
     column: nw.Series, name: str, origin: Any, unit: str, problems: Problems
 ) -> tuple[np.ndarray, np.datetime64 | None, str | None]:
-    """Times as floats, and for dates the origin and the unit in which they are counted."""
+    """Times as floats; for dates also the origin and the unit in which they are counted."""
     if unit not in UNITS:
         raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}.")
     dates = _dates(column)
@@ -280,28 +284,28 @@ def _times(
             entry = next((x for x in entries if x is not None), None)
             raise ValueError(
                 f"column {name!r} must hold numbers, dates or datetimes; got {column.dtype}, such "
-                f"as {entry!r}. Text is read by pandas.to_datetime or polars' str.to_datetime."
+                f"as {entry!r}. Convert text with pandas.to_datetime or polars' str.to_datetime."
             ) from error
         absent = ~np.isfinite(when)
     else:
         absent = np.isnat(dates)
         try:
-            # NaT where there is no date at all.
+            # NaT if the column holds no date at all.
             start = np.sort(dates)[0] if origin is None else np.datetime64(origin, "us")
         except ValueError as error:
             raise ValueError(f"origin must be a date; got {origin!r}.") from error
         origin = start
         when = (dates - start) / UNITS[unit]
-    rule = "must say when each row was observed"
+    rule = "must hold a time in each row"
     problems.check(name, rule, absent, lambda row: repr(entries[row]))
     _check_size(when, name, problems)
     return when, origin, None if dates is None else unit
 
 
 def _dates(column: nw.Series) -> np.ndarray | None:
-    """Dates and times in UTC, to the microsecond; None where the column holds none."""
+    """Dates in UTC, to the microsecond; None if the column does not hold dates."""
     if column.dtype == nw.Object:
-        # Dates in pandas are objects. NumPy would take a number beside them for microseconds.
+        # In pandas, dates are objects. NumPy would read a number among them as microseconds.
         known = column.drop_nulls().to_list()
         if not known or not all(hasattr(entry, "isoformat") for entry in known):
             return None

@@ -1,4 +1,4 @@
-"""What was observed, and when: a batch of irregular time series as one pytree."""
+"""Trajectories: a batch of irregular time series as one pytree."""
 
 from __future__ import annotations
 
@@ -32,20 +32,21 @@ __all__ = ["Trajectories"]
 class Trajectories:
     """A batch of irregularly sampled trajectories, each with its own times.
 
-    Observation `values[i, k, d]` was made at `times[i, k]` where `mask[i, k, d]` is True. Shorter
-    trajectories are padded: their last time is repeated and their mask is False. Unobserved
-    values are stored as zero, so that nothing downstream can read them.
+    `values[i, k, d]` was observed at `times[i, k]` if `mask[i, k, d]` is True. Shorter trajectories
+    are padded: their last time is repeated and their mask is False. Unobserved values are stored as
+    zero, so that nothing can depend on them.
 
-    A pytree (`jax.jit`, `jax.tree.map` and `jax.vmap` see its three arrays). `len` counts
-    trajectories, and indexing selects trajectories: an integer, a slice, or an index array.
+    A pytree: `jax.jit`, `jax.tree.map` and `jax.vmap` see its three arrays. `len` counts
+    trajectories. An index selects trajectories: an integer, a slice, or an index array.
 
-    `labels` are what a table called trajectories, features and times; None without a table, and
-    behind JAX's transformations, which know arrays only.
+    `labels` are the names of trajectories, features and times in a table. They are None without a
+    table, and in the results of JAX's transformations, which only keep arrays.
 
     Args:
-        times: shape (trajectory, time), finite and never decreasing along a trajectory.
+        times: shape (trajectory, time); finite, and never decreasing along a trajectory.
         values: shape (trajectory, time, feature). NaN means unobserved.
-        mask: booleans of the shape of `values`, True where observed. Default: all that is not NaN.
+        mask: booleans of the shape of `values`, True where observed. Default: True where values are
+            not NaN.
 
     Raises:
         ValueError: if shapes disagree, there is no trajectory, times decrease or are not finite,
@@ -90,13 +91,13 @@ class Trajectories:
         """Pads trajectories of unequal lengths into one batch.
 
         Args:
-            sequences: a pair (times (time,), values (time, feature)) a trajectory; values of shape
-                (time,) are taken as one feature. NaN means unobserved. A pair of empty sequences
-                is a trajectory of which nothing is known.
-            num_features: the number of features, needed only where no trajectory has a value.
+            sequences: one pair per trajectory: times (time,) and values (time, feature). Values of
+                shape (time,) are one feature. NaN means unobserved. A pair of empty sequences is a
+                trajectory without observations.
+            num_features: the number of features; needed only if no trajectory has a value.
 
         Raises:
-            ValueError: if there is no trajectory, or one of them is malformed (named by its index).
+            ValueError: if there is no trajectory, or one is malformed; it is named by its index.
         """
         return cls(*pad(sequences, num_features))
 
@@ -114,26 +115,29 @@ class Trajectories:
     ) -> T:
         """Trajectories from a long table: each row holds an id, a time, and measurements.
 
-        Rows may come in any order. Those of one id and time are observations of their own, in the
-        order of the table; a row without any measurement is none, but an id that has no other is a
-        trajectory all the same. Trajectories come in the order of their first rows.
+        Rows may come in any order, and trajectories come in the order of their first rows. Several
+        rows of one id and time are separate observations, in the order of the table. A row without
+        measurements is not an observation. An id that has only such rows is a trajectory without
+        observations.
 
         Args:
-            df: a data frame of pandas, polars, pyarrow, or whatever else narwhals knows.
-            id: the column of who it is.
-            time: the column of when: numbers, dates, or datetimes (those with a zone in UTC).
-            values: the columns of what was measured, numbers or true and false; empty where not.
-            log: those of them that are modelled by their logarithm, which `values` then hold;
-                tables and figures that are made of them are in the column's own units.
-            origin: the date that times are counted from. Default: the first one. A table to
-                forecast from must be given that of the table trained on, `train.labels.origin`.
-            unit: what dates are counted in: W, D, h, m or s.
+            df: a data frame of pandas, polars, pyarrow, or another library that narwhals supports.
+            id: the column that identifies trajectories.
+            time: the column of times: numbers, dates, or datetimes. Datetimes with a time zone are
+                converted to UTC.
+            values: the columns of measurements: numbers, or true and false. An empty entry was not
+                measured.
+            log: the columns among `values` that are modelled by their logarithm. `values` of the
+                trajectories are then logarithms; tables and figures stay in the column's own units.
+            origin: the date from which times are counted. Default: the first date. A table to
+                forecast from must get the origin of the training table, `train.labels.origin`.
+            unit: the unit in which dates are counted: W, D, h, m or s.
 
         Raises:
-            MalformedRows: a ValueError that holds the column, the row (from 0) and what came, of
-                all rows without id or time, with an infinite value, or one in `log` that is not
-                positive.
-            ValueError: if the table has no such column or no rows, or holds text.
+            MalformedRows: a ValueError that lists all rows without id or time, with an infinite
+                value, or with a value in `log` that is not positive; each with its number (from 0),
+                the column and what came.
+            ValueError: if the table lacks a column, has no rows, or holds text.
         """
         return cls._labelled(
             from_rows(df, id=id, time=time, values=values, log=log, origin=origin, unit=unit)
@@ -151,22 +155,22 @@ class Trajectories:
         origin: Any = None,
         unit: str = "D",
     ) -> T:
-        """Trajectories from a file that holds a long table, as `from_dataframe` takes it.
+        """Trajectories from a file that holds a long table; see `from_dataframe`.
 
         Args:
-            path: of a .csv, .parquet or .nc (netCDF) file. `csv_files.read_csv` says how text is
-                read; ids stay text. What stands in an index of a table, or in coordinates of a
-                grid, are columns.
+            path: of a .csv, .parquet or .nc (netCDF) file. `csv_files.read_csv` says how CSV is
+                read; its ids stay text. The index of a table and the coordinates of a grid are
+                columns.
             id, time, values, log, origin, unit: as in `from_dataframe`.
 
         Raises:
-            MalformedRows: a ValueError that holds all rows that cannot be read: lines of a CSV file
+            MalformedRows: a ValueError that lists all rows that cannot be read: lines of a CSV file
                 (from 1), or rows (from 0).
-            ValueError: naming the file, if it is no such file or has no such column.
+            ValueError: naming the file, if it has another format or lacks a column.
             ImportError: if pyarrow, which reads Parquet, is missing.
             OSError: if the system cannot read the file.
         """
-        # With pandas and xarray, which take most of a second to import.
+        # Imported here, as pandas and xarray take most of a second.
         from np_latentode.data.files import read_rows
 
         return cls._labelled(
@@ -183,13 +187,13 @@ class Trajectories:
         return self
 
     def to_dataframe(self, *, backend: Any = "pandas") -> Any:
-        """A long table of the observations: one row per time, empty where nothing was observed.
+        """A long table of the observations: one row per id and time, empty where not observed.
 
-        Its units are those of the table that the trajectories came from: of a feature in
-        `names.log`, the exponential of `values`.
+        Its units are those of the original table: a feature in `names.log` is the exponential of
+        `values`.
 
         Args:
-            backend: of the data frame, as narwhals names them: "pandas", "polars", "pyarrow".
+            backend: the library of the data frame: "pandas", "polars" or "pyarrow".
         """
         return to_rows(
             *(np.asarray(a) for a in (self.times, self.values, self.mask)),
@@ -198,15 +202,15 @@ class Trajectories:
         )
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
-        """Writes what `to_dataframe` gives to a .csv, .parquet or .nc file, whole or not at all.
+        """Writes the table of `to_dataframe` to a .csv, .parquet or .nc file, whole or not at all.
 
         Args:
-            path: what is there is replaced once all is written.
+            path: of the file. An earlier file is replaced once the new one is complete.
 
         Raises:
             ValueError: if the file's format is not known, or cannot hold an id or a name.
             ImportError: if pyarrow, which writes Parquet, is missing.
-            OSError: if the system cannot write the file; what was there is left as it was.
+            OSError: if the system cannot write the file. An earlier file is then unchanged.
         """
         from np_latentode.data.files import write_table
 
@@ -214,12 +218,12 @@ class Trajectories:
 
     @property
     def names(self) -> Labels:
-        """The labels, or 0, 1, ... and x_0, x_1, ... where there are none."""
+        """The labels; without a table, ids 0, 1, ... and features x_0, x_1, ..."""
         features = tuple(f"x_{j}" for j in range(self.num_features))
         return self.labels or Labels(tuple(range(len(self))), features)
 
     def before[T: Trajectories](self: T, time: Numbers) -> T:
-        """The same trajectories with only what was observed up to and including `time`.
+        """The same trajectories with only their observations up to and including `time`.
 
         Args:
             time: one time for all, or one per trajectory, shape (trajectory,).
@@ -227,7 +231,7 @@ class Trajectories:
         return self._where(self.times <= self._per_trajectory(time))
 
     def after[T: Trajectories](self: T, time: Numbers) -> T:
-        """The same trajectories with only what was observed later than `time`: the complement of
+        """The same trajectories with only their observations later than `time`: the complement of
         `before(time)`.
 
         Args:
@@ -236,11 +240,11 @@ class Trajectories:
         return self._where(self.times > self._per_trajectory(time))
 
     def split[T: Trajectories](self: T, share: float = 0.5) -> tuple[T, T]:
-        """Splits the observed times of each trajectory: the first share, rounded up, to forecast
-        from, and the rest, to compare forecasts with.
+        """Splits each trajectory in time: early observations to forecast from, and late ones to
+        compare forecasts with.
 
         Args:
-            share: of the times at which anything was observed, between 0 and 1.
+            share: the share of the observed times that are early, rounded up; between 0 and 1.
 
         Raises:
             ValueError: if the share is not between 0 and 1.
@@ -248,17 +252,17 @@ class Trajectories:
         if not 0 < share < 1:
             raise ValueError(f"share must lie between 0 and 1; got {share}.")
         observed = self.observed
-        # What was observed at one time is not torn apart.
+        # Observations at one time stay together.
         latest = jax.lax.cummax(jnp.where(observed, self.times, -jnp.inf), axis=1)
         earlier = jnp.pad(latest[:, :-1], ((0, 0), (1, 0)), constant_values=-jnp.inf)
         new = observed & (self.times > earlier)
-        # Rounded up, but for what is no more than rounding itself.
+        # A product such as 0.1 * 10 may be slightly too large, which must not count as one more.
         count = jnp.ceil(share * new.sum(1, keepdims=True) - 1e-4)
         early = jnp.cumsum(new, axis=1) <= count
         return self.keep(early), self.keep(~early)
 
     def keep[T: Trajectories](self: T, mask: Numbers) -> T:
-        """The same trajectories with only the observations where `mask` is True as well.
+        """The same trajectories with only those observations where `mask` is True.
 
         Args:
             mask: booleans of shape (trajectory, time) or (trajectory, time, feature).
@@ -273,6 +277,7 @@ class Trajectories:
 
     @property
     def num_features(self) -> int:
+        """The number of features."""
         return self.values.shape[2]
 
     @property
@@ -307,7 +312,7 @@ class Trajectories:
                 raise IndexError(f"index must lie within {len(self)} trajectories; got {index}.")
             index = slice(index, index + 1 or None)
         elif not isinstance(index, slice) and is_concrete(index):
-            # NumPy, as JAX would clamp an index that is out of range to the last trajectory.
+            # In NumPy: JAX would replace an index out of range by that of the last trajectory.
             try:
                 index = np.arange(len(self))[np.asarray(index)]
             except IndexError as error:
@@ -325,7 +330,7 @@ class Trajectories:
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], dict[str, Any]]:
         arrays = [(jax.tree_util.GetAttrKey(n), getattr(self, n)) for n in self._arrays]
-        # Labels are left out: they would make a program anew for every set of ids.
+        # Without labels: with them, JAX would compile a new program for every set of ids.
         kept = {*self.__dict__} - {*self._arrays, "labels"}
         return arrays, {name: self.__dict__[name] for name in kept}
 
@@ -333,7 +338,7 @@ class Trajectories:
     def tree_unflatten[T: Trajectories](
         cls: type[T], rest: dict[str, Any], arrays: Iterable[Any]
     ) -> T:
-        # JAX rebuilds pytrees around tracers and placeholders, so nothing is checked here.
+        # Unchecked, as JAX also rebuilds pytrees with tracers and placeholders in place of arrays.
         self = object.__new__(cls)
         self.__dict__.update(zip(cls._arrays, arrays, strict=True), **rest)
         return self

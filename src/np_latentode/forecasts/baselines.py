@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import PchipInterpolator
 
+from np_latentode.data.checks import check_counts
 from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
 
@@ -19,13 +20,13 @@ Prediction = Float[np.ndarray, "trajectory query feature"]
 
 
 def constant(train: Trajectories, context: Trajectories, times: np.ndarray) -> Prediction:
-    """Each feature's mean over `train`, at every time."""
+    """Each feature's mean in the training data, at every time."""
     mean = np.mean(np.asarray(train.values), axis=(0, 1), where=np.asarray(train.mask))
     return np.broadcast_to(mean, (len(context), len(times), len(mean)))
 
 
 def last_value(train: Trajectories, context: Trajectories, times: np.ndarray) -> Prediction:
-    """Each feature's latest value observed up to that time; before the first, the first."""
+    """Each feature's last observed value up to that time; before its first, the first."""
 
     def step(at: np.ndarray, when: np.ndarray, what: np.ndarray) -> np.ndarray:
         return what[np.maximum(np.searchsorted(when, at, side="right") - 1, 0)]
@@ -34,13 +35,15 @@ def last_value(train: Trajectories, context: Trajectories, times: np.ndarray) ->
 
 
 def linear(train: Trajectories, context: Trajectories, times: np.ndarray) -> Prediction:
-    """Each feature's observed values joined by lines, level beyond the first and the last."""
+    """Linear interpolation of each feature's observed values, constant beyond them."""
     return _by_series(np.interp, train, context, times)
 
 
 def pchip(train: Trajectories, context: Trajectories, times: np.ndarray) -> Prediction:
-    """Each feature's observed values joined by cubics that never overshoot them (Fritsch & Carlson
-    1980), level beyond the first and the last; of values observed at one time, the latest counts.
+    """Monotone cubic interpolation of each feature's observed values (Fritsch & Carlson 1980).
+
+    It never overshoots the values, and is constant beyond the first and the last. If several values
+    were observed at one time, the last of them is used.
     """
 
     def curve(at: np.ndarray, when: np.ndarray, what: np.ndarray) -> np.ndarray:
@@ -59,7 +62,7 @@ def _by_series(
     context: Trajectories,
     times: np.ndarray,
 ) -> Prediction:
-    # Where a feature was never observed, there is nothing better than the mean of `train`.
+    # A feature that was never observed is predicted by its mean in the training data.
     predicted = np.array(constant(train, context, times))
     when, values, mask = (np.asarray(a) for a in (context.times, context.values, context.mask))
     for i, d in np.argwhere(mask.any(1)):
@@ -93,18 +96,19 @@ class _Polynomial(NamedTuple):
 def mixed_model(
     train: Trajectories, context: Trajectories, times: Numbers, *, degree: int = 1
 ) -> tuple[Prediction, Prediction]:
-    """Each feature's linear mixed model (Laird & Ware 1982), the standard of medical statistics.
+    """A linear mixed model per feature (Laird & Ware 1982), the standard of medical statistics.
 
     x_k = sum_j (mean_j + u_j) t_k^j + e_k,  u ~ Normal(0, G),  e_k ~ Normal(0, s^2),  j <= degree
 
-    a line for each trajectory, scattered about a mean one. It is fitted to `train` by restricted
-    maximum likelihood; u given a context, and new observations, are Gaussian in closed form.
+    Each trajectory has its own line, which deviates at random from a mean line. The model is fitted
+    to `train` by restricted maximum likelihood. Given a context, u and new observations are
+    Gaussian in closed form.
 
     Args:
-        train: what mean, G and s are estimated from.
-        context: what is known of the trajectories to predict.
-        times: where to predict them, (time,) for all, or (trajectory, time).
-        degree: of the polynomials; 1 for lines, 2 for parabolas.
+        train: the data from which mean, G and s are estimated.
+        context: the known observations of the trajectories to predict.
+        times: the times to predict, (time,) for all, or (trajectory, time).
+        degree: the degree of the polynomials: 1 for lines, 2 for parabolas.
 
     Returns:
         The mean and the standard deviation of new observations, noise included.
@@ -113,11 +117,10 @@ def mixed_model(
         ValueError: if the degree is not a positive integer.
         ImportError: if statsmodels is not installed.
     """
-    if not (isinstance(degree, int) and degree > 0):
-        raise ValueError(f"degree must be a positive integer; got {degree!r}.")
+    check_counts(degree=degree)
     asked = np.asarray(times, float)
     asked = np.broadcast_to(asked, (len(context), asked.shape[-1]))
-    # In units of the training data's span, in which the powers are of one size.
+    # In units of the training data's span, so that all powers are of similar size.
     unit = float(np.abs(np.asarray(train.times)).max()) or 1.0
     shape = (*asked.shape, train.num_features)
     mean, variance = np.empty(shape), np.empty(shape)
@@ -145,7 +148,7 @@ def _fit_polynomial(train: Trajectories, feature: int, unit: float, degree: int)
     # Standardised, as the optimizer's tolerances are absolute.
     loc, scale = x.mean(), x.std() or 1.0
     with warnings.catch_warnings():
-        # It warns of a covariance at the edge of what is possible: an estimate like any other.
+        # It warns if the estimated covariance is singular, which is a valid estimate.
         warnings.simplefilter("ignore")
         fit: Any = MixedLM((x - loc) / scale, powers, who, exog_re=powers).fit(reml=True)
     mean = scale * np.asarray(fit.fe_params)

@@ -28,10 +28,12 @@ def score(
 
     Args:
         target: the observations.
-        unit: one per feature, such as its standard deviation in the training data.
+        unit: the unit of each feature, such as its standard deviation in the training data.
         mean: the forecast means.
-        crps: the score of each forecast distribution. Default: that of the mean alone, its error.
-        inside: where the observation lies within the central 90% of its forecast, if there is one.
+        crps: the CRPS of each forecast distribution. Default: that of the mean as a forecast
+            without uncertainty, which is its absolute error.
+        inside: True where the observation lies within the central 90% of its forecast. Default:
+            coverage is not reported.
     """
     seen = np.asarray(target.mask)
     error = mean - np.asarray(target.values)
@@ -49,12 +51,12 @@ def score_forecast(
     draws: dict[str, Any],
     found: Calibration,
 ) -> dict[str, float]:
-    """The scores of draws as `forecast` returns them at the target's times, and of `calibration`.
+    """The scores of a forecast at the target's times.
 
     Args:
         target, unit: as in `score`.
-        draws: of which the mean curve is scored.
-        found: of which CRPS and coverage are taken.
+        draws: as `forecast` returns them; the RMSE is that of their mean curve.
+        found: as `calibration` returns it; CRPS and coverage are taken from it.
     """
     mean = np.asarray(draws["x_mean"], float).mean(0)
     return score(target, unit, mean, found.crps, within_band(found.pit))
@@ -66,7 +68,7 @@ def score_levels(
     target: Trajectories,
     unit: Float[np.ndarray, " feature"],
 ) -> dict[str, dict[str, float]]:
-    """The scores of two baselines that are constant in time: the training mean, the last value."""
+    """The scores of two baselines that are constant in time: training mean and last value."""
     after = np.asarray(target.times).max(keepdims=True).ravel()
     levels = {"constant": baselines.constant, "last value": baselines.last_value}
     return {

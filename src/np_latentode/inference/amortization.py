@@ -1,4 +1,4 @@
-"""The amortization gap: how far the guide is from the exact posterior, and what that costs."""
+"""The amortization gap: the guide against the exact posterior, and their forecasts' scores."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = ["AmortizationReport", "amortization"]
 
 @dataclass(frozen=True)
 class AmortizationReport:
-    """How far a guide and its refinement are from the exact posterior, and what that costs.
+    """How far a guide and its refinement are from the exact posterior, and how well they forecast.
 
-    The keys are "guide" and "refined", and in `crps` also "exact". `shift` and `sd_ratio`, shape
+    The keys are "guide" and "refined"; `crps` also has "exact". `shift` and `sd_ratio`, shape
     (trajectory, latent), are in the coordinates of z0: the difference of means in units of the
     exact standard deviation, and the ratio of standard deviations. `crps` is the continuous ranked
     probability score of the target, averaged over the observed values of each trajectory, in
@@ -72,7 +72,7 @@ def amortization(
         context: the observations from which z0 is inferred.
         target: later observations of the same trajectories, with which forecasts are scored.
         exact: the result of `exact_posterior` for this context.
-        refined: the result of `refine` for it. Default: only the guide is compared.
+        refined: the result of `refine` for this context. Default: the guide alone is compared.
         num_moments: draws for means and standard deviations.
         num_samples: draws per forecast.
 
@@ -92,7 +92,7 @@ def amortization(
     crps, times = {}, observed_times(fitted.model, target)
     for name, all_draws in (draws | {"exact": nuts}).items():
         picked = jax.random.choice(pick_key, len(all_draws), (num_samples,))
-        # All get the same noise, so that scores differ by z0 only.
+        # All methods get the same noise, so that scores differ by z0 only.
         x = decode(x_key, fitted, jnp.asarray(all_draws)[picked], times)["x"]
         crps[name] = _mean_crps(target, np.asarray(x, dtype=float))
     return AmortizationReport(

@@ -50,7 +50,7 @@ def convergence(exact: DataTree) -> Convergence:
 
 
 def check_exact(exact: DataTree, context: Trajectories) -> DataTree:
-    """Refuses draws of other trajectories than the context's.
+    """Refuses draws whose trajectories are not those of the context.
 
     Raises:
         ValueError: naming the argument, the rule and what came.

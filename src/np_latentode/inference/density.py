@@ -24,7 +24,7 @@ __all__ = ["check_q", "enough_steps", "log_joint", "whitening", "with_networks_f
 
 
 def check_q[Q: dist.Distribution | None](q: Q, model: LatentODE, context: Trajectories) -> Q:
-    """Refuses a distribution that is not over z0 with one entry per trajectory.
+    """Refuses what is not a distribution over z0 with one entry per trajectory.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -37,13 +37,13 @@ def check_q[Q: dist.Distribution | None](q: Q, model: LatentODE, context: Trajec
 
 
 def enough_steps(model: LatentODE, context: Trajectories) -> int:
-    """The `max_steps` that this context needs: the solver's buffer costs more than its steps."""
+    """The `max_steps` that this context needs. A larger one costs time, even if it is not used."""
     solver = model.solver
     if solver.dt0 is None or not isinstance(solver.controller, diffrax.ConstantStepSize):
         return solver.max_steps
     end = float(model.scaling.scale_times(observed_times(model, context)).max())
     needed = math.ceil(end / solver.dt0) + 1
-    # A power of two, as each number is another program to compile.
+    # Rounded up to a power of two, as JAX compiles another program for each number.
     return min(solver.max_steps, 2 ** math.ceil(math.log2(needed)))
 
 
@@ -80,8 +80,9 @@ def whitening(
 ) -> tuple[Array, Array]:
     """Mean and Cholesky factor of the covariance of unconstrained z0, one per trajectory.
 
-    By the delta method, which is exact if T is linear. Moments of T^-1 of the draws would be wrong
-    for a posterior across the cut of an angle, which T^-1 splits in two.
+    By the delta method, which is exact if the transform is linear. Moments of the inverted draws
+    would be wrong for an angle whose posterior crosses pi: the inverse splits it into two parts,
+    near pi and near -pi.
     """
     draws = jnp.asarray(q.sample(rng_key, (num_draws,)))
     centre = to_support.inv(draws.mean(0))
@@ -90,6 +91,6 @@ def whitening(
     steps = jnp.einsum("nuz,snz->snu", jnp.linalg.pinv(slope), gaps)
     mean = steps.mean(0)
     covariance = jnp.einsum("snu,snv->nuv", steps - mean, steps - mean) / num_draws
-    # Keeps it positive definite under rounding, where coordinates are nearly collinear.
+    # Rounding could make it indefinite where coordinates are nearly collinear.
     tril = jnp.linalg.cholesky(covariance * (1 + 1e-5 * jnp.eye(covariance.shape[-1])))
     return jnp.asarray(centre + mean), tril

@@ -1,4 +1,4 @@
-"""Importance weights: Pareto k of a guide, bounds of log p(x), and elpd, in one pass."""
+"""Importance weights: Pareto k of a guide, bounds of log p(x), and elpd."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ TRUSTED = 0.7
 
 @dataclass(frozen=True)
 class ImportanceReport:
-    """What importance weights p(x, z0) / q(z0 | x) say of a guide; one entry per trajectory.
+    """What importance weights p(x, z0) / q(z0 | x) say about a guide; one entry per trajectory.
 
     `pareto_k` up to 0.5 is good, and 0 if all weights agree. Above 0.7 the guide misses part of the
     posterior. It is infinite if too few weights are positive. `elbo` is E_q[log weight] and `bound`
-    the log of the mean weight. Both are lower bounds of log p(x) in expectation, and the second is
-    tight if the guide is good (Burda et al. 2016). `gap` is bound - elbo, what the guide loses.
+    the log of the mean weight. Both are lower bounds of log p(x) in expectation; `bound` is tight
+    if the guide is good (Burda et al. 2016). `gap` is bound - elbo, an estimate of KL(q(z0 | x) ||
+    p(z0 | x)).
     """
 
     num_samples: int
@@ -74,9 +75,10 @@ def importance(
     Args:
         rng_key: a key.
         fitted: the fit.
-        trajectories: the contexts, each scored as a whole.
+        trajectories: the contexts; all observations of each are scored.
         q: the distribution of the draws, such as `refine(...).q`. Default: the guide's posterior.
-        num_samples: draws per trajectory, at least 25, as a tail of them is fitted.
+        num_samples: draws per trajectory, at least 25, as a distribution is fitted to the tail of
+            their weights.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -85,7 +87,7 @@ def importance(
     check_data(fitted.model, trajectories)
     log_weights, _ = _log_weights(rng_key, fitted, trajectories, None, q, num_samples)
     _, pareto_k, _ = _smooth(log_weights)
-    # Not smoothed: smoothing would lift it above the bound.
+    # Not smoothed: smoothed weights would give no lower bound.
     bound = np.asarray(logsumexp(log_weights, axis=0)) - np.log(num_samples)
     return ImportanceReport(
         num_samples=num_samples, pareto_k=pareto_k, elbo=log_weights.mean(0), bound=bound
@@ -105,8 +107,8 @@ def elpd(
 
     elpd_i = log p(x_i),  or with a target  log p(target_i | context_i),
 
-    by importance weights of the guide's draws, smoothed by Pareto's (Vehtari et al. 2024). It
-    scores the model and not the guide. Given the networks, trajectories are independent: for
+    by Pareto-smoothed importance weights of the guide's draws (Vehtari et al. 2024). It scores the
+    model and not the guide. Given the networks, trajectories are independent: for
     trajectories that were not trained on, log p(x_i) is the leave-one-out score of `az.loo`. It
     avoids the weights 1 / p(x_i | z0_i) of `az.loo`, which can hardly ever be trusted for a whole
     trajectory.
@@ -123,7 +125,8 @@ def elpd(
 
     Returns:
         ArviZ's own result, pointwise, with Pareto k and one entry per trajectory. `p`, the
-        effective number of parameters, is the gain in log density once the model has seen the data.
+        effective number of parameters, is how much the log density rises when the model has seen
+        the data.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -137,7 +140,7 @@ def elpd(
         log_weights = log_weights + log_liks
     smoothed, last_k, after = _smooth(log_weights)
     elpd_i = after - before
-    # Without a target there was no weighting before.
+    # Without a target the draws are weighted once only.
     pareto_k = last_k if target is None else np.maximum(pareto_k, last_k)
     seen = np.asarray(logsumexp(smoothed + log_liks, axis=0))
     good_k = min(1 - 1 / np.log10(num_samples), TRUSTED)
@@ -163,6 +166,10 @@ def _log_weights(
     q: Distribution | None,
     num_samples: int,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """log p(x, z0) - log q(z0) of draws z0 ~ q, and log p(x | z0), shape (draw, trajectory).
+
+    With a target, the second is log p(target | z0).
+    """
     model = fitted.model
     max_steps = max(enough_steps(model, x) for x in (context, target) if x is not None)
     if check_q(q, model, context) is None:
@@ -197,7 +204,7 @@ def _weigh(
 def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Normalised log weights with a smoothed tail, Pareto k, and the log of the mean weight.
 
-    A trajectory with too few positive weights keeps them as they are.
+    Weights of a trajectory are not smoothed if too few of them are positive.
     """
     total = np.asarray(logsumexp(log_weights, axis=0))
     with np.errstate(invalid="ignore"):
@@ -206,19 +213,19 @@ def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     pareto_k = np.zeros(log_weights.shape[1])
     for i, column in enumerate(log_weights.T):
         finite = np.sort(column[np.isfinite(column)])
-        # The tail, of ArviZ's length, and the largest weight below it, which does not change.
+        # The tail, as long as ArviZ's, and the largest weight below it, which is not smoothed.
         tail = finite[-_tail_length(len(column)) - 1 :]
         if len(tail) <= _tail_length(len(column)):
             pareto_k[i] = np.inf
             continue
-        # Equal to the precision of the weights; ArviZ refuses a tail of equal values.
+        # Equal up to rounding: nothing to smooth, and ArviZ refuses a tail of equal values.
         if np.ptp(tail) <= 1e-3:
             continue
         # ArviZ takes log likelihoods, and its weights are their inverse.
         new, k = array_stats.psislw(-column)
         lowest = np.flatnonzero(column == tail[0])[0]
         smoothed[:, i], pareto_k[i] = new, k if np.isfinite(k) else np.inf
-        # It normalises as well; the weight below the tail tells by how much.
+        # ArviZ normalises as well. The weight below the tail shows by how much.
         log_mean[i] = logsumexp(new + column[lowest] - new[lowest]) - np.log(len(column))
     return smoothed, pareto_k, log_mean
 

@@ -42,16 +42,16 @@ STATISTICS = {
     "accept_prob": "acceptance_rate",
     "diverging": "diverging",
 }
-"""NumPyro's names of the sampler's statistics, and ArviZ's."""
+"""ArviZ's names of the sampler's statistics, by NumPyro's names."""
 
 STEPS_AT_ONCE = 100
 """Steps between two updates of the progress bar."""
 
 TARGET_ACCEPT = 0.9
-"""On the narrow posteriors of spirals it gives a fifth of the divergences of 0.8."""
+"""On the narrow posteriors of spirals, 0.8 gives five times as many divergences."""
 
 CONVERGED, NUM_REPEATS = 1.01, 2
-"""The largest R-hat of converged chains (Vehtari et al. 2021), and the most extensions."""
+"""The largest R-hat of converged chains (Vehtari et al. 2021); the largest number of extensions."""
 
 NUM_STARTS = 10
 """Candidates for the start of a chain, as many as in NumPyro's own initialisation."""
@@ -71,15 +71,16 @@ def exact_posterior(
 ) -> DataTree:
     """Draws from p(z0 | context) under the trained networks, which a guide only approximates.
 
-    p(z0 | x) ~ p(x, z0),  z0 = T(loc + scale_tril w)
+    p(z0 | x) = p(x, z0) / p(x),  z0 = T(loc + scale_tril w)
 
     T maps NumPyro's unconstrained space to the prior's support. The No-U-Turn sampler (Hoffman &
     Gelman 2014) moves w. Given the networks, trajectories are independent. So every chain of every
     trajectory adapts on its own, and all run side by side.
 
-    Where R-hat exceeds 1.01, the chains of that trajectory are extended, at most twice. Each time
-    they are warmed up anew, take twice as many steps and grow deeper trees; every second draw is
-    kept, then every fourth. The log density is minus infinity where the ODE cannot be solved.
+    If R-hat of a trajectory exceeds 1.01, its chains are extended, at most twice. Each time they
+    are warmed up again, take twice as many steps and grow deeper trees. The first time every second
+    draw is kept, the second time every fourth. The log density is minus infinity where the ODE
+    cannot be solved.
 
     Args:
         rng_key: a key.
@@ -87,7 +88,7 @@ def exact_posterior(
         context: the known observations of each trajectory.
         q: a distribution over z0, one per trajectory: `posterior(fitted, context)`, or
             `refine(...).q`. Its moments give loc and scale_tril, and chains start at its draws.
-            Default: chains start at draws from the prior, and w is unconstrained z0 itself.
+            Default: chains start at draws from the prior, with loc 0 and scale_tril the identity.
         num_warmup: warm-up steps per chain.
         num_samples: draws per chain.
         num_chains: chains per trajectory.
@@ -138,7 +139,7 @@ def _unsure(z0: np.ndarray, num_chains: int, num_trajectories: int) -> np.ndarra
 
 
 def _tree(draws: dict[str, np.ndarray], num_chains: int, context: Trajectories) -> DataTree:
-    """Draws of shape (draw, lane, ...) as ArviZ has them."""
+    """The draws, of shape (draw, lane, ...), in ArviZ's form."""
     groups = {
         name: np.moveaxis(
             values.reshape(len(values), num_chains, len(context), *values.shape[2:]), 0, 1
@@ -163,7 +164,7 @@ def _replaced(lanes: np.ndarray, tree: Any, new: Any) -> Any:
 
 
 class _Lane(NamedTuple):
-    """One chain of one trajectory, which is a batch of one; or many, along a first axis."""
+    """One chain of one trajectory, a batch of one; or several chains along a first axis."""
 
     loc: Array
     scale_tril: Array
@@ -189,7 +190,7 @@ def _run(
     *,
     progress: bool,
 ) -> tuple[HMCState, dict[str, np.ndarray]]:
-    """Warms lanes up and draws from them: the last state, and draws of shape (draw, lane, ...)."""
+    """Warms up the lanes and samples: the last state, and draws of shape (draw, lane, ...)."""
     num_steps = sampler.num_warmup + num_samples
     at_once, parts = math.gcd(num_steps, STEPS_AT_ONCE), []
     name = f"NUTS, {len(lanes.loc)} chains"
@@ -243,7 +244,7 @@ def _start(
     num_chains: int,
     sampler: _Sampler,
 ) -> tuple[HMCState, _Lane]:
-    """Chains where the density is finite, and their lanes, not yet warmed up."""
+    """The first states of all lanes, at points of finite density, and the lanes."""
     start_key, moments_key, run_key = jax.random.split(rng_key, 3)
     fixed, prior = with_networks_fixed(fitted, context, sampler.max_steps)
     target = _Target(fixed, biject_to(prior.support))
@@ -261,7 +262,8 @@ def _start(
     def start(rng_key: Array, starts: Array, lane: _Lane) -> HMCState:
         potential = partial(target.potential, lane)
         energies, gradients = jax.lax.map(jax.value_and_grad(potential), starts)
-        # The first start that can be left again. With its gradient NUTS compiles no other.
+        # The first start with finite density and gradient. NUTS compiles no gradient of its own
+        # if it is given this one.
         first = jnp.argmax(jnp.isfinite(energies) & jnp.isfinite(gradients).all(-1))
         place = ParamInfo(starts[first], energies[first], gradients[first])
         return target.kernel(lane, sampler.depth).init(rng_key, sampler.num_warmup, place)
@@ -270,7 +272,7 @@ def _start(
 
 
 def _lanes(loc: Array, scale_tril: Array, context: Trajectories, num_chains: int) -> _Lane:
-    """One axis of lanes, chain by chain; two axes would be traced twice."""
+    """The lanes along one axis, chain by chain: JAX would trace two axes twice."""
     one_each = jax.tree.map(lambda array: array[:, None], context)
     return jax.tree.map(
         lambda array: jnp.broadcast_to(array, (num_chains, *array.shape)).reshape(
@@ -284,7 +286,7 @@ def _lanes(loc: Array, scale_tril: Array, context: Trajectories, num_chains: int
 def _again(
     rng_key: Array, states: HMCState, lanes: _Lane, fitted: Fitted, sampler: _Sampler
 ) -> HMCState:
-    """The same lanes where they are, not yet warmed up."""
+    """States at the same points, to be warmed up again."""
     target = _target(fitted, lanes, sampler.max_steps)
 
     def start(rng_key: Array, state: HMCState, lane: _Lane) -> HMCState:
@@ -298,7 +300,7 @@ def _again(
 def _advance(
     states: HMCState, lanes: _Lane, fitted: Fitted, num_steps: int, sampler: _Sampler
 ) -> tuple[HMCState, dict[str, Array]]:
-    """The states after so many steps, and z0 and statistics after each."""
+    """The states after `num_steps` steps, and z0 and the statistics after each step."""
     target = _target(fitted, lanes, sampler.max_steps)
 
     def step(state: HMCState, lane: _Lane) -> tuple[HMCState, dict[str, Array]]:
@@ -310,5 +312,5 @@ def _advance(
         read = {name: getattr(state, field) for field, name in STATISTICS.items()}
         return state, read | {"z0": target.place(lane, state.z)}
 
-    # Under vmap, the batches of one are one solve.
+    # vmap joins the batches of one to one solve.
     return jax.lax.scan(lambda states, _: jax.vmap(step)(states, lanes), states, length=num_steps)

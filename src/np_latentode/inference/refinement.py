@@ -1,4 +1,4 @@
-"""Refinement: local SVI from the guide's posteriors, under trained networks."""
+"""Refinement: SVI for each trajectory, from the guide's posterior, under trained networks."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from np_latentode.programs.plate import check_data, trajectory_plate
 __all__ = ["Refined", "refine"]
 
 LEARNING_RATE = 0.1
-"""The first one, in units of the guide. A guide nine standard deviations off still converges."""
+"""The initial one, in units of the guide. A guide nine standard deviations off still converges."""
 
 
 class Refined(NamedTuple):
-    """The guide's posteriors after local steps.
+    """The guide's posteriors after further steps of SVI.
 
     `q` is a distribution over z0, one per trajectory. The ELBOs, shape (trajectory,), are those of
     the guide and of `q`: E[log p(x, z0) - log q(z0)], no larger than log p(x). On a circle `q` is
@@ -60,7 +60,7 @@ def refine(
 
     q(z0) = T(loc + scale_tril Normal(m, S S^T))
 
-    T, loc and scale_tril are those of `exact_posterior`. SVI moves m from 0 and S from the
+    T, loc and scale_tril are as in `exact_posterior`. SVI moves m from 0 and S from the
     identity, so its steps are in units of the guide (Kim et al. 2018, "Semi-amortized variational
     autoencoders"). The networks stay as they are.
 
@@ -108,7 +108,7 @@ def _refine(
         with trajectory_plate(context, None):
             numpyro.sample("z0", pushed(m, s))
 
-    # Hidden from the optimizer, the networks stay as they are.
+    # Hides the networks from the optimizer, so that they stay as they are.
     model = handlers.block(fixed, hide_fn=lambda site: site["type"] == "param")
     svi = SVI(model, local, _optimizer(num_steps), Trace_ELBO(num_particles=num_particles))
     result = svi.run(run_key, num_steps, context, progress_bar=False)
@@ -117,8 +117,8 @@ def _refine(
 
 
 def _optimizer(num_steps: int) -> optax.GradientTransformation:
-    # In units of the guide, gradients are of order one. A draw at which the ODE cannot be solved,
-    # or hardly, has a huge or NaN gradient, from which Adam would not recover.
+    # In units of the guide, gradients are of order one. Where the ODE can hardly be solved, or not
+    # at all, the gradient is huge or NaN, and Adam would not recover from it.
     rate = optax.cosine_decay_schedule(LEARNING_RATE, num_steps)
     return optax.chain(optax.zero_nans(), optax.clip(10.0), optax.adam(rate))
 

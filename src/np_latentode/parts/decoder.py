@@ -1,4 +1,4 @@
-"""z -> x: the mean of the observations given the latent state."""
+"""The decoder: from the latent state to the mean of the observations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MLPDecoder(nnx.Module):
     Args:
         latent_dim: the dimension of z.
         num_features: the dimension of x.
-        width, depth: units a hidden layer, and how many of them.
+        width, depth: the units per hidden layer, and the number of hidden layers.
     """
 
     def __init__(

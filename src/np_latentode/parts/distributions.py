@@ -1,4 +1,4 @@
-"""Distributions over vectors that NumPyro lacks: on and around a circle, products of others."""
+"""Distributions over vectors that NumPyro lacks: on a circle, around a circle, and products."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class ProjectedCircle(dist.ProjectedNormal):
     u = v / |v|,  v ~ N(concentration, I),  so that with t = concentration . u
     p(u) = (phi(t) + t Phi(t)) exp(-|concentration x u|^2 / 2) / sqrt(2 pi)
 
-    a density over arc length (Hernandez-Stumpfhauser et al. 2017, equation 4): uniform where the
-    concentration is 0, and of standard deviation 1 / |concentration| where that is large.
+    The density is over arc length (Hernandez-Stumpfhauser et al. 2017, equation 4). If the
+    concentration is 0, it is uniform. If that is large, the standard deviation is
+    1 / |concentration|.
 
-    NumPyro's own `ProjectedNormal.log_prob` is -inf on the far side of a circle, with gradients
-    that are NaN; this one is finite everywhere.
+    NumPyro's own `ProjectedNormal.log_prob` is -inf on the far side of the circle, and its
+    gradients are NaN there. This one is finite everywhere.
 
     Args:
         concentration: shape (*batch, 2).
@@ -46,9 +47,10 @@ class ProjectedCircle(dist.ProjectedNormal):
 
 def _log_ray(t: Array) -> Array:
     """log(phi(t) + t Phi(t)), the integral of r phi(r - t) over r > 0."""
-    # phi(t) (1 + t M) with Mills' ratio M = Phi(t) / phi(t). For negative t that cancels, but
-    # there it is a continued fraction that loses no digits; for large t, M overflows, but there
-    # phi(t) is nothing beside t. Each branch is kept in its range, or its gradient spoils all.
+    # It is phi(t) (1 + t M) with Mills' ratio M = Phi(t) / phi(t). For negative t, the sum cancels,
+    # so it is written as a continued fraction, which loses no digits. For large t, M overflows, so
+    # the sum is taken without it. Inputs of a branch are kept in its range: a branch that is not
+    # selected must be finite, or its gradient would make all gradients NaN.
     low, middle, high = -jnp.minimum(t, -3.0), jnp.clip(t, -3.0, 3.0), jnp.maximum(t, 3.0)
     fraction = low
     for k in range(20, 1, -1):
@@ -61,13 +63,13 @@ def _log_ray(t: Array) -> Array:
 
 
 class Ring(dist.Distribution):
-    """A point uniform on a circle around the origin of the plane, plus Gaussian noise.
+    """A uniform point on a circle around the origin of the plane, plus Gaussian noise.
 
     z = radius (cos a, sin a) + scale e,  a uniform,  e ~ N(0, I)
     log p(z) = -log(2 pi scale^2) - (|z|^2 + radius^2) / (2 scale^2) + log I0(|z| radius / scale^2)
 
-    The length |z| has Rice's distribution. With radius 1 and scale 0.7 it is hard to tell from
-    N(0, I), of which it has the mean and the variance; with a small scale it is a circle.
+    The length |z| has Rice's distribution. With radius 1 and scale 0.7, z is almost N(0, I): the
+    mean is the same, and the variance 0.99. With a small scale, z lies close to a circle.
 
     Args:
         radius, scale: positive numbers.
@@ -94,10 +96,11 @@ class Ring(dist.Distribution):
         return self.radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1) + self.scale * noise
 
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
-        # A root of exactly 0 has no gradient.
+        # The small number keeps the gradient of the root finite at z = 0.
         length = jnp.sqrt(jnp.sum(jnp.asarray(value) ** 2, axis=-1) + 1e-12)
         variance = self.scale**2
-        # The growth of I0 is taken into the square, or both would overflow.
+        # I0 grows exponentially. i0e leaves that factor out, and the square below includes it, so
+        # that neither overflows.
         log_growth = jnp.log(i0e(length * self.radius / variance))
         return (
             log_growth
@@ -107,12 +110,12 @@ class Ring(dist.Distribution):
 
 
 class TriangularNormal(dist.MultivariateNormal):
-    """z = loc + scale_tril e, e ~ N(0, I), which remembers e of what it has drawn.
+    """z = loc + scale_tril e, e ~ N(0, I), with e kept as a sampling intermediate.
 
     log q(z) = log N(e; 0, I) - sum_i log scale_tril_ii
 
-    NumPyro's own solves for e again. Where scale_tril is close to singular, single precision then
-    finds draws to be next to impossible, which an ELBO takes for a gain without end.
+    NumPyro's `MultivariateNormal` solves for e again. If scale_tril is almost singular, rounding
+    errors in single precision make log q(z) of a draw far too low, and the ELBO far too high.
 
     Args:
         loc: shape (*batch, d).
@@ -140,22 +143,22 @@ class TriangularNormal(dist.MultivariateNormal):
 
 
 class ProductDistribution(dist.Distribution):
-    """Independent vectors, put one after the other into a single vector.
+    """Independent vectors, concatenated into one vector.
 
     p(z) = prod_k p_k(z_k),  z = [z_1, ..., z_K]
 
     Args:
-        *factors: distributions over vectors, of one batch shape.
+        *factors: distributions over vectors, with the same batch shape.
 
     Raises:
-        ValueError: if there is none, or one is over something else than vectors.
+        ValueError: if there is no factor, or a factor is not over vectors.
     """
 
     pytree_data_fields = ("factors",)
 
     def __init__(self, *factors: dist.Distribution, validate_args: bool | None = None):
         if not factors:
-            raise ValueError("factors must be at least one distribution; got none.")
+            raise ValueError("factors must hold at least one distribution; got none.")
         for k, factor in enumerate(factors):
             if len(factor.event_shape) != 1:
                 raise ValueError(
@@ -199,7 +202,7 @@ class ProductDistribution(dist.Distribution):
         between = intermediates or [[]] * len(self.factors)
         pieces = split(jnp.asarray(value), self.sizes)
         terms = (
-            # Intermediates are what a flow remembers of having been sampled.
+            # With intermediates of sampling, a flow needs no inversion.
             factor.log_prob(piece, known) if known else factor.log_prob(piece)
             for factor, piece, known in zip(self.factors, pieces, between, strict=True)
         )

@@ -1,4 +1,4 @@
-"""dz/dt: vector fields as flax nnx modules `(t, z) -> dz/dt`."""
+"""The dynamics: vector fields as flax nnx modules `(t, z) -> dz/dt`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MLPDynamics(nnx.Module):
 
     Args:
         latent_dim: the dimension of z.
-        width, depth: units a hidden layer, and how many of them.
+        width, depth: the units per hidden layer, and the number of hidden layers.
     """
 
     def __init__(self, latent_dim: int, *, width: int = 64, depth: int = 1, rngs: nnx.Rngs):
@@ -31,13 +31,13 @@ class MLPDynamics(nnx.Module):
 
 
 class TimeMLPDynamics(nnx.Module):
-    """A field that changes with time, dz/dt = MLP([z, t]), as under a drive that all share.
+    """A field that changes with time, dz/dt = MLP([z, t]): all trajectories share one drive.
 
-    Scaled times far beyond those of the training data are inputs that the MLP has never seen.
+    The MLP must extrapolate at times beyond those of the training data.
 
     Args:
         latent_dim: the dimension of z.
-        width, depth: units a hidden layer, and how many of them.
+        width, depth: the units per hidden layer, and the number of hidden layers.
     """
 
     def __init__(self, latent_dim: int, *, width: int = 64, depth: int = 1, rngs: nnx.Rngs):
@@ -52,17 +52,19 @@ class TimeMLPDynamics(nnx.Module):
 
 
 class BoundedDynamics(nnx.Module):
-    """A field f held below a speed, so that no solve of it can blow up.
+    """A field f whose speed is bounded, so that no state can diverge.
 
-    dz/dt = speed * tanh(f(t, z) / speed), elementwise: f itself where f is slow, and at most
-    `speed` anywhere, so that |z(t) - z0| <= speed * t.
+    dz/dt = speed * tanh(f(t, z) / speed), elementwise
+
+    Where f is slow, this is close to f. It never exceeds `speed`, so that |z(t) - z0| <= speed * t
+    in each dimension.
 
     Args:
-        dynamics: the field f, itself an nnx module `(t, z) -> dz/dt`.
-        speed: the bound, in units of z over one unit of scaled time.
+        dynamics: the field f, an nnx module `(t, z) -> dz/dt`.
+        speed: the bound, in units of z per unit of scaled time.
 
     Raises:
-        ValueError: if the field cannot be called, or the speed is not positive and finite.
+        ValueError: if the field is not callable, or the speed is not positive and finite.
     """
 
     def __init__(self, dynamics: Dynamics, speed: float):

@@ -1,4 +1,4 @@
-"""x -> features: what a guide reads a context with, as flax nnx modules."""
+"""Encoders: from a context to features, as flax nnx modules."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ __all__ = ["GRU", "ODERNN", "PathODE", "SummaryEncoder"]
 
 
 class ODERNN(nnx.Module):
-    """A recurrent network whose state follows an ODE between observations, run back to z0's time.
+    """A recurrent network whose state follows an ODE between observations, run backwards in time.
 
     h_k' = h_{k+1} + the integral of f along h over the gap t_{k+1} - t_k
     h_k  = GRU(h_k', [x_k, m_k])                 (Rubanova et al. 2019, algorithm 1)
 
-    from the last observation to the first, and from there on to time 0. Each gap is one step of a
-    diffrax method. A time at which nothing was observed is passed over as if it were not there,
-    so padding changes nothing and an empty context has the features 0.
+    It runs from the last observation to the first, and then to time 0, the time of z0. Each gap is
+    one step of a diffrax method. Times without an observation are skipped, so that padding changes
+    nothing. The features of an empty context are 0.
 
     Args:
         num_features: the dimension of x.
-        hidden_dim: the dimension of h, which is also that of the features.
-        width: units of the one hidden layer of f.
-        method: the diffrax ODE solver that takes the one step a gap.
+        hidden_dim: the dimension of h and of the features.
+        width: the units of the hidden layer of f.
+        method: the diffrax ODE solver, which takes one step per gap.
+
+    Raises:
+        ValueError: if the method is not a diffrax solver.
     """
 
     def __init__(
@@ -64,7 +67,8 @@ class ODERNN(nnx.Module):
         return self._evolve(h, first)
 
     def _evolve(self, h: Array, gap: Array) -> Array:
-        # Over a gap, dh/ds = gap * f(h) with s from 0 to 1: one step for all, whatever their gaps.
+        # Over a gap, dh/ds = gap * f(h) with s from 0 to 1: trajectories with different gaps share
+        # one step.
         term = diffrax.ODETerm(lambda s, h, gap: gap[:, None] * self.field(h))
         start, end = jnp.zeros((), h.dtype), jnp.ones((), h.dtype)
         state = self.method.init(term, start, end, h, gap)
@@ -72,25 +76,30 @@ class ODERNN(nnx.Module):
 
 
 class PathODE(nnx.Module):
-    """An ODE driven by the path of linearly interpolated observations, run back to z0's time.
+    """An ODE driven by linearly interpolated observations, run backwards in time.
 
     -dh/dt = tanh(MLP([h, x(t), n(t), t])),  h = 0 at the last observation,  features = h at time 0
 
-    an ODE that observations drive directly, as in Kidger et al. 2020, appendix C, solved backwards
-    as q(z0 | x) is in Rubanova et al. 2019. Each feature is interpolated through its own observed
-    points and is constant beyond them. With it goes n, which tells how much there is behind the
-    path, and a feature that is zero from one never observed: log(1 + number of its observations
-    from t on), interpolated likewise. The tanh bounds h by the time passed: no solve can blow up.
-    Nothing happens in an empty context, whose features are 0.
+    The path drives the ODE directly (Kidger et al. 2020, appendix C). It is solved backwards, as
+    the encoder of Rubanova et al. 2019 is.
+
+    - x(t) interpolates each feature between its own observations, and is constant beyond them.
+    - n(t) is log(1 + number of the feature's observations from t on), interpolated likewise. It
+      tells the MLP how many observations the path rests on, and whether a feature was observed at
+      all.
+    - The tanh bounds |h| by the time passed, so that no solve can diverge.
+
+    The features of an empty context are 0.
 
     Args:
         num_features: the dimension of x.
-        hidden_dim: the dimension of h, which is also that of the features.
-        width: units of the one hidden layer of the MLP.
-        solver: how to solve. Default: the midpoint method, 16 steps over the training data's span.
+        hidden_dim: the dimension of h and of the features.
+        width: the units of the hidden layer of the MLP.
+        solver: the settings of the ODE solve. Default: the midpoint method, with 16 steps over the
+            span of the training data.
 
     Raises:
-        ValueError: if the solver is no Solver.
+        ValueError: if the solver is not a Solver.
     """
 
     def __init__(
@@ -126,17 +135,17 @@ class PathODE(nnx.Module):
 
 
 class GRU(nnx.Module):
-    """A recurrent network with the gaps between observations as inputs, run back to z0's time.
+    """A recurrent network with the gaps between observations as inputs, run backwards in time.
 
     h_k = GRU(h_{k+1}, [x_k, m_k, t_{k+1} - t_k])     ("RNN Delta_t" of Rubanova et al. 2019)
 
-    from the last observation to the first, and once more, with nothing but the gap, from there to
-    time 0. A time at which nothing was observed is passed over as if it were not there, so padding
-    changes nothing and an empty context has the features 0.
+    It runs from the last observation to the first. A final update, with the gap as its only input,
+    leads to time 0, the time of z0. Times without an observation are skipped, so that padding
+    changes nothing. The features of an empty context are 0.
 
     Args:
         num_features: the dimension of x.
-        hidden_dim: the dimension of h, which is also that of the features.
+        hidden_dim: the dimension of h and of the features.
     """
 
     def __init__(self, num_features: int, *, hidden_dim: int = 16, rngs: nnx.Rngs):
@@ -162,11 +171,19 @@ class SummaryEncoder(nnx.Module):
 
     features = W [x_last, mean, slope, x_first, seen, age, end, log(1 + times)] + b
 
-    For each feature: its last value; its mean and its slope over time, both shrunk towards 0 as by
-    a prior; its value at the first time; whether it was seen at all; the time since. For all: the
-    time of the last observation, and the number of observed times. It is meant for few and short
-    trajectories, from which a recurrent network cannot learn to carry the last value to z0. For an
-    empty context all statistics are 0.
+    The statistics of a feature are
+
+    - `x_last`: its last value,
+    - `mean`, `slope`: its mean and its slope over time, both shrunk towards 0, as by a prior,
+    - `x_first`: its value at the first time,
+    - `seen`: whether it was observed,
+    - `age`: the time from its last observation to `end`.
+
+    Those of a trajectory are `end`, the time of its last observation, and `times`, the number of
+    observed times. For an empty context, all statistics are 0.
+
+    This encoder is meant for few and short trajectories. From those, a recurrent network cannot
+    learn to carry the last value to z0.
 
     Args:
         num_features: the dimension of x.
@@ -205,8 +222,11 @@ def _read_backwards(
     mask: Array,
     hidden_dim: int,
 ) -> tuple[Array, Array]:
-    """h <- update(h, gap to the later observation, [x, m]) from the last observed time to the
-    first; the last h, and the first observed time (0 if there is none)."""
+    """Repeats h <- update(h, gap to the later observation, [x, m]), backwards over observed times.
+
+    Returns:
+        h after the first observed time; and that time, or 0 without observations.
+    """
     observed = mask.any(-1)
     inputs = jnp.concatenate([values, mask.astype(values.dtype)], axis=-1)
 
@@ -216,7 +236,7 @@ def _read_backwards(
         h = jnp.where(seen[:, None], update(h, later - time, x), h)
         return (h, jnp.where(seen, time, later)), None
 
-    # From the last observation on, so that the first gap is zero.
+    # It starts at the last observation, so that the first gap is zero.
     last = jnp.max(times, axis=1, where=observed, initial=0.0)
     h = jnp.zeros((len(times), hidden_dim), values.dtype)
     by_time = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (times, inputs, observed))
@@ -224,20 +244,20 @@ def _read_backwards(
 
 
 def _interpolate(times: Array, values: Array, mask: Array) -> Callable[[Array], Array]:
-    """t -> [x, n] at one time t a trajectory, through the points that each feature has."""
+    """The path t -> [x, n] through the observations; t is one time per trajectory."""
 
     def knots(times: Array, values: Array, mask: Array) -> tuple[Array, Array]:
-        # An unobserved slot repeats the observed one before it, or else the first one.
+        # An unobserved slot repeats the observed slot before it, or else the first observed one.
         slot = jax.lax.cummax(jnp.where(mask, jnp.arange(len(mask)), jnp.argmax(mask)))
         count = jnp.cumsum(mask[::-1], dtype=values.dtype)[::-1]
         known = jnp.stack([values, jnp.log1p(count)], axis=-1)[slot]
-        # A flat unit on either side is what is extrapolated, and no query falls between two knots
-        # of one time, where a slope, and gradients through it, would be 0 / 0.
+        # The path gets a flat unit of time at both ends, which is extrapolated. So no query lies
+        # between two knots of the same time, where slopes and their gradients would be 0 / 0.
         knots = jnp.pad(times[slot], 1, mode="edge").at[0].add(-1.0).at[-1].add(1.0)
         return knots, jnp.pad(known, ((1, 1), (0, 0)), mode="edge")
 
-    a_feature = jax.vmap(knots, in_axes=(None, 1, 1))
-    at, known = jax.vmap(a_feature)(times, values, mask)
+    by_feature = jax.vmap(knots, in_axes=(None, 1, 1))
+    at, known = jax.vmap(by_feature)(times, values, mask)
     read = functools.partial(interpax.interp1d, method="linear", extrap=True)
     read = jax.vmap(jax.vmap(read, in_axes=(None, 0, 0)))
     return lambda t: read(t, at, known).reshape(len(t), -1)

@@ -1,4 +1,4 @@
-"""Normalizing flows as parts: NumPyro's inverse autoregressive flow, and any flow of flowjax."""
+"""Normalizing flows: NumPyro's inverse autoregressive flow, and any flow of flowjax."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["FlowjaxParameters", "inverse_autoregressive"]
 def inverse_autoregressive(
     dim: int, num_layers: int, width: int, *, context_dim: int = 0, rngs: nnx.Rngs
 ) -> nnx.List:
-    """Layers of an inverse autoregressive flow, in alternating order of the dimensions.
+    """Layers of an inverse autoregressive flow; each reverses the order of dimensions of the last.
 
     Raises:
-        ValueError: if a number is not positive.
+        ValueError: if a number is not a positive integer.
     """
     check_counts(latent_dim=dim, num_layers=num_layers, width=width)
     orders = [jnp.arange(dim)[:: (-1) ** k] for k in range(num_layers)]
@@ -34,17 +34,17 @@ def inverse_autoregressive(
 
 
 class _Autoregressive(nnx.Module):
-    """x -> mean(x, c) + scale(x, c) * x, each dimension's from those before it and the context c.
+    """x -> mean(x, c) + scale(x, c) * x, each dimension given those before it and the context c.
 
-    NumPyro's network has no inputs beside x. Here the context goes in as dimensions that come
-    before all others, and what the network makes of those is left out.
+    NumPyro's network only takes x as input. So the context is passed as additional dimensions that
+    come first, and their outputs are dropped.
     """
 
     def __init__(self, dim: int, context_dim: int, width: int, order: Array, *, rngs: nnx.Rngs):
         self.context_dim = context_dim
         inputs = context_dim + dim
         first = jnp.arange(context_dim)
-        # At least as many units as inputs, or NumPyro cannot give each of them a degree.
+        # NumPyro needs at least as many hidden units as inputs, to give each input a degree.
         init, self.apply = AutoregressiveNN(
             inputs,
             [max(width, inputs)],
@@ -52,7 +52,7 @@ class _Autoregressive(nnx.Module):
             nonlinearity=stax.Elu,
         )
         weights, self.structure = jax.tree.flatten(init(rngs.params(), (inputs,))[1])
-        # The last weight matrix starts small, and so the flow close to the identity.
+        # With small weights in the last layer, the flow starts close to the identity.
         weights[-2:] = [0.01 * w for w in weights[-2:]]
         self.weights = nnx.List([nnx.Param(w) for w in weights])
 
@@ -69,14 +69,15 @@ class _Autoregressive(nnx.Module):
 
 
 class FlowjaxParameters(nnx.Module):
-    """The parameters of a flowjax distribution, which is an Equinox module, as those of an nnx one.
+    """An nnx module with the parameters of a flowjax distribution, which is an Equinox module.
 
     Args:
         distribution: the flowjax distribution.
-        cond_dim: the dimension of what it is conditional on. None: it must be unconditional.
+        cond_dim: the dimension of its condition. None: it must be unconditional.
 
     Raises:
-        ValueError: if it is something else, or not over vectors.
+        ValueError: if it is not a flowjax distribution over vectors, or has another condition.
+        ImportError: if flowjax is missing.
     """
 
     def __init__(self, distribution: Any, *, cond_dim: int | None):
@@ -85,7 +86,8 @@ class FlowjaxParameters(nnx.Module):
             from paramax import NonTrainable
         except ImportError as error:
             raise ImportError(
-                "Distributions of flowjax need it installed: pip install 'np-latentode[flows]'."
+                "flowjax must be installed for its distributions, by pip install "
+                "'np-latentode[flows]'; got no flowjax."
             ) from error
         if not isinstance(distribution, AbstractDistribution) or len(distribution.shape) != 1:
             raise ValueError(
@@ -101,7 +103,7 @@ class FlowjaxParameters(nnx.Module):
         )
         leaves, structure = jax.tree.flatten(trained)
         self.weights = nnx.List([nnx.Param(leaf) for leaf in leaves])
-        # In a closure, as nnx would take arrays that are not trained for state that changes.
+        # In a closure: as attributes, nnx would treat untrained arrays as mutable state.
         self.rebuild = lambda leaves: eqx.combine(jax.tree.unflatten(structure, leaves), rest)
 
     def distribution(self, condition: Array | None = None) -> dist.Distribution:
@@ -144,7 +146,7 @@ class _FlowjaxDistribution(dist.Distribution):
 
 
 def _typed(key: Any) -> Array:
-    # NumPyro's `Predictive` splits keys into the old kind, which flowjax refuses.
+    # NumPyro's `Predictive` passes raw keys, which flowjax refuses.
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     return jax.random.wrap_key_data(key)

@@ -1,15 +1,19 @@
-"""p(x | z): how observations scatter around the decoded latent state.
+"""Likelihoods p(x | z): the distribution of observations, given the decoded latent state.
 
-A likelihood is a callable that is given the scaling, names what is to be learned as NumPyro
-parameters, and returns a function of the decoder's output, shape (trajectory, time, feature) in
-scaled units. That returns a NumPyro distribution of the same batch shape over x in original units,
-independent in every entry, so that unobserved ones can be masked; its mean is the site `x_mean`:
+A likelihood is a callable `scaling -> (decoded -> distribution over x)`. It declares what is to be
+learned as NumPyro parameters. Then it returns a function of the decoder's output, which has shape
+(trajectory, time, feature) and is in scaled units:
 
     def laplace_likelihood(scaling):
         width = numpyro.param("width", 1.0, constraint=constraints.positive)
         return lambda decoded: dist.Laplace(scaling.unscale_values(decoded), width)   # p(x | z)
 
-One that not every number suits also has `check(values, mask, name=...)`, which refuses the others.
+The distribution is a NumPyro distribution over x in original units. Its batch shape is the shape of
+`decoded`, without event axes, so that unobserved entries can be masked. Its mean is the site
+`x_mean`.
+
+A likelihood of special numbers, such as counts, also has a method `check(values, mask, name=...)`
+that refuses other numbers.
 """
 
 from __future__ import annotations
@@ -51,11 +55,12 @@ class GaussianLikelihood:
     """x | z ~ Normal(decoder(z), noise_scale).
 
     Args:
-        noise_scale: the standard deviation in original units, one for all features or one each.
-            Default: the parameter `noise_scale`, learned, from half of each feature's unit on.
+        noise_scale: the standard deviation in original units, one number or one per feature.
+            Default: the NumPyro parameter `noise_scale`, one per feature. It is learned, and starts
+            at half of the feature's unit.
 
     Raises:
-        ValueError: if it is not positive and finite.
+        ValueError: if noise_scale is not positive and finite.
     """
 
     def __init__(self, noise_scale: ArrayLike | None = None):
@@ -70,12 +75,12 @@ class StudentTLikelihood:
     """x | z ~ StudentT(df, decoder(z), noise_scale): robust to outliers.
 
     Args:
-        df: degrees of freedom; the fewer, the heavier the tails.
-        noise_scale: as of `GaussianLikelihood`, the scale of the t distribution.
+        df: the degrees of freedom. Fewer give heavier tails.
+        noise_scale: the scale of the t distribution; see `GaussianLikelihood`.
 
     Raises:
-        ValueError: if df is not greater than 1, so that there is a mean, or noise_scale is not
-            positive and finite.
+        ValueError: if df is not greater than 1 (then x has no mean), or noise_scale is not positive
+            and finite.
     """
 
     def __init__(self, df: float = 4.0, noise_scale: ArrayLike | None = None):
@@ -102,7 +107,7 @@ class BernoulliLikelihood:
 class PoissonLikelihood:
     """x | z ~ Poisson(loc exp(decoder(z))), for counts.
 
-    `loc` is the scaling's, the mean count of the training data, or 1 where that is 0.
+    `loc` is that of the scaling: the mean count of the training data. It is 1 where that is 0.
     """
 
     def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
@@ -110,21 +115,21 @@ class PoissonLikelihood:
         return lambda decoded: dist.Poisson(jnp.asarray(mean, decoded.dtype) * jnp.exp(decoded))
 
     def check(self, values: np.ndarray, mask: np.ndarray, *, name: str) -> None:
-        """Refuses observed values that are no counts."""
-        none = (values < 0) | (values != np.round(values))
-        _check_values(values, mask & none, "be counts, 0, 1, 2, ..., under Poisson", name)
+        """Refuses observed values that are not counts."""
+        others = (values < 0) | (values != np.round(values))
+        _check_values(values, mask & others, "be counts, 0, 1, 2, ..., under Poisson", name)
 
 
 class FeatureLikelihoods:
     """x_j | z ~ likelihood_j, one for each feature.
 
-    What the likelihood of feature j calls `noise_scale` is the parameter `x_j.noise_scale`.
+    The parameter `noise_scale` of feature j's likelihood has the name `x_j.noise_scale`.
 
     Args:
-        *likelihoods: as many as there are features.
+        *likelihoods: one per feature.
 
     Raises:
-        ValueError: if one of them is no likelihood.
+        ValueError: if one of them is not a likelihood.
     """
 
     def __init__(self, *likelihoods: Likelihood):
@@ -152,7 +157,7 @@ class FeatureLikelihoods:
         return join
 
     def check(self, values: np.ndarray, mask: np.ndarray, *, name: str) -> None:
-        """Refuses what the likelihood of a feature refuses."""
+        """Refuses observed values that the likelihood of their feature refuses."""
         for j, likelihood in enumerate(self.likelihoods):
             if check := getattr(likelihood, "check", None):
                 only = np.zeros_like(mask)
@@ -161,7 +166,7 @@ class FeatureLikelihoods:
 
 
 class _Features(dist.Distribution):
-    """Distributions side by side along their last axis."""
+    """Distributions, concatenated along their last axis."""
 
     pytree_data_fields = ("parts",)
 
@@ -172,7 +177,7 @@ class _Features(dist.Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        # NumPyro fills masked entries with numbers that satisfy it.
+        # NumPyro replaces masked entries by numbers in the support.
         supports: list[Any] = [part.support for part in self.parts]
         return constraints.cat(supports, dim=-1)
 
@@ -207,7 +212,7 @@ def check_likelihood(likelihood: Any, *, name: str = "likelihood") -> Any:
 
 
 def check_distribution(likelihood: Any, scaling: Scaling) -> None:
-    """Refuses a likelihood that does not make a distribution over x, one entry per feature.
+    """Refuses a likelihood that does not return a distribution over x with one entry per feature.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -240,7 +245,7 @@ def check_distribution(likelihood: Any, scaling: Scaling) -> None:
 
 
 def check_observed(likelihood: Any, trajectories: Trajectories, *, name: str) -> None:
-    """Refuses observed values that have no probability under the likelihood."""
+    """Refuses observed values that are impossible under the likelihood."""
     check = getattr(likelihood, "check", None)
     if check is not None and is_concrete(trajectories.values, trajectories.mask):
         check(np.asarray(trajectories.values), np.asarray(trajectories.mask), name=name)

@@ -1,4 +1,4 @@
-"""flax nnx modules as parts of a NumPyro program: building, checking and binding them."""
+"""flax nnx modules as parts of a NumPyro program: how they are built, checked and bound."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 Part = nnx.Module | Callable[[], Any]
-"""An nnx module, or a function without arguments that names NumPyro parameters and returns a
-callable of the same kind; for a prior, the distribution."""
+"""An nnx module; or a function without arguments that declares NumPyro parameters and returns a
+callable with the same arguments. For a prior, it returns the distribution."""
 
 CALLS = {
     "dynamics": "(t, z) -> dz/dt",
@@ -46,11 +46,11 @@ CALLS = {
 def mlp(
     sizes: Sequence[int], *, activation: Callable[[Array], Array] = jax.nn.silu, rngs: nnx.Rngs
 ) -> nnx.Sequential:
-    """A multilayer perceptron through layers of the given sizes, linear at the end.
+    """A multilayer perceptron with layers of the given sizes; the last layer is linear.
 
-    With tanh and biases of zero it would start as an odd function, f(-x) = -f(x), without the
-    products of inputs that make a spiral turn left or right: training lingers on that saddle.
-    SiLU has an even part.
+    The activation is SiLU. With tanh and biases of zero, the network would start as an odd
+    function, f(-x) = -f(x). Such a function has no products of inputs, which decide whether a
+    spiral turns left or right, and training stays near this saddle point for long.
     """
     layers: list[Callable[..., Any]] = []
     for inputs, outputs in itertools.pairwise(sizes):
@@ -59,14 +59,14 @@ def mlp(
 
 
 def check_module(name: str, module: object) -> None:
-    """Refuses what `bind` cannot bind.
+    """Refuses a part that `bind` cannot bind.
 
-    NumPyro turns every leaf of a module that is not an `nnx.Param` (Dropout's and BatchNorm's
-    state, a stored Rngs, a plain array) into a mutable site that is written while the module is
-    called, and inside a scan or an ODE solve that leaks tracers.
+    A module may only hold `nnx.Param` leaves. Other leaves are the state of Dropout or BatchNorm, a
+    stored Rngs, or a plain array. NumPyro makes each of them a mutable site, which is written when
+    the module is called. Inside a scan or an ODE solve, this leaks tracers.
 
     Raises:
-        ValueError: naming the argument and the leaves that are no parameters.
+        ValueError: naming the argument and the leaves that are not parameters.
     """
     if _makes_a_part(module):
         return
@@ -74,7 +74,7 @@ def check_module(name: str, module: object) -> None:
         call = CALLS.get(name, name)
         raise ValueError(
             f"{name} must be a callable flax nnx.Module, called as {call}, or a function without "
-            f"arguments that returns what is called so; got {module!r}."
+            f"arguments that returns such a callable; got {module!r}."
         )
     others = nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Param)))
     if others:
@@ -86,10 +86,15 @@ def check_module(name: str, module: object) -> None:
 
 
 def check_factors(factors: Sequence[object]) -> None:
-    """Refuses factors of a product that are no modules. A function names sites of its own, and
-    nothing inside a module may do so."""
+    """Refuses factors of a product that are not modules.
+
+    A function cannot be a factor: it would declare NumPyro sites inside of a module.
+
+    Raises:
+        ValueError: naming the factor.
+    """
     if not factors:
-        raise ValueError("factors must be at least one; got none.")
+        raise ValueError("factors must hold at least one module; got none.")
     for k, factor in enumerate(factors):
         if not isinstance(factor, nnx.Module):
             raise ValueError(f"factors[{k}] must be a callable flax nnx.Module; got {factor!r}.")
@@ -105,12 +110,12 @@ def _makes_a_part(part: object) -> bool:
 
 
 def bind(name: str, part: Part) -> Callable[..., Any]:
-    """The part as a function of its inputs, its parameters known to NumPyro.
+    """Declares a part's parameters to NumPyro. Returns the part as a function of its inputs.
 
-    A module's parameters are the site `{name}$params`. A function is called to make the part, and
-    names its parameters itself: here, not inside of an ODE solve, where sites would leak.
+    The parameters of a module are the site `{name}$params`. A function is called here, and declares
+    its own parameters; inside of an ODE solve, its sites would leak.
 
-    Call it outside of any plate: parameters belong to no trajectory.
+    Call it outside of any plate, as parameters do not belong to a trajectory.
     """
     if isinstance(part, nnx.Module):
         return nnx_module(name, part)
@@ -124,13 +129,13 @@ def bind(name: str, part: Part) -> Callable[..., Any]:
 
 
 def bind_prior(part: Part) -> Any:
-    """The prior's distribution; a function makes it right away, as a prior has no inputs."""
+    """The prior's distribution. A prior has no inputs, so a function returns it directly."""
     prior = bind("prior", part)
     return prior() if isinstance(part, nnx.Module) else prior
 
 
 def parameter_names(program: Callable[[], Any]) -> frozenset[str]:
-    """The names of those parameter sites of a program that hold anything to train."""
+    """The names of a program's parameter sites, without those that hold no arrays."""
     with handlers.seed(rng_seed=0), handlers.trace() as sites:
         program()
     return frozenset(
@@ -141,19 +146,19 @@ def parameter_names(program: Callable[[], Any]) -> frozenset[str]:
 
 
 def output_shape(name: str, part: Part, *inputs: Array) -> tuple[int, ...]:
-    """The shape of what the part makes of such inputs, without computing it.
+    """The shape of the part's output for such inputs, without computing it.
 
     Raises:
-        ValueError: naming the argument, if the part refuses them or returns no array.
+        ValueError: naming the argument, if the part refuses the inputs or does not return an array.
     """
     return _abstract(name, part, lambda output: output, *inputs).shape
 
 
 def feature_dim(encoder: Part, num_features: int) -> int:
-    """How many features the encoder makes of a trajectory.
+    """The number of features that the encoder returns per trajectory.
 
     Raises:
-        ValueError: if it does not return one row a trajectory.
+        ValueError: if it does not return one row per trajectory.
     """
     values = jnp.zeros((1, 1, num_features))
     shape = output_shape("encoder", encoder, values[..., 0], values, values.astype(bool))
@@ -168,10 +173,10 @@ def feature_dim(encoder: Part, num_features: int) -> int:
 def vector_distribution(
     name: str, part: Part, *inputs: Array, batch_shape: tuple[int, ...]
 ) -> tuple[int, str]:
-    """The dimension of the vectors that the part returns a distribution over, and their support.
+    """The dimension and the support of the distribution over vectors that the part returns.
 
     Raises:
-        ValueError: if it returns something else.
+        ValueError: if the part does not return a distribution over vectors.
     """
     seen: list[Any] = []
 
@@ -193,7 +198,7 @@ def vector_distribution(
 
 
 def _abstract(name: str, part: Part, finish: Callable[[Any], Any], *inputs: Array) -> Any:
-    # A function is tried outside of the trace, in which flax refuses to make networks.
+    # A function is called outside of the trace, as flax refuses to make networks inside of it.
     with handlers.seed(rng_seed=0), handlers.trace():
         bound = bind(name, part)
 

@@ -1,7 +1,7 @@
-"""q(z0 | x): distributions over z0, given an encoder's features.
+"""Posteriors q(z0 | x): distributions over z0, given an encoder's features.
 
-A posterior is an nnx module that takes an encoder's features h, one row a trajectory, and returns a
-NumPyro distribution over vectors of `latent_dim` numbers, one per trajectory:
+A posterior is an nnx module. It takes an encoder's features h, one row per trajectory, and returns
+a NumPyro distribution over vectors of `latent_dim` numbers, one per trajectory:
 
     class MyPosterior(nnx.Module):
         def __init__(self, feature_dim, latent_dim, *, rngs):
@@ -10,8 +10,8 @@ NumPyro distribution over vectors of `latent_dim` numbers, one per trajectory:
         def __call__(self, features) -> dist.Distribution:      # q(z0 | h)
             return dist.Laplace(self.loc(features), 0.1).to_event(1)
 
-The ELBO draws from it and scores the draw: sampling should be the fast direction, with
-gradients through the draw. It must live where the prior lives.
+The ELBO draws from the posterior and scores the draw. So sampling should be the fast direction, and
+gradients must flow through the draw. The posterior must have the support of the prior.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DiagonalNormal(nnx.Module):
     Args:
         feature_dim: the dimension of the encoder's features h.
         latent_dim: the dimension of z0.
-        width: units of the hidden layer between h and the parameters.
+        width: the units of the hidden layer between h and loc, scale.
     """
 
     def __init__(
@@ -61,20 +61,20 @@ class DiagonalNormal(nnx.Module):
 
     def __call__(self, features: Float[Array, "trajectory hidden"]) -> dist.Distribution:
         loc, raw_scale = jnp.split(self.head(features), 2, axis=-1)
-        # Wide at first, about 0.7: codes blur into their neighbours, so that a circle of
-        # trajectories is learned as a circle. Narrow at first, it comes out torn, and stays so.
-        # The floor keeps the density finite where the scale underflows.
+        # The scale starts at about 0.7. Such wide posteriors of similar trajectories overlap, so
+        # that a circle of trajectories is learned as a circle. With narrow ones, it is learned with
+        # a gap, which stays. The floor keeps the density finite if softplus underflows.
         return dist.Normal(loc, jax.nn.softplus(raw_scale) + 1e-4).to_event(1)
 
 
 class FullRankNormal(nnx.Module):
     """z0 | x ~ MultivariateNormal(loc(h), L(h) L(h)^T) with L lower triangular.
 
-    L_ij = scale_i c_ij, the rows of c being unit vectors (a_i1, ..., a_i,i-1, 1) / norm, so that
+    L_ij = scale_i c_ij, where row i of c is the unit vector (a_i1, ..., a_i,i-1, 1) / norm. So
     scale_i is the standard deviation of z0_i.
 
     Args:
-        feature_dim, latent_dim, width: as of `DiagonalNormal`.
+        feature_dim, latent_dim, width: as in `DiagonalNormal`.
     """
 
     def __init__(self, feature_dim: int, latent_dim: int, *, width: int = 40, rngs: nnx.Rngs):
@@ -85,8 +85,9 @@ class FullRankNormal(nnx.Module):
     def __call__(self, features: Float[Array, "trajectory hidden"]) -> dist.Distribution:
         d = self.latent_dim
         loc, raw_scale, below = jnp.split(self.head(features), [d, 2 * d], axis=-1)
-        # As wide at first as DiagonalNormal, and kept off zero like it. Correlations are bounded
-        # so that single precision can invert L, whose condition grows with each row.
+        # The scale starts at about 0.7 and has a floor, as in DiagonalNormal. Correlations are
+        # bounded so that L can be inverted in single precision; its condition number grows with
+        # each row.
         bound = 1e4 ** (1 / max(d - 1, 2))
         rows = jnp.zeros((*below.shape[:-1], d, d), below.dtype)
         rows = rows.at[..., *jnp.tril_indices(d, -1)].set(bound * jnp.tanh(below / bound))
@@ -101,14 +102,17 @@ class FlowPosterior(nnx.Module):
 
     log q(z0 | x) = log N(e; loc, scale^2) - log |det df_h/de|     (Kingma et al. 2016, equation 10)
 
-    Every layer of f_h reads a projection of h besides what the layer before made. Sampling is one
-    pass of the networks and remembers what scoring its draw needs; other points take `latent_dim`
-    passes. At first f_h is close to the identity.
+    Every layer of f_h takes a projection of h as an additional input. Sampling takes one pass of
+    the networks, and the density of a draw comes with it. The density of other points takes
+    `latent_dim` passes. f_h starts close to the identity.
 
     Args:
-        feature_dim, latent_dim: as of `DiagonalNormal`.
-        num_layers: how many autoregressive networks, each in the reverse order of the last.
-        width: units of the one hidden layer of each, and of the one before loc and scale.
+        feature_dim, latent_dim: as in `DiagonalNormal`.
+        num_layers: the number of autoregressive networks; each reverses the order of dimensions.
+        width: the units of the hidden layer of each network, and of that before loc and scale.
+
+    Raises:
+        ValueError: if a number is not a positive integer.
     """
 
     def __init__(
@@ -137,11 +141,11 @@ class FlowPosterior(nnx.Module):
 class CirclePosterior(nnx.Module):
     """u | x ~ ProjectedNormal(exp(s(h)) v(h)) on the unit circle, two numbers of z0.
 
-    The exponential takes the concentration from 0.5, almost uniform, to the hundreds that a
-    phase known to a hundredth of a turn needs.
+    The exponential lets the concentration range from 0.5, which is almost uniform, to several
+    hundred, for a phase that is known to a hundredth of a turn.
 
     Args:
-        feature_dim, width: as of `DiagonalNormal`.
+        feature_dim, width: as in `DiagonalNormal`.
     """
 
     def __init__(self, feature_dim: int, *, width: int = 40, rngs: nnx.Rngs):
@@ -150,8 +154,8 @@ class CirclePosterior(nnx.Module):
 
     def __call__(self, features: Float[Array, "trajectory hidden"]) -> dist.Distribution:
         direction, log_size = jnp.split(self.head(features), [2], axis=-1)
-        # Sharper than this, the density of a draw is lost in single precision, which an ELBO
-        # would take for certainty without end.
+        # At higher concentrations, rounding errors in single precision make the density of a draw
+        # wrong, and the ELBO would grow without bound.
         log_size = jnp.minimum(
             log_size, jnp.log(1e4 / (1 + jnp.abs(direction).max(-1, keepdims=True)))
         )
@@ -159,13 +163,13 @@ class CirclePosterior(nnx.Module):
 
 
 class ProductPosterior(nnx.Module):
-    """z0 = [z_1, ..., z_K], independent given x, each with a posterior of its own.
+    """z0 = [z_1, ..., z_K], independent given x, each with its own posterior.
 
     Args:
-        *factors: posteriors, nnx modules, each reading the same features.
+        *factors: posteriors (nnx modules), which all get the same features.
 
     Raises:
-        ValueError: if there is none, or a factor is no posterior.
+        ValueError: if there is no factor, or a factor is not a callable nnx module.
     """
 
     def __init__(self, *factors: nnx.Module):
@@ -179,15 +183,17 @@ class ProductPosterior(nnx.Module):
 class FlowjaxPosterior(nnx.Module):
     """z0 | x ~ a flowjax distribution conditional on the encoder's features.
 
-    flowjax's own bridge to NumPyro stops the gradient of the condition, so that an encoder behind
-    it never learns; this one does not.
+    Gradients flow through the condition, so that the encoder is trained. flowjax's own conversion
+    to NumPyro stops them.
 
     Args:
+        feature_dim: the dimension of the encoder's features.
         distribution: any flowjax distribution over vectors with `cond_shape` (feature_dim,). Make
             sampling its fast direction: `masked_autoregressive_flow(..., invert=False)`.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if the distribution is of another kind.
+        ImportError: if flowjax is missing.
     """
 
     def __init__(self, feature_dim: int, distribution: Any):
@@ -198,10 +204,10 @@ class FlowjaxPosterior(nnx.Module):
 
 
 def on_support(support: str, feature_dim: int, *, rngs: nnx.Rngs) -> nnx.Module:
-    """The default posterior on a support as `describe_support` names it, `S^1 x R^2`.
+    """The default posterior on a support, such as `S^1 x R^2`, as `describe_support` names it.
 
     Raises:
-        ValueError: if it has other parts than circles and Euclidean spaces.
+        ValueError: if the support has other parts than circles and Euclidean spaces.
     """
     factors = []
     for part in support.split(" x "):
@@ -211,7 +217,7 @@ def on_support(support: str, feature_dim: int, *, rngs: nnx.Rngs) -> nnx.Module:
             factors.append(DiagonalNormal(feature_dim, int(part[2:]), rngs=rngs))
         else:
             raise ValueError(
-                f"posterior must be given where the prior lives on {support}, as its default knows "
-                "circles and Euclidean spaces only."
+                "posterior must be given, as its default is for circles and Euclidean spaces only; "
+                f"got a prior on {support}."
             )
     return factors[0] if len(factors) == 1 else ProductPosterior(*factors)

@@ -1,21 +1,22 @@
-"""p(z0): priors over the latent state.
+"""Priors p(z0): distributions over the initial latent state.
 
-A prior is an nnx module that takes nothing and returns a NumPyro distribution over vectors of
+A prior is an nnx module without inputs. It returns a NumPyro distribution over vectors of
 `latent_dim` numbers:
 
     class MyPrior(nnx.Module):
         def __init__(self, ...):
-            self.raw_scale = nnx.Param(jnp.zeros(4))        # what SVI is to train
+            self.raw_scale = nnx.Param(jnp.zeros(4))        # trained by SVI
 
         def __call__(self) -> dist.Distribution:            # p(z0)
             return dist.StudentT(3.0, 0.0, nnx.softplus(self.raw_scale[...])).to_event(1)
 
-The ELBO scores it at draws from the guide: its `log_prob` should be the fast direction. Or it is a
-function that does the same with parameters of NumPyro's own:
+Instead of a module, a prior can be a function that declares NumPyro parameters:
 
     def my_prior() -> dist.Distribution:
         scale = numpyro.param("prior_scale", jnp.ones(4), constraint=constraints.positive)
         return dist.StudentT(3.0, 0.0, scale).to_event(1)
+
+The ELBO evaluates the prior at draws from the guide, so `log_prob` should be its fast direction.
 """
 
 from __future__ import annotations
@@ -58,16 +59,16 @@ class StandardNormal(nnx.Module):
 
 
 class MixturePrior(nnx.Module):
-    """z0 ~ sum_k weight_k Normal(loc_k, scale_k), diagonal, all of it learned.
+    """z0 ~ sum_k weight_k Normal(loc_k, scale_k) with diagonal covariances.
 
-    At first the mixture is close to N(0, I).
+    Weights, locs and scales are learned. The mixture starts close to N(0, I).
 
     Args:
         latent_dim: the dimension of z0.
-        num_components: how many normals.
+        num_components: the number of normals.
 
     Raises:
-        ValueError: if a number is not positive.
+        ValueError: if a number is not a positive integer.
     """
 
     def __init__(self, latent_dim: int, *, num_components: int = 8, rngs: nnx.Rngs):
@@ -88,20 +89,21 @@ class FlowPrior(nnx.Module):
 
     log p(z0) = log base(g(z0)) + log |det dg/dz0|,  g = f^-1     (Kingma et al. 2016, equation 10)
 
-    g is one pass of a network, which the ELBO asks for at every step; drawing from the prior, which
-    it never does, takes `latent_dim` passes. At first f is close to the identity. A flow cannot
-    change a topology: where codes are known to lie on a circle, or to fall apart into clusters, let
-    the base do so, and the flow will bend it into shape.
+    The density takes one pass of the networks, and the ELBO needs it at every step. A draw takes
+    `latent_dim` passes, but the ELBO needs none. f starts close to the identity.
+
+    A flow cannot change the topology of its base. If z0 is known to lie on a circle or in clusters,
+    choose a base that does; the flow then learns its shape.
 
     Args:
-        latent_dim: the dimension of z0; with 1, there is nothing to bend.
-        base: a prior over as many numbers. Default: N(0, I).
-        num_layers: how many autoregressive networks, each in the reverse order of the last.
-        width: units of the one hidden layer of each.
+        latent_dim: the dimension of z0. With 1, f is only a shift and a scale.
+        base: a prior over vectors of latent_dim. Default: N(0, I).
+        num_layers: the number of autoregressive networks; each reverses the order of dimensions.
+        width: the units of the hidden layer of each network.
 
     Raises:
-        ValueError: if a number is not positive, or the base is not over all of the Euclidean space
-            of latent_dim dimensions.
+        ValueError: if a number is not a positive integer, or the support of the base is not all of
+            R^latent_dim.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class FlowPrior(nnx.Module):
         _, support = vector_distribution("base", self.base, batch_shape=())
         if support != f"R^{latent_dim}":
             raise ValueError(
-                f"base must be over R^{latent_dim}, as a flow bends Euclidean space only; got one "
+                f"base must be over R^{latent_dim}, as a flow maps Euclidean space only; got one "
                 f"over {support}."
             )
         self.layers = inverse_autoregressive(latent_dim, num_layers, width, rngs=rngs)
@@ -131,7 +133,7 @@ class FlowPrior(nnx.Module):
 class CirclePrior(nnx.Module):
     """u ~ ProjectedNormal(concentration) on the unit circle, two numbers of z0.
 
-    Uniform at first, and for ever where no direction is preferred: the home of a phase.
+    It is for a phase. It starts uniform, and stays so if the data prefer no direction.
     """
 
     def __init__(self):
@@ -144,10 +146,12 @@ class CirclePrior(nnx.Module):
 class RingPrior(nnx.Module):
     """z = radius (cos a, sin a) + scale e, two numbers of z0; radius and scale are learned.
 
-    The other home of a phase: a circle that is found on the way. It starts out like N(0, I), so
-    that codes can cross the middle while they are still sorting themselves out, and then
-    sharpens; on a `CirclePrior` they cannot, and may stay torn. A posterior in the plane that is
-    sharp along the circle and wide across it has to be a `FullRankNormal`.
+    It is also for a phase. It starts like N(0, I), and its circle becomes sharper in training. So
+    z0 of similar trajectories can move across the middle and get close to each other. On a
+    `CirclePrior`, z0 cannot leave the circle, and similar trajectories may stay apart.
+
+    The posterior should be a `FullRankNormal`, which can be narrow along the circle and wide across
+    it.
     """
 
     def __init__(self):
@@ -159,16 +163,16 @@ class RingPrior(nnx.Module):
 
 
 class ProductPrior(nnx.Module):
-    """z0 = [z_1, ..., z_K], independent, each with a prior of its own.
+    """z0 = [z_1, ..., z_K], independent, each with its own prior.
 
-    `ProductPrior(CirclePrior(), StandardNormal(2))` is a phase and two Euclidean numbers, four
-    in all.
+    `ProductPrior(CirclePrior(), StandardNormal(2))` is a phase and two Euclidean numbers; its
+    latent_dim is 4, as a circle takes two numbers.
 
     Args:
-        *factors: priors, nnx modules.
+        *factors: priors (nnx modules).
 
     Raises:
-        ValueError: if there is none, or a factor is no prior.
+        ValueError: if there is no factor, or a factor is not a callable nnx module.
     """
 
     def __init__(self, *factors: nnx.Module):
@@ -180,15 +184,16 @@ class ProductPrior(nnx.Module):
 
 
 class FlowjaxPrior(nnx.Module):
-    """z0 ~ a flowjax distribution, with its own parameters trained.
+    """z0 ~ a flowjax distribution, whose parameters are trained.
 
-    Give it a flow whose `log_prob` is the fast direction, as flowjax makes by default.
+    `log_prob` should be the flow's fast direction, which is the default of flowjax.
 
     Args:
         distribution: any unconditional flowjax distribution over vectors.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if the distribution is of another kind.
+        ImportError: if flowjax is missing.
     """
 
     def __init__(self, distribution: Any):

@@ -1,4 +1,4 @@
-"""z0 -> z(t): one joint ODE solve for a whole batch, read off at each trajectory's own times."""
+"""The ODE solve z0 -> z(t): one joint solve per batch, read at each trajectory's own times."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from np_latentode.data.checks import check_counts
+
 __all__ = ["Dynamics", "Solver", "solve"]
 
 Dynamics = Callable[[Array, Array], Array]
-"""A vector field `(t, z) -> dz/dt` on states of shape (trajectory, latent), t a scalar."""
+"""A vector field `(t, z) -> dz/dt`, with a scalar t and z of shape (trajectory, latent)."""
 
 
 @dataclass(frozen=True)
 class Solver:
-    """Settings of the solve: diffrax's own objects, passed to `diffrax.diffeqsolve`.
+    """Settings of the ODE solve: diffrax's own objects, passed to `diffrax.diffeqsolve`.
 
     Args:
         method: any diffrax ODE solver.
-        controller: `ConstantStepSize()` takes the fewest steps that are no longer than dt0;
-            `PIDController(rtol, atol)` adapts one step size to the whole batch.
-        dt0: the (first) step, in scaled time. `Scaling.fit` makes the training data 5 units long,
-            which the default crosses in 8 steps: enough for dynamics that are learned through the
-            same steps. For dynamics that are given, take shorter steps or a PIDController.
-        max_steps: the most steps a solve may take before it is an error.
-        adjoint: how gradients are taken through the solve.
-        throw: whether a solve that fails raises, as in diffrax. Otherwise the states of the rows
-            that failed are NaN, which a sampler can reject.
+        controller: `ConstantStepSize()` takes steps of dt0. `PIDController(rtol, atol)` adapts the
+            step size, one for the whole batch.
+        dt0: the step, or with a PIDController the first step, in scaled time. `Scaling.fit` makes
+            the training data 5 units long, which is 8 steps of the default. These are enough for
+            dynamics that are learned with the same steps. For given dynamics, take shorter steps or
+            a PIDController.
+        max_steps: the largest number of steps. A solve that needs more fails.
+        adjoint: how gradients of the solve are computed.
+        throw: whether a failed solve raises an error, as in diffrax. Otherwise the states of failed
+            rows are NaN, which a sampler can reject.
 
     Raises:
-        ValueError: naming the argument that is not of diffrax's kind, or out of range.
+        ValueError: naming the argument that is not the diffrax object it must be, or out of range.
     """
 
     method: diffrax.AbstractSolver = field(default_factory=diffrax.Bosh3)
@@ -61,7 +64,7 @@ class Solver:
                 )
         if isinstance(self.adjoint, (diffrax.BacksolveAdjoint, diffrax.ImplicitAdjoint)):
             raise ValueError(
-                "adjoint must allow saving the steps that trajectories are read off from, as "
+                "adjoint must allow saving the steps that trajectories are read from, as "
                 "RecursiveCheckpointAdjoint and DirectAdjoint do; "
                 f"got {type(self.adjoint).__name__}."
             )
@@ -69,14 +72,13 @@ class Solver:
             raise ValueError("dt0 must be a number with ConstantStepSize; got None.")
         if self.dt0 is not None and not 0 < self.dt0 < float("inf"):
             raise ValueError(f"dt0 must be positive and finite; got {self.dt0}.")
-        if not (isinstance(self.max_steps, int) and self.max_steps > 0):
-            raise ValueError(f"max_steps must be a positive integer; got {self.max_steps!r}.")
+        check_counts(max_steps=self.max_steps)
         if not isinstance(self.throw, bool):
             raise ValueError(f"throw must be True or False; got {self.throw!r}.")
 
     @property
     def reach(self) -> float:
-        """The latest scaled time that max_steps reach; infinite if it depends on the states."""
+        """The latest scaled time that max_steps can reach; infinite for adaptive steps."""
         if self.dt0 is None or not isinstance(self.controller, diffrax.ConstantStepSize):
             return float("inf")
         return self.dt0 * self.max_steps
@@ -89,43 +91,43 @@ def solve(
     *,
     solver: Solver,
 ) -> Float[Array, "trajectory time latent"]:
-    """The states at each trajectory's own times, all from one solve.
+    """The states at each trajectory's own times, from one joint solve.
 
     z_i(t) = z0_i + int_0^t dynamics(s, z_i(s)) ds     (Rubanova et al. 2019, equation 8)
 
-    The batch is one system on one grid of steps from 0 to the latest time. Each trajectory is read
-    off between the steps by the cubic Hermite polynomial through the states and their slopes,
-    whose error is of fourth order in the step.
+    The batch is one system, solved with one grid of steps from 0 to the latest time. Between steps,
+    each trajectory is the cubic Hermite polynomial through its states and slopes. The error of the
+    polynomial is of fourth order in the step.
 
     Args:
         dynamics: the vector field.
         z0: the states at time 0.
-        times: where to read the states off, in any order; earlier than 0 counts as 0.
-        solver: method, step control, max_steps, adjoint, and whether a failure raises.
+        times: the times at which states are returned, in any order. Times before 0 count as 0.
+        solver: the settings of the solve.
 
     Raises:
-        Exception: at run time, also under `jax.jit`, where the steps run out or a state stops
-            being finite. The message says which, in which row, and what to change. With
-            `throw=False` these rows are NaN instead.
+        Exception: at run time, also under `jax.jit`, if the steps run out or a state is not finite.
+            The message names the failure, the row, and what to change. With `throw=False`, these
+            rows are NaN instead.
     """
-    # A bound module carries its parameters: as a pytree they travel through diffrax's `args`,
-    # which every adjoint differentiates, instead of through a closure, which some refuse.
+    # A bound module holds its parameters. As a pytree, they can be passed as diffrax's `args`,
+    # which every adjoint differentiates. Some adjoints refuse parameters in a closure.
     if isinstance(dynamics, functools.partial):
         dynamics = jax.tree_util.Partial(dynamics.func, *dynamics.args, **dynamics.keywords)
     else:
         dynamics = jax.tree_util.Partial(dynamics)
     end = jnp.maximum(times.max(), jnp.finfo(times.dtype).tiny)
     if isinstance(solver.controller, diffrax.ConstantStepSize) and solver.dt0 is not None:
-        # Whole steps: the grid, and so the answer, does not depend on the rest of the batch.
+        # Only whole steps, so that the grid and the result do not depend on the rest of the batch.
         end = jnp.maximum(jnp.ceil(end / solver.dt0), 1) * solver.dt0
     solution = _integrate(dynamics, z0, end, solver)
-    # diffrax pads the buffer with infinities, which would make gradients NaN. They are moved past
-    # the end, so that the latest time still finds the last state on its left.
+    # diffrax fills unused slots with infinity, which would make gradients NaN. Their times are set
+    # after the end, so that the latest time still lies to the right of the last state.
     taken = jnp.isfinite(solution.ts)
     grid = jnp.where(taken, solution.ts, end + 1)
     states, slopes = (jnp.where(taken[:, None, None], a, 0.0) for a in solution.ys)
     z = _read_off(jnp.clip(times, 0, end), grid, states, slopes)
-    # All states count, also those that are not read, as gradients flow through all of them.
+    # This includes states that are not returned, as gradients flow through all states.
     diverged = ~jnp.isfinite(states).all((0, 2))
     if not solver.throw:
         failed = diverged | ~diffrax.is_successful(solution.result)
@@ -143,7 +145,7 @@ def _integrate(dynamics: jax.tree_util.Partial, z0: Array, end: Array, solver: S
         dt0=solver.dt0,
         y0=z0,
         args=dynamics,
-        # Slopes are saved inside the loop; outside they would cost max_steps evaluations.
+        # Slopes are saved inside of the loop; afterwards, they would cost max_steps evaluations.
         saveat=diffrax.SaveAt(t0=True, steps=True, fn=lambda t, z, dynamics: (z, dynamics(t, z))),
         stepsize_controller=solver.controller,
         adjoint=solver.adjoint,
@@ -163,11 +165,11 @@ def _read_off(
     if times.shape[1] < 4 * len(grid):
         each = jax.vmap(lambda t, z, dz: read(t, grid, z, fx=dz), in_axes=(0, 1, 1))
         return each(times, states, slopes)
-    # It is linear in both: with many times a step, products with its weights take two thirds of the
-    # time of picking out two states for each time, whose gradients have to be scattered back.
+    # The polynomial is linear in states and slopes. With many times per step, multiplying by its
+    # weights takes two thirds of the time: no gradients have to be scattered back to the states.
     unit = jnp.eye(len(grid), dtype=states.dtype)
     each = jax.vmap(lambda t, z, dz: read(t, grid, z, fx=dz), in_axes=(0, None, None))
-    # In full precision, which GPUs would otherwise save on.
+    # In full precision: GPUs would otherwise use a lower one.
     product = functools.partial(jnp.einsum, "its,sil->itl", precision=jax.lax.Precision.HIGHEST)
     return product(each(times, unit, 0 * unit), states) + product(
         each(times, 0 * unit, unit), slopes

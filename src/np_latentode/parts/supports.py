@@ -1,4 +1,4 @@
-"""Supports of latent vectors, circles included, and their maps from unconstrained space."""
+"""Supports of latent vectors, including circles, and the maps to them from unconstrained space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Product", "circle", "describe_support", "split"]
 
 
 class _Circle(type(constraints.sphere)):  # pyright: ignore[reportGeneralTypeIssues]
-    """Unit vectors of the plane, which unlike other spheres have one angle to move along."""
+    """Unit vectors of the plane. Unlike other spheres, a circle has a map from one real number."""
 
 
 circle = _Circle()
@@ -25,7 +25,8 @@ circle = _Circle()
 def describe_support(distribution: dist.Distribution) -> str:
     """The name of a distribution's support; equal supports have equal names.
 
-    `R^4`, `S^1 x R^2`: a circle takes two numbers, and neighbouring Euclidean parts are one.
+    Examples are `R^4` and `S^1 x R^2`. A circle, `S^1`, takes two numbers. Adjacent Euclidean parts
+    are joined.
     """
     support, size = distribution.support, distribution.event_shape[-1]
     product = support if isinstance(support, Product) else Product([support], [size])
@@ -33,7 +34,7 @@ def describe_support(distribution: dist.Distribution) -> str:
     for part, size in zip(product.parts, product.sizes, strict=True):
         is_real = getattr(part, "base_constraint", part) == constraints.real
         is_circle = isinstance(part, type(constraints.sphere)) and size == 2
-        # By its name alone: its bounds may be traced.
+        # Other supports are named without their bounds, which may be tracers.
         kind = "S" if is_circle else "R" if is_real else type(part).__name__.strip("_")
         if parts and kind == parts[-1][0] == "R":
             size += parts.pop()[1]
@@ -42,10 +43,11 @@ def describe_support(distribution: dist.Distribution) -> str:
 
 
 class _Angle(ParameterFreeTransform):
-    """An angle to its point on the unit circle, a -> (cos a, sin a).
+    """The map from an angle to the unit circle, a -> (cos a, sin a).
 
-    Many-to-one, but the density over arc length is that over the angle: a sampler may wander along
-    the line for ever, and its points on the circle are what they should be.
+    It is not one-to-one, but locally the density over arc length is the density over the angle. So
+    a sampler may move along the whole line, and its points on the circle have the right
+    distribution.
     """
 
     @property
@@ -73,10 +75,10 @@ class _Angle(ParameterFreeTransform):
 
 
 class Product(constraints.Constraint):
-    """Vectors whose parts, of the given sizes, satisfy the given constraints.
+    """Vectors that consist of parts with given sizes and constraints.
 
-    NumPyro's `constraints.cat` takes no constraints on vectors whose check is one answer, nor
-    transforms that change a size.
+    NumPyro's `constraints.cat` does not support constraints that check a vector as a whole, and
+    transforms that change the size.
     """
 
     event_dim = 1
@@ -102,7 +104,7 @@ class Product(constraints.Constraint):
 
 
 class _ProductTransform(Transform):
-    """One transform for each part of a vector; the sizes are those of the outputs."""
+    """One transform per part of a vector; `sizes` are those of the outputs."""
 
     def __init__(self, parts: Sequence[Transform], sizes: Sequence[int]):
         self.parts, self.sizes = tuple(parts), tuple(sizes)
@@ -152,10 +154,10 @@ def split(x: Array, sizes: Sequence[int]) -> list[Array]:
 
 
 @biject_to.register(_Circle)
-def _biject_to_circle(constraint):
+def _biject_to_circle(constraint: _Circle) -> Transform:
     return _Angle()
 
 
 @biject_to.register(Product)
-def _biject_to_product(constraint):
+def _biject_to_product(constraint: Product) -> Transform:
     return _ProductTransform([biject_to(part) for part in constraint.parts], constraint.sizes)

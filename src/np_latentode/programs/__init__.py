@@ -1,1 +1,1 @@
-"""The NumPyro model and guide, what builds both, and the fit that joins them with parameters."""
+"""The NumPyro model and guide, their defaults, and the fit that joins them with parameters."""

@@ -1,4 +1,4 @@
-"""From training data to a model and its guide, with defaults that were measured."""
+"""Building a model and its guide for training data, with default parts."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def latent_ode(
     solver: Solver | None = None,
     rngs: nnx.Rngs,
 ) -> tuple[LatentODE, AmortizedGuide]:
-    """A latent ODE and its guide for data like `train`; every part can be replaced by your own.
+    """A latent ODE and its guide for data like `train`; you can replace every part.
 
     The defaults were chosen with `benchmarks/defaults.py`; docs/measured.md has their scores.
 
     Args:
-        train: fixes the number of features and, unless `scaling` is given, the units and t0.
+        train: determines the number of features and, unless `scaling` is given, the units and t0.
         latent_dim: the dimension of z0.
         dynamics, decoder, prior, likelihood, solver: see `LatentODE`.
-        encoder, posterior: see `AmortizedGuide`. The default posterior lives where the prior does:
-            a `CirclePosterior` for each circle, a `DiagonalNormal` for the rest.
+        encoder, posterior: see `AmortizedGuide`. The default posterior has the prior's support: a
+            `CirclePosterior` for each circle, a `DiagonalNormal` for the rest.
         scaling: the units. Default: `Scaling.fit(train)`.
-        rngs: initialises the networks.
+        rngs: the random keys that initialise the networks.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -80,13 +80,12 @@ def _check_pair(model: LatentODE, guide: AmortizedGuide) -> None:
     _check_dimension("posterior", guide.latent_dim, model.latent_dim)
     if guide.support != model.support:
         raise ValueError(
-            f"posterior must live where the prior does, on {model.support}; got one on "
-            f"{guide.support}."
+            f"posterior must have the support of the prior, {model.support}; got {guide.support}."
         )
     if shared := sorted(model.trained & guide.trained):
         raise ValueError(
-            f"model and guide must name different parameters, as NumPyro merges those of one name; "
-            f"got {shared} in both."
+            "model and guide must name different parameters, as NumPyro merges those of the same "
+            f"name; got {shared} in both."
         )
 
 

@@ -18,10 +18,10 @@ __all__ = ["Fitted", "History"]
 
 
 class History(NamedTuple):
-    """What happened in training."""
+    """The losses, validation scores and times of a training."""
 
     losses: Float[np.ndarray, " step"] = np.zeros(0)
-    """-ELBO of each step, summed over the data; NaN for a step that was skipped as not finite."""
+    """-ELBO of each step, summed over the data; NaN if the step was skipped as not finite."""
     evaluated: Int[np.ndarray, " evaluation"] = np.zeros(0, int)
     """The number of steps taken at each validation."""
     validation: Float[np.ndarray, " evaluation"] = np.zeros(0)
@@ -40,22 +40,22 @@ class History(NamedTuple):
 @jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A model and its guide with trained parameters: what `fit` and `load` return.
+    """A model and its guide with their parameters: `fit` and `load` return a fit.
 
-    `Fitted(model, guide, result.params)` makes one of the result of NumPyro's `SVI.run`. Names and
-    shapes of the parameters are checked here, once.
+    `Fitted(model, guide, result.params)` makes a fit from the result of NumPyro's `SVI.run`. The
+    names and shapes of the parameters are checked when a fit is made.
 
-    A pytree of its parameters, so that `jax.jit` takes it as an argument. Inside JAX's
-    transformations it has no history and no state.
+    A fit is a pytree of its parameters, so that `jax.jit` takes it as an argument. Inside of JAX's
+    transformations, and in their results, it has no history and no state.
 
     Args:
         model, guide: the NumPyro programs.
-        params: their parameters by site, as `SVI.get_params` returns them.
-        history: of the training; empty unless `fit` trained it.
-        state: of SVI after the last step; None unless `fit` trained it.
+        params: their parameters by the names of their sites, as in `SVIRunResult.params`.
+        history: the history of the training; empty unless `fit` returned it.
+        state: the state of SVI after the last step; None unless `fit` returned it.
 
     Raises:
-        ValueError: if model or guide are something else, or a parameter is missing, unknown, or of
+        ValueError: if model or guide is of another type, or a parameter is missing, unknown, or of
             another shape.
     """
 
@@ -66,11 +66,10 @@ class Fitted:
     state: SVIState | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        for name, kind in (("model", LatentODE), ("guide", AmortizedGuide)):
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(
-                    f"{name} must be of {kind.__name__}; got {type(getattr(self, name)).__name__}."
-                )
+        if not isinstance(self.model, LatentODE):
+            raise ValueError(f"model must be a LatentODE; got {type(self.model).__name__}.")
+        if not isinstance(self.guide, AmortizedGuide):
+            raise ValueError(f"guide must be an AmortizedGuide; got {type(self.guide).__name__}.")
         check_params(self.model, self.guide, self.params)
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[Any, Any]]:
@@ -78,7 +77,7 @@ class Fitted:
 
     @classmethod
     def tree_unflatten(cls, programs: tuple[Any, Any], children: Any) -> Fitted:
-        # Unchecked, as JAX puts other things than arrays in their place.
+        # Unchecked, as JAX also rebuilds pytrees with other objects in place of arrays.
         self = object.__new__(cls)
         values = (*programs, *children, History(), None)
         self.__dict__.update(zip(cls.__dataclass_fields__, values, strict=True))

@@ -1,4 +1,4 @@
-"""q(z0 | x): the amortized guide."""
+"""The amortized guide q(z0 | x), a NumPyro guide."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class AmortizedGuide:
 
     z0_i  ~  posterior(encoder(context_i))
 
-    Parameters: `encoder$params` and `posterior$params`; the site `z0` in the plate `trajectory`.
-    Each part is an nnx module, or a function as in `LatentODE`.
+    Its one site is `z0`, in the plate `trajectory`. Its parameters are `encoder$params` and
+    `posterior$params`. Each part is an nnx module, or a function as in `LatentODE`.
 
     Args:
-        encoder: `(times, values, mask) -> features` in scaled units, one row of features a
-            trajectory.
+        encoder: `(times, values, mask) -> features`, with inputs in scaled units and one row of
+            features per trajectory.
         posterior: `features -> distribution` over z0.
-        scaling: the units; the model must be given the same.
+        scaling: the units. Model and guide must be given the same.
 
     Raises:
         ValueError: if a part is of the wrong kind, holds state other than parameters, or does not
@@ -65,11 +65,11 @@ class AmortizedGuide:
         """Declares the approximate posterior of z0; the arguments are those of `LatentODE`.
 
         Args:
-            context: what the encoder reads.
+            context: the observations that the encoder reads.
             target: ignored by the guide.
-            conditioning: `(rng_key, trajectories) -> trajectories`, picks what the encoder sees of
-                the context in this call. The model still explains its whole target: any q(z0 | part
-                of x) gives a lower bound of log p(x).
+            conditioning: `(rng_key, trajectories) -> trajectories`, picks the part of the context
+                that the encoder sees in this call. The model still explains its whole target: any
+                q(z0 | part of x) gives a lower bound of log p(x).
             batch_size, kl_weight: as in `LatentODE`.
 
         Raises:

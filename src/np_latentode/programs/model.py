@@ -1,4 +1,4 @@
-"""p(x, z0): the latent ODE as a NumPyro model."""
+"""The latent ODE p(x, z0), a NumPyro model."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ class LatentODE:
     z_i(t) =  ODESolve(dynamics, z0_i, t0 -> t)
     x_i(t) ~  likelihood(decoder(z_i(t)))              where observed
 
-    Sites, all in the plate `trajectory`: `z0`, `x`, and the deterministic `x_mean`, which with `x`
-    is in original units. Parameters: `dynamics$params`, `decoder$params`, `prior$params`, and those
-    that the likelihood and the parts that are functions name, such as `noise_scale`.
+    Its sites are `z0`, `x`, and the deterministic site `x_mean`, all in the plate `trajectory`. `x`
+    and `x_mean` are in original units. Its parameters are `dynamics$params`, `decoder$params`,
+    `prior$params`, and those that the likelihood declares, such as `noise_scale`.
 
-    Each part is an nnx module, or a function without arguments that is called outside of the plate,
-    may name NumPyro parameters, and returns the part.
+    Each part is an nnx module; or a function without arguments that may declare NumPyro parameters
+    and returns the part. The function is called outside of the plate.
 
     Args:
         dynamics: `(t, z) -> dz/dt`, with t a scalar in scaled time and z of shape
             (trajectory, latent).
         decoder: `z -> (trajectory, time, feature)` in scaled units.
         prior: `() -> distribution` over z0.
-        scaling: the units; the guide must be given the same.
-        likelihood: `scaling -> (decoded -> distribution over x)`. Default: Gaussian, with the noise
-            of each feature learned.
-        solver: how to solve.
+        scaling: the units. Model and guide must be given the same.
+        likelihood: `scaling -> (decoded -> distribution over x)`. Default: Gaussian, with a learned
+            noise scale per feature.
+        solver: the settings of the ODE solve.
 
     Raises:
         ValueError: if a part is of the wrong kind, or the parts' dimensions do not fit.
@@ -100,12 +100,15 @@ class LatentODE:
         """Declares the joint distribution of z0 and x.
 
         Args:
-            context: what the guide's encoder reads; here it is only the default of the target.
-            target: what x is. Default: the context. Other `Trajectories` of as many trajectories:
-                these are scored. Times, shape (time,) or (trajectory, time): x there is sampled.
-            conditioning: what the encoder may see in a training step; for the guide alone.
-            batch_size: draw that many trajectories at random and scale their log densities up.
-            kl_weight: the weight of the KL from guide to prior; positive, 1 in an ELBO.
+            context: the observations that the guide's encoder reads. In the model, they are only
+                the default of the target.
+            target: `Trajectories`, as many as in the context: the observed x. Or times, shape
+                (time,) or (trajectory, time), at which x is sampled. Default: the context.
+            conditioning: ignored by the model; see `AmortizedGuide`.
+            batch_size: the number of trajectories that are drawn at random; their log densities are
+                scaled up to the size of the data. Default: all.
+            kl_weight: the weight of the KL divergence from guide to prior; positive. It is 1 in an
+                ELBO.
 
         Raises:
             ValueError: naming the argument, the rule and what came.
@@ -125,7 +128,7 @@ class LatentODE:
             x = likelihood(decoder(z))
             numpyro.deterministic("x_mean", x.mean)
             if isinstance(asked, Trajectories):
-                # Masked before to_event, each trajectory is one term, as LOO wants it.
+                # Masked before to_event, so that each trajectory is one term, as LOO needs.
                 numpyro.sample("x", x.mask(asked.mask).to_event(2), obs=asked.values)
             else:
                 numpyro.sample("x", x.to_event(2))
@@ -148,7 +151,7 @@ class LatentODE:
         )
 
     def _bind(self):
-        """The parts with their parameters, which belong to no trajectory and so to no plate."""
+        """The parts with their parameters. Call it outside of the plate, as in `bind`."""
         return (
             bind("dynamics", self.dynamics),
             bind("decoder", self.decoder),

@@ -16,7 +16,7 @@ __all__ = ["check_params", "initial_params", "named_leaves"]
 
 
 def initial_params(model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
-    """Parameters before any training, by their sites."""
+    """The parameters before training, by the names of their sites."""
     with handlers.seed(rng_seed=0), handlers.trace() as sites:
         model._bind()
         guide._bind()
@@ -27,8 +27,8 @@ def initial_params(model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
 def check_params(model: LatentODE, guide: AmortizedGuide, params: Any) -> None:
     """Refuses parameters with other names or shapes than those of model and guide.
 
-    NumPyro would run a program with the untrained networks where a parameter is missing, and would
-    ignore one that no program names.
+    NumPyro itself would use the untrained network for a missing parameter, and ignore an unknown
+    one.
 
     Raises:
         ValueError: naming the parameters that differ.
@@ -49,11 +49,11 @@ def check_params(model: LatentODE, guide: AmortizedGuide, params: Any) -> None:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a pytree by their paths in it."""
+    """The leaves of a pytree, by their paths."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def _sites(paths: set[str]) -> list[str]:
-    """The sites that the paths of leaves, such as `['decoder$params']['layers']`, begin with."""
+    """The sites of paths such as `['decoder$params']['layers']`: their first keys."""
     return sorted({path.split("']")[0].removeprefix("['") for path in paths})

@@ -1,4 +1,4 @@
-"""The arguments and the plate that model and guide share."""
+"""The plate of model and guide, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ __all__ = [
 def check_call(
     context: Any, target: Any, *, batch_size: int | None, kl_weight: ArrayLike, scaling: Scaling
 ) -> tuple[Trajectories, Trajectories | Array]:
-    """Checks the arguments of a call. Returns the context and the target: observed trajectories, or
-    times (trajectory, time) to predict.
+    """Checks the arguments of a call of model or guide.
+
+    Returns:
+        The context; and the target: observed trajectories, or times (trajectory, time) to predict.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -47,8 +49,8 @@ def check_call(
         target = prediction_times(target, len(context), scaling, name="target")
         if batch_size is not None:
             raise ValueError(
-                "batch_size must be None where target asks for predictions, as model and guide "
-                f"would pick different trajectories; got {batch_size}."
+                "batch_size must be None if target is an array of times, as model and guide would "
+                f"pick different trajectories; got {batch_size}."
             )
     whole = isinstance(batch_size, int) and 1 <= batch_size <= len(context)
     if batch_size is not None and not whole:
@@ -77,9 +79,9 @@ def check_data(model: Any, context: Any, target: Any = None, *, targets: bool = 
 
     Args:
         model: a `LatentODE`.
-        context: what z0 is inferred from.
-        target: what is to be explained of the same trajectories. Default: the context.
-        targets: whether there must be a target, and something observed in it.
+        context: the observations that z0 is inferred from.
+        target: the observations of the same trajectories that are explained. Default: the context.
+        targets: whether a target with at least one observation is required.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -98,7 +100,7 @@ def check_data(model: Any, context: Any, target: Any = None, *, targets: bool = 
 def prediction_times(
     times: Numbers, num_trajectories: int, scaling: Scaling, *, name: str
 ) -> Float[Array, "trajectory time"]:
-    """Times to predict at, one row a trajectory.
+    """The times to predict, one row per trajectory.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -116,13 +118,16 @@ def prediction_times(
 
 
 def trajectory_plate(context: Trajectories, batch_size: int | None) -> numpyro.plate:
-    """The plate `trajectory`, the same in model and guide: with `batch_size` it draws that many
-    trajectories at random and scales their log densities to the size of the whole."""
+    """The plate `trajectory`, the same in model and guide.
+
+    With a batch size, it draws that many trajectories at random, and scales their log densities up
+    to the size of the data.
+    """
     return numpyro.plate("trajectory", len(context), subsample_size=batch_size, dim=-1)
 
 
 def subsample(data: Trajectories | Array) -> Any:
-    """The trajectories that the enclosing plate drew."""
+    """The trajectories that the enclosing plate has drawn."""
     if isinstance(data, Trajectories):
         arrays = (subsample(data.times), subsample(data.values), subsample(data.mask))
         return Trajectories.tree_unflatten({}, arrays)

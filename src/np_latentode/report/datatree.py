@@ -51,9 +51,9 @@ def to_datatree(
       `observed_data` (x). They have a dimension `observation`, one entry per observed number, with
       the coordinates `trajectory`, `time` and `feature`,
     - with `times`: `predictions` of x and x_mean at all of them, and `predictions_constant_data`,
-    - `constant_data`: parameters with a name of their own, such as `noise_scale`.
+    - `constant_data`: the parameters outside the networks, such as `noise_scale`.
 
-    All but z0 is in original units.
+    Everything but z0 is in original units.
 
     `az.loo` leaves out one observation at a time, `elpd` one trajectory. `az.loo` and
     `az.plot_loo_pit` need draws from the posterior itself. Pass `exact` if the guide is too narrow,
@@ -64,11 +64,11 @@ def to_datatree(
         fitted: the fit.
         trajectories: the data to encode and to predict.
         times: further times to predict, (time,) for all, or (trajectory, time).
-        exact: the result of `exact_posterior` for these trajectories, which then is the posterior
-            and gives `sample_stats`. Default: num_samples draws from the guide.
-        num_samples: draws from the prior, and from the guide.
+        exact: the result of `exact_posterior` for these trajectories. Its draws are then the
+            posterior, and its `sample_stats` are kept. Default: num_samples draws from the guide.
+        num_samples: the number of draws from the prior and from the guide.
         feature_names: coordinates of the dimension `feature`. Default: `trajectories.names`.
-        trajectory_names: coordinates of the dimension `trajectory`. Default: likewise.
+        trajectory_names: coordinates of the dimension `trajectory`. Default: `trajectories.names`.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -139,7 +139,7 @@ def _labelled(
     coords: dict[str, list[Any]],
     shared: dict[str, np.ndarray],
 ) -> xarray.DataTree:
-    """The tree with its dimensions named; `shared` holds the time axis, if all have the same."""
+    """The tree with its dimensions named; `shared` holds the time axis, if it is common to all."""
     num_features = len(coords["feature"])
     of_features = {
         name: ["feature"]
@@ -184,5 +184,5 @@ def _chains(draws: Array, num_chains: int) -> np.ndarray:
 def _names(name: str, given: Sequence[Any] | None, default: Sequence[Any], of: str) -> list[Any]:
     names = list(default if given is None else given)
     if len(names) != len(default) or len(set(names)) != len(names):
-        raise ValueError(f"{name} must name {len(default)} {of}, each its own; got {names}.")
+        raise ValueError(f"{name} must be {len(default)} different names of {of}; got {names}.")
     return names

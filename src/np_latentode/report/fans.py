@@ -19,7 +19,7 @@ __all__ = ["fan", "plot_forecasts"]
 
 
 def fan(axis: Axes, times: np.ndarray, x: np.ndarray, levels: Sequence[float]) -> None:
-    """Draws x (draw, time) as nested central bands, the widest the lightest, and their median."""
+    """Draws the median of x (draw, time) and nested central bands; wider bands are lighter."""
     ordered = np.argsort(times)
     times, x = times[ordered], x[:, ordered]
     for shade, level in enumerate(sorted(levels, reverse=True)):
@@ -44,22 +44,23 @@ def plot_forecasts(
 ) -> Figure:
     """Forecast fans: one row per feature, one column per trajectory, with all observations.
 
-    All is in the units of the table that the context came from, if any: dates where it had dates,
-    and the exponential of logarithms, on an axis in log scale.
+    Everything is in the units of the table from which the context was read, if there was one: times
+    are dates if it had dates, and features read as logarithms are shown in their own units, on a
+    log scale.
 
     Args:
-        context: what the model had seen.
-        draws: as `forecast` returns them for it.
-        times: where it made them, (time,) or (trajectory, time).
-        target: what was observed and not shown to the model. Default: there is nothing.
-        count: how many trajectories, from the first on.
-        levels: of the central bands of new observations.
-        feature_names: of the rows. Default: `context.names`.
-        trajectory_names: of the columns. Default: likewise.
+        context: the observations that the forecast was given.
+        draws: the forecast, as `forecast` returns it.
+        times: the times of the forecast, (time,) or (trajectory, time).
+        target: observations that the forecast was not given. Default: none.
+        count: the number of trajectories shown, from the first on.
+        levels: the shares of new observations that the central bands should hold.
+        feature_names: labels of the rows. Default: `context.names`.
+        trajectory_names: titles of the columns. Default: `context.names`.
 
     Raises:
-        ValueError: if the draws are of other trajectories, the target is in other units, or names
-            are too few or too many.
+        ValueError: if draws or target are not of the context's trajectories, the target is in other
+            units, or there are too few or too many names.
     """
     x = np.asarray(draws["x"])
     _check_draws(x, context, target)
@@ -92,7 +93,7 @@ def plot_forecasts(
 
 
 def _check_draws(x: np.ndarray, context: Trajectories, target: Trajectories | None) -> None:
-    """Refuses draws and targets of other trajectories than the context's, or in other units."""
+    """Refuses draws and targets that do not match the context in trajectories or units."""
     for name, given in (("draws", x.shape[1]), ("target", target and len(target))):
         if given is not None and given != len(context):
             raise ValueError(
@@ -107,7 +108,7 @@ def _check_draws(x: np.ndarray, context: Trajectories, target: Trajectories | No
 def _plot_observations(
     axis: Axes, context: Trajectories, target: Trajectories | None, i: int, j: int
 ) -> None:
-    """Feature j of trajectory i: what was seen, what was not, and where the context ends."""
+    """Plots feature j of trajectory i: context, target, and the time at which the context ends."""
     names = context.names
     for data, face, label in ((context, DATA, "seen"), (target, "white", "not seen")):
         if data is not None:
@@ -132,7 +133,7 @@ def _with_dates(axis: Axes) -> None:
 
 
 def _in_log_scale(axis: Axes) -> None:
-    """Values in log scale, with plain numbers at a few ticks, however narrow their range is."""
+    """Sets a log scale with a few ticks, which are plain numbers, even if the range is narrow."""
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     if high < 5 * low:

@@ -1,4 +1,4 @@
-"""How far the codes of a population are from the prior."""
+"""Gaussianization: how far the codes of a population are from the prior."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from scipy.spatial.distance import cdist, pdist
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.prediction import (
-    posterior,
-    prior,
-)
+from np_latentode.forecasts.prediction import posterior, prior
 from np_latentode.programs.fitted import Fitted
 
 __all__ = ["GaussianizationReport", "gaussianization"]
@@ -87,7 +84,7 @@ def gaussianization(
     Args:
         rng_key: a key.
         fitted: the fit.
-        trajectories: a sample of the population; with more of them, log n is a weaker limit.
+        trajectories: a sample of the population. The limit log n is weaker the larger it is.
         num_points: the number of draws, one per trajectory, over which the KL terms are averaged.
 
     Raises:
@@ -99,10 +96,10 @@ def gaussianization(
     draw_key, pick_key, mean_key, prior_key = jax.random.split(rng_key, 4)
     q, p, n = posterior(fitted, trajectories), prior(fitted), len(trajectories)
     z = jnp.asarray(q.sample(draw_key))
-    # Shuffled, a prefix is a sample without replacement.
+    # The first few of a permutation are a sample without replacement.
     picked = jax.random.permutation(pick_key, n)[:num_points]
     several = np.asarray(q.sample(mean_key, (30,)), np.float64)
-    # The variance of means over trajectories contains this much of the variance of the draws.
+    # Sample means vary by this much more than E[z0 | x], as each is over few draws.
     noise = several.var(0, ddof=1).mean(0) / len(several)
     draws = np.asarray(z, dtype=np.float64)
     others = np.asarray(p.sample(prior_key, (min(n, num_points),)), np.float64)
@@ -121,7 +118,7 @@ def gaussianization(
 def _kl_terms(
     q: dist.Distribution, p: dist.Distribution, z: Array, picked: Array
 ) -> dict[str, float]:
-    """The KL and its two parts, averaged over the draws that are picked."""
+    """The KL and its two parts, averaged over the picked draws."""
     log_conditional = jnp.asarray(q.log_prob(z))[picked]
 
     def log_marginal(point: Array) -> Array:
@@ -149,7 +146,7 @@ def _moments(draws: np.ndarray) -> dict[str, Any]:
 
 
 def _energy_distance(z: np.ndarray, w: np.ndarray, *, num_blocks: int = 10) -> tuple[float, float]:
-    """The mean over blocks of unbiased estimates, and its standard error."""
+    """The mean of unbiased estimates, one per block of draws, and its standard error."""
     distances = []
     for a, b in zip(np.array_split(z, num_blocks), np.array_split(w, num_blocks), strict=True):
         if min(len(a), len(b)) < 2:

@@ -1,4 +1,4 @@
-"""Panels: the style and the colours of all figures."""
+"""Panels: the common style and colours of the figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def panels(rows: int, columns: int, *, size: tuple[float, float]) -> Iterator[tuple[Figure, Any]]:
-    """A figure in the style of all others, and its axes, each of so many inches."""
+    """A figure in the common style, and its axes, each of `size` (width, height) in inches."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             rows,

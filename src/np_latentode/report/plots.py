@@ -35,14 +35,15 @@ def plot_training(
     best: float | None = None,
     history: History | None = None,
 ) -> Figure:
-    """The loss per trajectory over the steps, of each step and as a running median. With validation
-    also its score, and the step whose parameters were kept.
+    """The loss per trajectory over the steps: of each step, and as a running median.
+
+    With validation, also its scores, and the step whose parameters were kept.
 
     Args:
-        losses: of every step, summed over the data as Trace_ELBO gives them.
-        num_trajectories: that the losses are sums over.
-        best: the lowest possible loss a trajectory, -log p(x), where it is known.
-        history: of `fit`, if it was given validation data.
+        losses: one per step, summed over the data, as Trace_ELBO gives them.
+        num_trajectories: the number of trajectories in each sum.
+        best: the lowest possible loss per trajectory, -log p(x), if it is known.
+        history: of a fit with validation data.
     """
     losses = np.asarray(losses) / num_trajectories
     validated = history is not None and len(history.validation) > 0
@@ -57,7 +58,7 @@ def plot_training(
 def _plot_losses(axis: Axes, losses: np.ndarray, best: float | None) -> None:
     window = max(1, len(losses) // 100)
     parts = np.array_split(losses, max(1, len(losses) // window))
-    # A step that was not finite was skipped.
+    # Steps whose loss is not finite were skipped in training.
     smooth = [
         np.median(part[np.isfinite(part)]) if np.isfinite(part).any() else np.nan for part in parts
     ]
@@ -91,11 +92,11 @@ def plot_latent(z0: ArrayLike, prior: ArrayLike) -> Figure:
     """Codes against their prior: scatters of neighbouring dimensions, and a QQ plot of each.
 
     Args:
-        z0: shape (trajectory, latent), one draw from the guide a trajectory.
-        prior: shape (draw, latent), draws from the prior, whatever it is.
+        z0: shape (trajectory, latent), one draw from the guide per trajectory.
+        prior: shape (draw, latent), draws from the model's prior.
 
     Raises:
-        ValueError: if codes and draws are not of one dimension.
+        ValueError: if z0 and prior are not arrays of these shapes.
     """
     z0, prior = np.asarray(z0, float), np.asarray(prior, float)
     if z0.ndim != 2 or prior.ndim != 2 or z0.shape[1] != prior.shape[1]:
@@ -118,7 +119,7 @@ def plot_latent(z0: ArrayLike, prior: ArrayLike) -> Figure:
             qq.plot(expected, ours, ".", ms=4, mew=0, color=MODEL)
             qq.set(xlabel=f"quantile of the prior of $z_0[{j}]$", ylabel=f"quantile of $z_0[{j}]$")
             qq.set_aspect("equal", adjustable="datalim")
-        figure.suptitle("codes, one draw a trajectory, and their prior")
+        figure.suptitle("codes, one draw per trajectory, and their prior")
         figure.legend(
             *axes[0, 0].get_legend_handles_labels(),
             loc="outside lower center",
@@ -132,7 +133,7 @@ def plot_calibration(calibration: Calibration) -> Figure:
     """Calibration: PIT values as a histogram and as an ECDF, and coverage."""
     seen = np.isfinite(calibration.pit)
     pit, rng = calibration.pit[seen], np.random.default_rng(0)
-    # Observations of a trajectory are not independent, as the bands take them to be: one of each.
+    # The bands assume independent numbers, so one observation is taken per trajectory.
     alone = np.array(
         [rng.choice(p[s]) for p, s in zip(calibration.pit, seen, strict=True) if s.any()]
     )
@@ -164,7 +165,7 @@ def _unit_histogram(axis: Any, values: np.ndarray) -> None:
 
 
 def plot_pareto_k(scores: ELPDData) -> Figure:
-    """`az.plot_khat` of what `elpd` returned: above 0.7 the guide misses part of the posterior."""
+    """`az.plot_khat` of the result of `elpd`: above 0.7 the guide misses part of the posterior."""
     visuals: Any = {"hlines": True, "bin_text": True}
     with plt.rc_context(STYLE):
         figure = plot_khat(scores, visuals=visuals, backend="matplotlib").viz["figure"].item()
@@ -192,8 +193,8 @@ def plot_guide(draws: dict[str, np.ndarray], *, title: str = "") -> Figure:
     """Draws of one trajectory's z0 by several methods, in pairs of neighbouring dimensions.
 
     Args:
-        draws: by the method's name, shape (draw, latent).
-        title: of the figure.
+        draws: the draws of each method, by its name, shape (draw, latent).
+        title: the title of the figure.
     """
     latent_dim = next(iter(draws.values())).shape[1]
     pairs = [(j, j + 1) for j in range(latent_dim - 1)] or [(0, 0)]

@@ -1,4 +1,4 @@
-"""Pytrees of arrays on disk, with settings: written whole or not at all, checked when read."""
+"""Pytrees of arrays on disk, with settings: written whole or not at all, and checked on reading."""
 
 from __future__ import annotations
 
@@ -27,24 +27,29 @@ ARRAYS, SETTINGS = "arrays", "settings"
 
 
 def write(path: Path, tree: Any, settings: dict[str, Any]) -> None:
-    """Writes a pytree of arrays, and settings that are JSON, into a new directory by orbax.
+    """Writes a pytree of arrays, with settings, into a new directory by orbax.
 
-    orbax gives a directory its name when all of it is written. A digest goes with it, as not every
-    damaged array is noticed on reading.
+    orbax gives the directory its name once everything is written. A digest is stored as well, since
+    orbax does not notice every damaged array.
+
+    Args:
+        path: the new directory.
+        tree: the arrays.
+        settings: what else to store; it must be JSON.
 
     Raises:
-        ValueError: if something is at `path` already.
-        OSError: if it cannot be written; then nothing is at `path`.
+        ValueError: if `path` exists.
+        OSError: if the directory cannot be written; then nothing is at `path`.
     """
     if path.exists():
-        raise ValueError(f"path must be new; got {path}, where something is already.")
+        raise ValueError(f"path must be new; got {path}, which exists.")
     leaves = {name: np.asarray(_plain(leaf)) for name, leaf in named_leaves(tree).items()}
-    # The names of leaves, with their brackets and quotes, are kept apart from file names.
+    # Files are numbered, as the names of leaves hold brackets and quotes.
     arrays = {str(k): array for k, array in enumerate(leaves.values()) if array.size}
     about = {
         "format": FORMAT,
         "names": list(leaves),
-        # orbax has no arrays without entries.
+        # orbax does not store arrays without entries.
         "empty": {
             name: [list(array.shape), str(array.dtype)]
             for name, array in leaves.items()
@@ -69,34 +74,22 @@ def write(path: Path, tree: Any, settings: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays that `write` wrote, by their names in the pytree, and the settings.
+    """Reads what `write` wrote: the arrays by their names in the pytree, and the settings.
 
-    Nothing in the files is run: they hold numbers and JSON.
+    The files hold numbers and JSON, no code.
 
     Raises:
-        ValueError: if there is nothing at `path`, or something else, or it is damaged.
+        ValueError: if `path` is no directory that `write` wrote, or if it is damaged.
     """
     if not path.is_dir():
         raise ValueError(f"{path} must be a directory that np_latentode wrote; there is none.")
     try:
         with _quiet(), _checkpointer() as orbax:
-            import orbax.checkpoint as ocp
-
-            about = orbax.restore(
-                path.absolute(), ocp.args.Composite(**{SETTINGS: ocp.args.JsonRestore()})
-            )[SETTINGS]
-            if not (isinstance(about, dict) and about.get("format") == FORMAT):
-                raise ValueError(f"its settings are not of format {FORMAT}")
+            about = _restore_about(orbax, path)
             names = {
                 str(k): name for k, name in enumerate(about["names"]) if name not in about["empty"]
             }
-            # NumPy's, of whatever precision they were written in.
-            template = {k: ocp.RestoreArgs(restore_type=np.ndarray) for k in names}
-            arrays = orbax.restore(
-                path.absolute(),
-                ocp.args.Composite(**{ARRAYS: ocp.args.PyTreeRestore(restore_args=template)}),
-            )[ARRAYS]
-        arrays = {k: np.asarray(arrays[k]) for k in names}
+            arrays = _restore_arrays(orbax, path, list(names))
         if digest((arrays, json.dumps(about[SETTINGS], sort_keys=True))) != about["digest"]:
             raise ValueError("these are not the arrays and settings that were written")
     except Exception as error:
@@ -109,16 +102,42 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return found, about[SETTINGS]
 
 
+def _restore_about(orbax: Any, path: Path) -> dict[str, Any]:
+    """What `write` stored beside the arrays."""
+    import orbax.checkpoint as ocp
+
+    args = ocp.args.Composite(**{SETTINGS: ocp.args.JsonRestore()})
+    about = orbax.restore(path.absolute(), args)[SETTINGS]
+    if not (isinstance(about, dict) and about.get("format") == FORMAT):
+        raise ValueError(f"its settings are not of format {FORMAT}")
+    return about
+
+
+def _restore_arrays(orbax: Any, path: Path, files: list[str]) -> dict[str, np.ndarray]:
+    import orbax.checkpoint as ocp
+
+    # As NumPy arrays, which keep double precision whatever the precision of JAX is.
+    template = {k: ocp.RestoreArgs(restore_type=np.ndarray) for k in files}
+    args = ocp.args.Composite(**{ARRAYS: ocp.args.PyTreeRestore(restore_args=template)})
+    arrays = orbax.restore(path.absolute(), args)[ARRAYS]
+    return {k: np.asarray(arrays[k]) for k in files}
+
+
 def fill(template: Any, arrays: dict[str, Any], *, name: str) -> Any:
-    """The pytree of the template's structure with the arrays of these names, in its types.
+    """A pytree like the template, with these arrays as its leaves.
+
+    Args:
+        template: a pytree of arrays, or of their shapes and types.
+        arrays: the new leaves by their names; they are converted to the template's types.
+        name: of the argument that the errors speak of.
 
     Raises:
-        ValueError: if it has other leaves than there are arrays, or one of another shape.
+        ValueError: if a leaf is missing, unknown, or of another shape.
     """
     wanted = named_leaves(template)
-    if missing := sorted(wanted.keys() ^ arrays.keys()):
+    if differ := sorted(wanted.keys() ^ arrays.keys()):
         raise ValueError(
-            f"{name} must have the parameters of model and guide; got a difference in {missing}."
+            f"{name} must have the parameters of model and guide; missing or unknown are {differ}."
         )
     filled = []
     for key, leaf in wanted.items():
@@ -129,8 +148,7 @@ def fill(template: Any, arrays: dict[str, Any], *, name: str) -> Any:
                 f"not {plain.shape}."
             )
         array = jnp.asarray(array, plain.dtype)
-        keyed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        if keyed:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             array = jax.random.wrap_key_data(
                 array, impl=jax.random.key_impl(jnp.empty((), leaf.dtype))
             )
@@ -139,7 +157,7 @@ def fill(template: Any, arrays: dict[str, Any], *, name: str) -> Any:
 
 
 def digest(tree: Any) -> str:
-    """A number for the shapes, types and contents of the leaves of a pytree."""
+    """A hash of a pytree: of the names, shapes, types and contents of its leaves."""
     found = hashlib.sha256()
     for name, leaf in named_leaves(tree).items():
         array = np.asarray(_plain(leaf))
@@ -149,13 +167,14 @@ def digest(tree: Any) -> str:
 
 
 def _plain(leaf: Any) -> Any:
+    """The leaf, or the numbers of a random key."""
     if jnp.issubdtype(getattr(leaf, "dtype", float), jax.dtypes.prng_key):
         return jax.random.key_data(leaf)
     return leaf
 
 
 def _checkpointer() -> Any:
-    # Imported here, as it takes a third of a second that only those should wait for who save.
+    # Imported here, as the import takes a third of a second, which other calls should not wait for.
     import orbax.checkpoint as ocp
 
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
@@ -163,8 +182,10 @@ def _checkpointer() -> Any:
 
 @functools.cache
 def _ignore_closed_loops() -> None:
-    """Where orbax fails, its threads go on, find their event loop closed, and would say so, long
-    after the sentence that says what is wrong."""
+    """Hides what orbax's threads report after orbax failed.
+
+    The threads go on, find their event loop closed, and report that long after our own error.
+    """
     others = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -176,7 +197,7 @@ def _ignore_closed_loops() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # orbax logs what goes well as a warning, and what does not before it raises.
+    # orbax logs warnings where nothing is wrong, and logs each error that it also raises.
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

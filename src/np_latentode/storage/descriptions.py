@@ -1,4 +1,4 @@
-"""Parts as JSON, and back: the constructor's name and arguments, and no code."""
+"""Parts as JSON, and back: the name and the arguments of a constructor, no code."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ DIFFRAX = (diffrax.AbstractSolver, diffrax.AbstractStepSizeController, diffrax.A
 
 
 def describe(thing: Any) -> Any:
-    """What can be built anew, as JSON: a constructor of this library or of diffrax by its name,
-    with its arguments, which are found in attributes of their names.
+    """Describes a part as JSON, so that `build` can make it again.
+
+    A description names a constructor of this library or of diffrax, and its arguments. The value of
+    an argument is that of the attribute of the same name.
 
     Raises:
-        TypeError: if it is something else, as a part of your own, or holds such a thing.
+        TypeError: if it is no such part, for example one of your own, or if it holds one.
     """
     if thing is None or isinstance(thing, (bool, int, float, str)):
         return thing
@@ -44,6 +46,10 @@ def describe(thing: Any) -> Any:
         return thing.item()
     if hasattr(thing, "__array__"):
         return {"array": np.asarray(thing).tolist()}
+    return _describe_part(thing)
+
+
+def _describe_part(thing: Any) -> dict[str, Any]:
     name = type(thing).__name__
     if type(thing) is not _kind(name):
         raise TypeError(f"{name} is not one of this library's parts")
@@ -54,18 +60,18 @@ def describe(thing: Any) -> Any:
         if not hasattr(thing, parameter.name):
             raise TypeError(f"{name} cannot be described, as it was made from other objects")
         value = getattr(thing, parameter.name)
-        # Defaults, too, as another version may have others; but for those of diffrax that are no
-        # more than functions.
+        # Defaults are written as well, as those of another version may differ. Functions cannot be
+        # written; some are defaults of diffrax.
         if not (value is parameter.default and callable(value)):
             arguments[parameter.name] = describe(value)
     return {"made by": name, "from": arguments}
 
 
 def build(description: Any) -> Any:
-    """The inverse of `describe`; networks are initialised anew.
+    """Builds a part from its description; its networks have new initial weights.
 
     Raises:
-        ValueError: if this is no description, or names what is not to be built.
+        ValueError: if the description does not name a part of this library or of diffrax.
     """
     if isinstance(description, list):
         return tuple(build(item) for item in description)
@@ -96,6 +102,6 @@ def _kind(name: str) -> type | None:
 
 
 def _parameters(kind: type) -> list[inspect.Parameter]:
-    # Not those of the class: flax's is called with anything.
+    # Of `__init__`, as the metaclass of flax modules accepts any arguments.
     init: Any = kind.__init__
     return [] if init is object.__init__ else list(inspect.signature(init).parameters.values())[1:]

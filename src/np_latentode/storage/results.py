@@ -1,4 +1,4 @@
-"""Directories of results: each is written whole, or not at all."""
+"""Directories of results, each written whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from pathlib import Path
 __all__ = ["MARKER", "check_output_dir", "result_dir"]
 
 MARKER = "metrics.json"
-"""Every result directory holds this file; a directory without it is not ours to replace."""
+"""Every directory of results holds this file. A directory without it is never replaced."""
 
 
 def check_output_dir(path: Path, *, overwrite: bool) -> None:
-    """Refuses a directory that is in the way, before anything is computed.
+    """Checks that results can be written to a directory, before anything is computed.
+
+    Args:
+        path: the directory.
+        overwrite: whether earlier results there may be replaced.
 
     Raises:
-        ValueError: if `path` exists and may not be replaced, or is no result directory.
+        ValueError: if files cannot be written there, if it holds earlier results and `overwrite` is
+            false, or if it holds anything else.
     """
     if not path.exists() and not path.is_symlink():
         try:
@@ -48,9 +53,9 @@ def check_output_dir(path: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def result_dir(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A directory to write results into, which takes the place of `path` once all are written.
+    """A new directory to write results into; it replaces `path` once all of them are written.
 
-    Until then, and where anything fails, whatever was at `path` stays as it was.
+    Until then, and if anything fails, earlier results at `path` stay as they were.
 
     Raises:
         ValueError: as `check_output_dir`.
@@ -72,6 +77,6 @@ def result_dir(path: Path, *, overwrite: bool) -> Iterator[Path]:
                 os.rename(old, path)
             raise
     finally:
-        # Earlier results that could not be put back stay where they are.
+        # If earlier results could not be put back, they are kept here.
         if path.exists() or not old.exists():
             shutil.rmtree(scratch, ignore_errors=True)

@@ -34,8 +34,8 @@ def save(path: str | PathLike[str], fitted: Fitted) -> None:
         fitted: the fit.
 
     Raises:
-        ValueError: if something is at `path`.
-        OSError: if it cannot be written.
+        ValueError: if `path` exists.
+        OSError: if the directory cannot be written; then nothing is at `path`.
     """
     parts = describe_parts(fitted.model, fitted.guide)
     write(Path(path), fitted.params, {"kind": "fit", "parts": parts})
@@ -52,16 +52,17 @@ def load(
     encoder: Part | None = None,
     posterior: Part | None = None,
 ) -> Fitted:
-    """Reads a fit that `save` wrote. The files hold no code, so none is run.
+    """Reads a fit that `save` wrote. The files hold no code.
 
     Args:
         path: the directory.
-        dynamics, decoder, prior, likelihood, solver, encoder, posterior: the parts that are your
-            own, made as they were for `latent_ode`. An error names those that are missing.
+        dynamics, decoder, prior, likelihood, solver, encoder, posterior: parts of your own, built
+            as they were for training. An error names a missing one. The library's own parts need
+            not be given.
 
     Raises:
-        ValueError: if there is no fit at `path`, if it is damaged, if a part of your own is not
-            given, or if a part given has other parameters than those saved.
+        ValueError: if `path` holds no fit, if the fit is damaged, if a part of your own is missing,
+            or if a part has other parameters than the saved one.
     """
     arrays, settings = read(Path(path))
     if settings.get("kind") != "fit":
@@ -82,7 +83,7 @@ def load(
 
 
 def _build_parts(path: Path, descriptions: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The parts given, and for the others new ones from their descriptions."""
+    """The parts that were given, and the others built from their descriptions."""
     parts = {"scaling": build(descriptions["scaling"])}
     for name, part in given.items():
         description = descriptions[name]
@@ -97,8 +98,8 @@ def _build_parts(path: Path, descriptions: dict[str, Any], given: dict[str, Any]
 
 
 def describe_parts(model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
-    """The parts of model and guide as JSON; of a user's own part only the name."""
-    # Ids are left out: they may be personal data, and objects that JSON does not hold.
+    """The parts of model and guide as JSON. A user's own part is described by its name only."""
+    # Ids are left out: they may be personal data, and not all of them can be written as JSON.
     labels = model.scaling.labels and replace(model.scaling.labels, ids=())
     parts: dict[str, Any] = {"scaling": describe(replace(model.scaling, labels=labels))}
     for program, names in ((model, OF_MODEL), (guide, OF_GUIDE)):

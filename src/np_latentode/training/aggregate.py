@@ -1,4 +1,4 @@
-"""q(z0) = E_n q(z0 | x_n), the aggregate posterior: a prior that is fitted to it."""
+"""A prior fitted to the aggregate posterior, q(z0) = E_n q(z0 | x_n)."""
 
 from __future__ import annotations
 
@@ -45,30 +45,31 @@ def fit_prior(
     optim: optax.GradientTransformation | None = None,
     progress: bool = True,
 ) -> Fitted:
-    """Fits a prior to the codes of a guide that was trained under another prior.
+    """Fits a new prior to the codes of a trained guide: the z0 that it draws for the data.
 
     max over the prior of E_n E_q(z0 | x_n) log p(z0),  so that p -> q(z0) = E_n q(z0 | x_n)
 
-    This is the best prior for the ELBO of a given guide (Hoffman & Johnson 2016). Reconstructions
-    and forecasts do not change. No ODE is solved, so it takes seconds.
+    For a given guide, this prior has the highest ELBO (Hoffman & Johnson 2016). Reconstructions and
+    forecasts do not change. No ODE is solved, so it takes seconds.
 
     Args:
         rng_key: a key.
-        prior: the new prior, over the guide's latent space.
-        fitted: the fit under the old prior.
+        prior: the new prior, on the same latent space.
+        fitted: the fit with the old prior.
         trajectories: its training data.
-        conditioning: what of them is encoded in each step. Default: four fifths of them whole, the
-            others in part. The codes of parts scatter, so the prior does not shrink to the few
-            trajectories of the training data.
+        conditioning: picks what the guide sees of each trajectory in a step. Default: four fifths
+            of the trajectories whole, and parts of the others. Codes of parts scatter more, so the
+            prior does not shrink to the codes of a few trajectories.
         num_steps: the number of steps.
-        optim: of optax. Default: `optimizer(num_steps)`.
+        optim: an optimizer of optax. Default: `optimizer(num_steps)`.
         progress: whether to show a progress bar.
 
     Returns:
         The fit with the new prior in its model; all other parameters are the same.
 
     Raises:
-        ValueError: if the prior is of the wrong kind or its support is not that of the codes.
+        ValueError: if the prior is no prior, has another support than the codes, or names a
+            parameter that the fit has already.
     """
     check_counts(num_steps=num_steps)
     _check_prior(prior, fitted)
@@ -80,8 +81,8 @@ def fit_prior(
         with numpyro.handlers.block():
             q = posterior(fitted, conditioning(context_key, trajectories))
         z0 = q.sample(z0_key)
-        # A mean, not a sum. The gradient of a sum would always be clipped to one length, in which
-        # the few codes far out count for nothing, and their density would go to 0.
+        # A mean, not a sum. The gradient of a sum would always be clipped to the same length. The
+        # few codes far out would then hardly count, and their density would go to 0.
         count = len(trajectories)
         with numpyro.handlers.scale(scale=1 / count), numpyro.plate("trajectory", count):
             numpyro.sample("z0", p, obs=z0)
@@ -115,7 +116,7 @@ def _check_prior(prior: Part, fitted: Fitted) -> None:
 
 
 def _without_prior(fitted: Fitted) -> dict[str, Any]:
-    """The parameters that are not the old prior's."""
+    """The parameters of everything but the old prior."""
     with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace() as sites:
         bind_prior(fitted.model.prior)
     return {name: value for name, value in fitted.params.items() if name not in sites}

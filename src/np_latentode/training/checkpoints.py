@@ -1,4 +1,4 @@
-"""The checkpoints of a training: the latest is kept, and one that is not whole is refused."""
+"""The checkpoints of a training: only the latest is kept, and a damaged one is refused."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from np_latentode.storage.arrays import read, write
 __all__ = ["Checkpoints"]
 
 OURS = re.compile(r"(\d{9})(\.orbax-checkpoint-tmp.*)?", re.ASCII)
-"""Names in a directory of checkpoints: steps, and steps that are not yet written."""
+"""The names of checkpoints: numbers of steps. A longer name is one that is not yet whole."""
 
 
 class Checkpoints:
-    """The checkpoints of one training in one directory, of which the latest is kept.
+    """The checkpoints of one training in one directory. Only the latest is kept.
 
     Args:
         directory: new, empty, or that of the same training.
-        settings: of the training; one with others is refused.
+        settings: the settings of the training, as JSON. A checkpoint with others is refused.
 
     Raises:
-        ValueError: if the directory holds anything else.
+        ValueError: if the directory holds other files, or is a file.
     """
 
     def __init__(self, directory: Path, settings: dict[str, Any]):
         self.directory = directory
-        # As they will be read.
+        # They are compared with settings that were read from JSON, which turns tuples into lists.
         self.settings = json.loads(json.dumps(settings))
         if not directory.exists():
             return
@@ -43,15 +43,15 @@ class Checkpoints:
                 "checkpoint_dir must be new, empty, or that of the same training; got "
                 f"{directory}, which holds {', '.join(others[:5])}."
             )
-        # What orbax had begun to write when it was killed.
+        # orbax leaves these behind if it is killed while it writes.
         for rest in directory.glob("*orbax-checkpoint-tmp*"):
             shutil.rmtree(rest, ignore_errors=True)
 
     def latest(self) -> dict[str, np.ndarray] | None:
-        """The arrays of the latest checkpoint, None where there is none.
+        """The arrays of the latest checkpoint, or None if there is no checkpoint.
 
         Raises:
-            ValueError: if it is damaged, or of another training.
+            ValueError: if the checkpoint is damaged, or of another training.
         """
         steps = self._steps()
         if not steps:
@@ -60,15 +60,15 @@ class Checkpoints:
         if differ := [k for k in self.settings if settings.get(k) != self.settings[k]]:
             raise ValueError(
                 f"checkpoint_dir must be that of the same training; the one in {self.directory} "
-                f"differs in {', '.join(differ)}. Take another directory, or remove it."
+                f"differs in {', '.join(differ)}. Take another directory, or delete this one."
             )
         return arrays
 
     def save(self, step: int, tree: Any) -> None:
-        """Writes the checkpoint of a step, and then removes those before.
+        """Writes the checkpoint of a step, and then removes the earlier ones.
 
         Raises:
-            OSError: if it cannot be written; then the one before is still there.
+            OSError: if it cannot be written; then the earlier one is kept.
         """
         earlier = self._steps()
         if step in earlier:

@@ -35,9 +35,9 @@ from np_latentode.training.validation import forecast_score, held_out_pair
 __all__ = ["dispatches", "fit"]
 
 STEPS_AT_ONCE = 100
-"""Steps per dispatch. Python, the progress bar and validation wait for one dispatch."""
+"""Steps per dispatch. Progress bar, validation and checkpoints run between dispatches."""
 SECONDS_BETWEEN = 30.0
-"""The least time between two checkpoints."""
+"""The shortest time between two checkpoints, in seconds."""
 
 
 def fit(
@@ -62,39 +62,39 @@ def fit(
     max E_q(z0 | conditioning(x)) [log p(x | z0)] - kl_weight KL(q || p)
 
     The steps are those of `SVI(model, guide, optim, Trace_ELBO(), batch_size=batch_size,
-    conditioning=conditioning)`, a hundred per dispatch. A step that is not finite is skipped
-    (`SVI.stable_update`), for example where an ODE solve fails.
+    conditioning=conditioning)`, a hundred per dispatch. A step that is not finite is skipped, as in
+    `SVI.stable_update`. An ODE solve that fails is one cause.
 
     Args:
         rng_key: a key.
         model, guide: the programs to train; they are not changed.
-        train: the data.
+        train: the training data.
         validation: a pair (context, target). After every hundred steps, the score is the log
             density of the target under forecasts from the context. For one `Trajectories` the pair
             is `validation.split()`: the second half of the observed times given the first.
         num_steps: the highest number of steps.
         batch_size: trajectories per step. Default: all.
         conditioning: picks what the guide sees of each trajectory in a step.
-        optim: of optax. Default: `optimizer(num_steps)`.
+        optim: an optimizer of optax. Default: `optimizer(num_steps)`.
         kl_weight: `step -> weight` of the KL in both model and guide, positive, such as
             `optax.linear_schedule(0.01, 1.0, 1_000)`. Default: 1, which gives the ELBO.
-        loss: of NumPyro. Default: `Trace_ELBO()`.
+        loss: a loss of NumPyro. Default: `Trace_ELBO()`.
         patience: stop after this many steps without a better validation score. Default: never.
-        checkpoint_dir: where to write a checkpoint every half minute, and at the end. If it holds
-            one of the same training, `fit` goes on from it. On the same machine the result is then
-            bit for bit that of a training without interruption. Functions cannot be compared: pass
-            the same optim, conditioning, kl_weight and loss.
+        checkpoint_dir: the directory of checkpoints. One is written every half minute, and at the
+            end. If there is one of the same training, `fit` goes on from it. On the same machine,
+            the result is then bit for bit that of a training without interruption. `fit` cannot
+            compare functions: pass the same optim, conditioning, kl_weight and loss.
         progress: whether to show a progress bar with the ELBO per trajectory, the validation score,
             and the time left.
 
     Returns:
-        The fit, with the parameters of the step that validation found best, or of the last step
-        without validation; with its history, and with the state of SVI after the last step.
+        The fit. Its parameters are those of the step with the best validation score, or of the last
+        step without validation. It holds the history, and the state of SVI after the last step.
 
     Raises:
-        ValueError: naming the argument, the rule and what came, before anything is computed.
-        FloatingPointError: if none of a hundred steps is finite.
-        OSError: if a checkpoint cannot be written; the one before is still there.
+        ValueError: if an argument breaks a rule, before anything is computed.
+        FloatingPointError: if none of the steps of a dispatch is finite.
+        OSError: if a checkpoint cannot be written; then the earlier one is kept.
     """
     check_counts(num_steps=num_steps)
     check_data(model, train)
@@ -103,7 +103,7 @@ def fit(
     _check_patience(patience, held_out)
     _check_kl_weight(kl_weight, num_steps)
     svi = SVI(
-        # A solve that fails then costs one step, not the whole training.
+        # Then a solve that fails costs one step, not the whole training.
         model.with_solver(throw=False),
         guide,
         optimizer(num_steps) if optim is None else optim,
@@ -122,7 +122,7 @@ def fit(
 
 
 class _Plan(NamedTuple):
-    """What a training does."""
+    """What a training consists of, apart from its random key."""
 
     svi: SVI
     train: Trajectories
@@ -139,10 +139,10 @@ class _Plan(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """How far a training is, as checkpoints hold it."""
+    """The result of the steps so far; a checkpoint holds it."""
 
     params: dict[str, Any]
-    """Those of the best step so far."""
+    """The parameters of the best step so far."""
     state: SVIState
     history: History
 
@@ -152,12 +152,12 @@ class _Progress(NamedTuple):
 
 
 def _train(rng_key: Array, plan: _Plan, progress: bool) -> _Progress:
-    """Takes the steps of a plan from its latest checkpoint on, and saves checkpoints."""
-    saved = time.perf_counter()
+    """Takes the steps of a plan, from its latest checkpoint on, and saves checkpoints."""
+    started = saved = time.perf_counter()
     done = first = _start(rng_key, plan)
     with tqdm(total=plan.num_steps, initial=done.steps, disable=not progress, unit="step") as bar:
         try:
-            for done in _advance(rng_key, plan, first, saved):
+            for done in _advance(rng_key, plan, first, started):
                 bar.set_postfix_str(_summary(done.history, len(plan.train)), refresh=False)
                 bar.update(done.steps - bar.n)
                 if plan.checkpoints and time.perf_counter() - saved > SECONDS_BETWEEN:
@@ -165,7 +165,7 @@ def _train(rng_key: Array, plan: _Plan, progress: bool) -> _Progress:
                     saved = time.perf_counter()
         except BaseException:
             if plan.checkpoints:
-                # The user should see the interruption, not that saving failed as well.
+                # The user should see the first error, not that saving failed as well.
                 with contextlib.suppress(OSError):
                     plan.checkpoints.save(done.steps, done)
             raise
@@ -188,13 +188,14 @@ def _advance(rng_key: Array, plan: _Plan, done: _Progress, started: float) -> It
         if plan.held_out is not None:
             fitted = Fitted(plan.svi.model, plan.svi.guide, params)
             score = forecast_score(score_key, fitted, *plan.held_out)
-        history = _longer(done.history, losses, score, before + time.perf_counter() - started)
+        history = _append(done.history, losses, score, before + time.perf_counter() - started)
         best = history.best_step == len(history.losses)
         done = _Progress(params if best else done.params, state, history)
         yield done
 
 
-def _longer(past: History, losses: np.ndarray, score: float | None, seconds: float) -> History:
+def _append(past: History, losses: np.ndarray, score: float | None, seconds: float) -> History:
+    """The history with one more dispatch."""
     history = past._replace(
         losses=np.append(past.losses, losses), seconds=np.append(past.seconds, seconds)
     )
@@ -214,16 +215,19 @@ def dispatches(
     kl_weight: Callable[[Array], ArrayLike] | None = None,
     start: int = 0,
 ) -> Iterator[tuple[SVIState, Float[np.ndarray, " step"]]]:
-    """SVI's steps from `start` to `num_steps`, `STEPS_AT_ONCE` of them compiled into one program.
+    """Takes the steps of SVI from `start` to `num_steps`, `STEPS_AT_ONCE` in one compiled program.
 
     Args:
         svi: any SVI.
-        state: the state after `start` steps.
+        state: its state after `start` steps.
         num_steps: the number of steps in all.
-        *args: of the model and the guide. They are arguments of the compiled program, while
-            `SVI.run` would compile the data into it as constants.
-        kl_weight: `step -> kl_weight`, an argument of the model and the guide.
+        *args: the arguments of the model and the guide. They are arguments of the compiled program,
+            too, while `SVI.run` would compile the data into it as constants.
+        kl_weight: `step -> weight`, the argument `kl_weight` of the model and the guide.
         start: the number of steps already taken.
+
+    Yields:
+        The state after each dispatch, and the loss of each of its steps.
 
     Raises:
         FloatingPointError: if none of the steps of a dispatch is finite.
@@ -238,7 +242,7 @@ def dispatches(
             state, loss = svi.stable_update(state, *args, **weights)
             return state, losses.at[k].set(loss)
 
-        # One program for any count, as the last dispatch may be shorter.
+        # A loop, as one program then takes any count: the last dispatch may be shorter.
         return jax.lax.fori_loop(0, count, step, (state, jnp.full(STEPS_AT_ONCE, jnp.nan)))
 
     for first in range(start, num_steps, STEPS_AT_ONCE):
@@ -267,14 +271,14 @@ def _start(rng_key: Array, plan: _Plan) -> _Progress:
     history = History(*(arrays[f".history.{name}"] for name in History._fields))
     params, state = jax.eval_shape(init, plan.train)
     done = fill(_Progress(params, state, history), arrays, name="checkpoint_dir")
-    # `fill` gives arrays of JAX's precision; the history is kept in its own.
+    # `fill` makes JAX arrays, often in single precision; the history stays in double.
     return done._replace(history=history)
 
 
 def _checkpoints(
     directory: Path, svi: SVI, settings: dict[str, Any], data: dict[str, Any]
 ) -> Checkpoints:
-    """The checkpoints of the training that all of this defines."""
+    """The checkpoints of the training with these settings and data."""
     return Checkpoints(
         directory,
         {
@@ -304,6 +308,7 @@ def _check_kl_weight(kl_weight: Callable[[Array], ArrayLike] | None, num_steps: 
 
 
 def _summary(history: History, num_trajectories: int) -> str:
+    """The text beside the progress bar."""
     last = history.losses[(len(history.losses) - 1) // STEPS_AT_ONCE * STEPS_AT_ONCE :]
     text = f"ELBO {-np.nanmean(last) / num_trajectories:.2f}"
     if len(history.validation):

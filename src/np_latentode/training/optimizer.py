@@ -17,13 +17,13 @@ def optimizer(
     The ELBO is a sum over all data, so its gradient is almost always longer than the clip. Adam
     then sees a direction only, and no single batch can throw it off.
 
-    Weights of modules decay towards 0. There a prior of this library is the standard normal or
-    uniform. A parameter with a name of its own, such as `noise_scale`, does not decay.
+    The weights of modules decay towards 0. With weights of 0, a prior of this library is standard
+    normal or uniform. Parameters with a name of their own, such as `noise_scale`, do not decay.
 
     Args:
-        num_steps: the number of steps of the schedule: that of `SVI.run`.
-        learning_rate: the highest one, reached after one fiftieth of the steps.
-        weight_decay: per step, of the networks, times the learning rate.
+        num_steps: the number of steps that will be taken.
+        learning_rate: the highest learning rate, reached after one fiftieth of the steps.
+        weight_decay: each step shrinks the weights by this share, times the learning rate.
 
     Raises:
         ValueError: if num_steps is not positive.
@@ -37,5 +37,5 @@ def optimizer(
 
 
 def _networks(params: dict[str, Any]) -> dict[str, bool]:
-    # NumPyro gives the parameters of a bound module this ending.
+    # NumPyro ends the names of a bound module's parameters so.
     return {name: name.endswith("$params") for name in params}

@@ -25,7 +25,7 @@ def held_out_pair(model: LatentODE, validation: Any) -> tuple[Trajectories, Traj
     """The validation data as a pair (context, target), or None if there are none.
 
     Raises:
-        ValueError: naming the rule and what came.
+        ValueError: if they are something else, or do not fit the model.
     """
     if validation is None:
         return None
@@ -44,7 +44,7 @@ def held_out_pair(model: LatentODE, validation: Any) -> tuple[Trajectories, Traj
 def forecast_score(
     rng_key: Array, fitted: Fitted, context: Trajectories, target: Trajectories
 ) -> float:
-    """-log p(target | context) per observation; infinite where a solve fails."""
+    """-log p(target | context) per observation; infinite if an ODE solve fails."""
     score = float(_negative_log_density(rng_key, fitted, context, target))
     return np.inf if np.isnan(score) else score
 
