@@ -431,7 +431,7 @@ def _(constraint):
 
 
 class OnCircle(dist.Distribution):
-    """An angle ~ Normal(angle, scale), as a point of the circle; nearly uniform if scale is large."""
+    """An angle ~ Normal(angle, scale), as a point of the circle; nearly uniform for large scale."""
 
     support = Circle()
     pytree_data_fields = ("angle", "scale")
