@@ -1,5 +1,6 @@
 """The latest checkpoint is kept, and nothing else in the directory is touched."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -7,18 +8,24 @@ from np_latentode.training.checkpoints import Checkpoints
 
 resource = pytest.importorskip("resource", reason="there are no limits to set")
 
+TREE = {
+    "weights": np.arange(6.0).reshape(2, 3),
+    "key": jax.random.key(7),
+    "none yet": np.zeros((0, 2), np.int8),
+}
+
 
 # After a failed write, orbax's threads find their event loop closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", {})
-    checkpoints.save(1, {"few": np.arange(6.0)})
+    checkpoints.save(1, TREE)
     intact = checkpoints.latest()
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
     try:
         with pytest.raises(OSError, match="000000002 cannot be written"):
-            checkpoints.save(2, {"many": np.random.default_rng(0).normal(size=100_000)})
+            checkpoints.save(2, TREE | {"many": np.random.default_rng(0).normal(size=100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert [p.name for p in (tmp_path / "c").iterdir()] == ["000000001"]

@@ -129,7 +129,7 @@ def fill(template: Any, arrays: dict[str, Any], *, name: str) -> Any:
     Args:
         template: a pytree of arrays, or of their shapes and types.
         arrays: the new leaves by their names; they are converted to the template's types.
-        name: of the argument that the errors speak of.
+        name: the argument that errors name.
 
     Raises:
         ValueError: if a leaf is missing, unknown, or of another shape.
