@@ -1,6 +1,11 @@
-"""The Python in README and docs/ runs, block after block, as a reader would paste it."""
+"""What README and docs/ say holds: their Python runs block after block, as a reader would paste it.
+
+Commands, links and lists lead to what is there.
+"""
 
 import re
+import tomllib
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -9,12 +14,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from typer.main import get_command
 
-from np_latentode import Fitted, LatentODE, Trajectories
+import np_latentode
+from np_latentode import Fitted, LatentODE, Trajectories, exact_posterior
+from np_latentode.app.cli import app
 from np_latentode.inference import nuts
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -32,9 +41,9 @@ def make_table():
 
 
 def pasted(document):
-    """What is defined once the blocks of a document were run, with 20 steps in the place of 5,000.
+    """The names that the blocks of a document define, with 20 training steps in place of 5,000.
 
-    `df` and `others` are what the text speaks of without saying where they come from.
+    `df` and `others` are used in the texts, but not defined there.
     """
     columns = dict(id="patient", time="day", values=["bili", "albumin"])
     df = make_table()
@@ -59,7 +68,7 @@ def check_tables(names, path):
 
 def check_numpyro(names, path):
     assert np.isfinite([names["whole"].elpd, names["ahead"].elpd]).all()
-    assert names["tree"].posterior["z0"].shape[1:] == (1000, 3, 4)
+    assert names["tree"].posterior["z0"].shape == (4, 200, 3, 4)
     assert (path / "fit.nc").stat().st_size > 0
 
 
@@ -84,6 +93,8 @@ def test_every_block_runs(name, tmp_path, monkeypatch, compile_quickly):
     monkeypatch.chdir(tmp_path)
     # Chains that are extended are compiled anew, twice.
     monkeypatch.setattr(nuts, "NUM_REPEATS", 0)
+    few = partial(exact_posterior, num_warmup=200, num_samples=200)
+    monkeypatch.setattr(np_latentode, "exact_posterior", few)
     (document,) = (path for path in DOCUMENTS if path.name == name)
     CHECKS[name](pasted(document), tmp_path)
     plt.close("all")
@@ -93,14 +104,58 @@ def test_every_document_with_python_is_run():
     assert {path.name for path in DOCUMENTS if BLOCK.search(path.read_text())} == set(CHECKS)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", TEXTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document):
-    for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+    for link in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        path, _, anchor = link.partition("#")
         if "://" not in link:
-            assert (document.parent / link).exists(), link
+            target = document.parent / path if path else document
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target.read_text()), link
 
 
-def test_the_readme_fits_on_two_screens():
-    lines = (ROOT / "README.md").read_text().splitlines()
-    assert len(lines) <= 150
-    assert max(map(len, lines)) <= 130
+def anchors(text):
+    """The anchors that GitHub gives to headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", TEXTS, ids=lambda path: path.name)
+def test_commands_have_the_options_that_are_shown(document):
+    commands = get_command(app).commands
+    text = document.read_text().replace("\\\n", " ")
+    for name, rest in re.findall(r"(?:\$ |`)np-latentode (\w+)([^`\n]*)", text):
+        options = {option for param in commands[name].params for option in param.opts}
+        assert set(re.findall(r"(?<= )--?[a-z][a-z-]*", rest)) <= options
+
+
+def test_the_table_of_parts_is_complete():
+    rows = re.findall(
+        r"^\| `\w+` \|.*\|(.*)\|$", (ROOT / "docs/parts.md").read_text(), re.MULTILINE
+    )
+    listed = re.findall(r"`(\w+)`", " ".join(rows))
+    public = {name: getattr(np_latentode, name) for name in np_latentode.__all__}
+    parts = {
+        name
+        for name, value in public.items()
+        if getattr(value, "__module__", "").startswith("np_latentode.parts.")
+    }
+    assert sorted(listed) == sorted(parts - {"Solver"})
+
+
+def test_the_tree_of_rooms_is_that_of_the_import_contract():
+    rooms = re.findall(r"^[├└]── (\w+)/", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (contract,) = settings["tool"]["importlinter"]["contracts"]
+    assert rooms == contract["layers"]
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("document", TEXTS, ids=lambda path: path.name)
+def test_paragraphs_are_wrapped(document):
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = [line for line in text.splitlines() if not line.startswith(("|", "!"))]
+    assert max(map(len, lines)) <= 110
