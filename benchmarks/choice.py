@@ -2,9 +2,9 @@
 
     python benchmarks/choice.py --seeds 3
 
-Each candidate is trained on the same 200 spirals, and differs from the first in one part. Scores
-are those of 200 fresh spirals, `elpd`, by importance sampling from refined posteriors: of whole
-spirals, and of their second half given the first.
+Each candidate is trained on the same 200 spirals, and differs from the first in one part. `elpd`
+scores it on 200 fresh spirals, by importance sampling from refined posteriors: once on whole
+spirals, and once on their second half given the first.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import arviz_stats
 import jax
 from flax import nnx
 
-from np_latentode import GRU, PathODE, elpd, fit, latent_ode, refine
-from np_latentode.studies.datasets import SpiralFamily
+from np_latentode import GRU, PathODE, datasets, elpd, fit, latent_ode, refine
 from np_latentode.studies.spirals_priors import make_prior
 from np_latentode.studies.spirals_scores import CUT
 
@@ -53,7 +52,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=14_000)
     arguments = parser.parse_args()
-    family = SpiralFamily()
+    family = datasets.SpiralFamily()
     train = family.sample(jax.random.key(0), 250)[:200]
     fresh = family.sample(jax.random.key(1_000), 200)
     early, late = fresh.before(CUT), fresh.after(CUT)

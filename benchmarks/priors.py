@@ -2,8 +2,9 @@
 
     python benchmarks/priors.py --seeds 5 --prior flow/ring+mixture
 
-For each seed it trains under N(0, I), fits the named prior to the codes, and scores both on 500 and
-20,000 fresh spirals; `--jointly` trains under the named prior from the start as well.
+For each seed it trains under N(0, I), fits the named prior to the codes, and scores both on fresh
+spirals: 500 for forecasts, 20,000 for codes. `--jointly` also trains under the named prior from the
+start.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import jax
 from summary import print_summary
 
-from np_latentode.studies.datasets import SpiralFamily
+from np_latentode import datasets
 from np_latentode.studies.spirals_priors import on_codes, score_prior, train
 
 KEYS = (
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--prior", default="flow/ring+mixture")
     parser.add_argument("--jointly", action="store_true")
     arguments = parser.parse_args()
-    family = SpiralFamily()
+    family = datasets.SpiralFamily()
     spirals = family.sample(jax.random.key(0), 250)[:200]
     fresh = family.sample(jax.random.key(1_000), 500)
     codes = family.sample(jax.random.key(2_000), 20_000)

@@ -59,14 +59,14 @@ DIAGNOSED = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--diagnose", action="store_true", help="check the guide, too")
+    parser.add_argument("--diagnose", action="store_true", help="check the guide as well")
     arguments = parser.parse_args()
     keys, rows = KEYS + DIAGNOSED * arguments.diagnose, []
     with tempfile.TemporaryDirectory() as directory:
         for seed in range(arguments.seeds):
             output = Path(directory) / str(seed)
             command = Path(sys.executable).with_name("np-latentode")
-            # A process each, as a user would run it.
+            # One process per seed, as a user would run it.
             options = ["--seed", str(seed), "--output-dir", output]
             options += ["--diagnose"] * arguments.diagnose
             subprocess.run([command, "spirals", *options], check=True, capture_output=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def print_summary(label: str, rows: Sequence[dict[str, float]], keys: Sequence[str]) -> None:
-    """Median, lowest and highest of each key over the rows, one a seed."""
+    """Median, lowest and highest of each key over the rows, one row per seed."""
     print(f"| {label:26s} | median | lowest | highest |")
     print(f"|{'-' * 28}|---|---|---|")
     for key in keys:

@@ -1,4 +1,4 @@
-"""The notebooks run anew, at full size, and hold to what they say."""
+"""The notebooks run at full size, and their assertions hold."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-@pytest.mark.filterwarnings("default")  # Jupyter's own, which are not ours to mend
+@pytest.mark.filterwarnings("default")  # Jupyter's own warnings
 def test_notebook_runs_from_top_to_bottom(path):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
@@ -26,5 +26,5 @@ def test_notebook_is_stored_with_its_figures(path):
     assert all(cell.execution_count for cell in code)
     figures = [o for c in code for o in c.outputs if "image/png" in o.get("data", {})]
     assert len(figures) >= 5
-    # Warnings name the file that they come from, on somebody's machine.
+    # A warning shows the path of its file on the author's machine.
     assert "site-packages" not in path.read_text()

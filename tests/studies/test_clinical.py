@@ -1,4 +1,4 @@
-"""The clinical data are the table's, and forecasts of them are scored as they say."""
+"""The clinical data are those of the table, and scores of forecasts are right."""
 
 import json
 import sys
@@ -127,7 +127,7 @@ def test_study_writes_scores_of_every_method(patients, tmp_path, capsys, monkeyp
     def mixed_model(train, context, times, *, degree=1):
         return np.zeros((*times.shape, 7)), np.ones((*times.shape, 7))
 
-    # It takes half a minute, and is held to closed forms elsewhere.
+    # The real one takes half a minute; other tests compare it with closed forms.
     monkeypatch.setattr(study.baselines, "mixed_model", mixed_model)
     metrics = study.run(tmp_path / "out", splits=1, steps=200)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics

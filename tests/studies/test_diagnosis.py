@@ -1,4 +1,4 @@
-"""All checks of a fit at once: quiet where the guide is exact, loud where it is not."""
+"""All checks of a fit at once: an exact guide passes them, a narrow one does not."""
 
 import matplotlib.image
 import numpy as np
@@ -27,7 +27,7 @@ def test_an_exact_guide_passes_and_a_narrow_one_fails(found):
     assert (metrics["elbo_gap_median"] < 0.05) == right
     assert (min(metrics["sbc_p_values"]) > 0.01) == right
     assert (abs(metrics["coverage_90_forecasts"] - 0.9) < 0.03) == right
-    # Whatever the guide, what starts from it is exact.
+    # NUTS and refinement start from the guide, but do not depend on its quality.
     assert metrics["rhat_worst"] < 1.01
     assert metrics["shift_median_refined"] < 0.1
     assert metrics["crps_refined"] == pytest.approx(metrics["crps_exact"], rel=0.02)

@@ -1,4 +1,4 @@
-"""The hopper's data and scores are those of the paper's protocol, and its cache can be trusted."""
+"""The hopper's data and scores follow the paper's protocol, and its cache is safe."""
 
 import importlib
 import json
@@ -32,7 +32,7 @@ def few():
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Random states in place of simulated ones, and how often they were asked for."""
+    """Random states instead of simulated ones, and a list of the calls."""
     asked = []
     monkeypatch.setattr(module.importlib.metadata, "version", lambda name: "3.0.0")
 
@@ -53,7 +53,7 @@ def test_trajectories_start_from_the_papers_draws(few):
 
 def test_velocities_are_the_slopes_of_positions_at_steps_of_five_milliseconds(few):
     positions, velocities = few[..., :7], few[..., 7:]
-    # MuJoCo moves positions by the velocities after the step, whatever the ground does to these.
+    # MuJoCo moves positions by the velocities after the step, also at contacts with the ground.
     np.testing.assert_allclose(np.diff(positions, axis=1) / 0.005, velocities[:, 1:], atol=2e-3)
 
 
@@ -69,7 +69,7 @@ def test_trajectories_are_those_of_mujoco_itself(few):
         for _ in trajectory:
             states.append(np.concatenate([data.qpos, data.qvel]))
             mujoco.mj_step(model, data)
-        # From a start rounded to single precision; what hits the ground drifts apart.
+        # The start is rounded to single precision, so paths differ after contact with the ground.
         np.testing.assert_allclose(trajectory[:40], states[:40], atol=1e-3)
 
 

@@ -5,8 +5,7 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
-from np_latentode import Trajectories
-from np_latentode.studies.datasets import SpiralFamily, spirals
+from np_latentode import Trajectories, datasets
 
 OTHER = dict(
     end=2.0, num_dense=11, num_observed=6, noise_scale=0.3, radius=1.2, growth=-0.1, speed=3.0
@@ -15,12 +14,12 @@ OTHER = dict(
 
 @pytest.fixture(scope="module")
 def many():
-    return spirals(jax.random.key(0), 2_000)
+    return datasets.spirals(jax.random.key(0), 2_000)
 
 
 @pytest.fixture(scope="module")
 def others():
-    return spirals(jax.random.key(1), 400, **OTHER)
+    return datasets.spirals(jax.random.key(1), 400, **OTHER)
 
 
 def exact_curve(family, phase, direction, times):
@@ -41,7 +40,7 @@ def test_the_default_recipe_is_that_of_the_paper(many):
     assert many.values.shape == (2_000, 30, 2)
     assert many.mask.all()
     np.testing.assert_allclose(many.dense_times, np.linspace(0, 5, 100), rtol=1e-6)
-    assert len(jax.eval_shape(spirals, jax.random.key(0))) == 250
+    assert len(jax.eval_shape(datasets.spirals, jax.random.key(0))) == 250
     start, end = np.asarray(many.curves[:, 0]), np.asarray(many.curves[:, -1])
     np.testing.assert_allclose(np.hypot(*start.T), 0.5, rtol=1e-5)
     np.testing.assert_allclose(np.hypot(*end.T), 0.4 * 5 + 0.5, rtol=1e-5)
@@ -91,17 +90,17 @@ def test_phases_are_uniform_and_both_directions_as_frequent(many):
 
 
 def test_every_number_of_the_recipe_is_a_parameter(others):
-    assert others.family == SpiralFamily(**OTHER)
+    assert others.family == datasets.SpiralFamily(**OTHER)
     assert others.values.shape == (400, 6, 2)
     assert others.curves.shape == (400, 11, 2)
     np.testing.assert_allclose(others.dense_times, np.linspace(0, 2, 11), rtol=1e-6)
 
 
 def test_a_key_fixes_the_spirals(others):
-    again = spirals(jax.random.key(1), 400, **OTHER)
+    again = datasets.spirals(jax.random.key(1), 400, **OTHER)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(others), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert (spirals(jax.random.key(2), 400, **OTHER).phase != others.phase).all()
+    assert (datasets.spirals(jax.random.key(2), 400, **OTHER).phase != others.phase).all()
 
 
 BAD_NUMBERS = {
@@ -121,7 +120,7 @@ BAD_NUMBERS = {
 )
 def test_bad_numbers_are_refused(untyped, name, number):
     with pytest.raises(ValueError, match=name):
-        spirals(jax.random.key(0), **({"num_trajectories": 3} | {name: number}))
+        datasets.spirals(jax.random.key(0), **({"num_trajectories": 3} | {name: number}))
 
 
 def brute_force(family, context, times, *, num_phases=4_096):
@@ -197,7 +196,7 @@ def test_a_point_seen_in_one_coordinate_is_refused():
     mask[0, 2, 1] = False
     context = Trajectories(np.arange(4.0)[None], np.ones((1, 4, 2)), mask)
     with pytest.raises(ValueError, match="context must observe both coordinates"):
-        SpiralFamily().posterior(context)
+        datasets.SpiralFamily().posterior(context)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +214,6 @@ def test_the_error_of_the_oracle_is_that_of_its_fisher_information(many, cut, li
     seen = np.sum(r(context.times) ** 2, axis=1, where=np.asarray(context.observed))
     expected = np.mean(r(times[scored]) ** 2) / 2 * np.mean(family.noise_scale**2 / seen)
     error = np.asarray(family.posterior(context).mean(x.dense_times) - x.curves)[:, scored]
-    # Squared errors have one degree of freedom a spiral, hence a standard error near 7%.
+    # Squared errors have one degree of freedom per spiral, so the standard error is near 7%.
     np.testing.assert_allclose(np.mean(error**2), expected, rtol=0.25)
     assert np.mean(error**2) < limit

@@ -1,4 +1,4 @@
-"""The study of priors: names, and scores whose answer is known."""
+"""The study of priors: their names, and scores with known values."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from np_latentode import Fitted, FullRankNormal, latent_ode, prior_predictive
+from np_latentode import Fitted, FullRankNormal, datasets, latent_ode, prior_predictive
 from np_latentode.programs.params import initial_params
-from np_latentode.studies.datasets import SpiralFamily
 from np_latentode.studies.spirals_priors import make_prior
 
-FAMILY = SpiralFamily()
+FAMILY = datasets.SpiralFamily()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,7 @@ def test_a_name_that_makes_no_prior_is_refused(name, latent_dim, message):
         make_prior(name, latent_dim, rngs=nnx.Rngs(0))
 
 
-# The nearest spiral, on which the share of draws that are spirals rests
+# The nearest spiral, from which the share of draws that are spirals is computed
 
 
 @pytest.mark.slow

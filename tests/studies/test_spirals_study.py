@@ -1,4 +1,4 @@
-"""The study of spirals, at a reduced size: that its scores are good, not only that it runs."""
+"""The study of spirals at a reduced size: it runs, and its scores are good."""
 
 import json
 
@@ -121,7 +121,7 @@ def test_help_says_what_it_does():
 
 @pytest.fixture
 def fewer(monkeypatch):
-    """Fewer spirals to score codes and forecasts with; what is compared is scored on the same."""
+    """Fewer spirals to score codes and forecasts, the same ones for all fits."""
     for name, seed, count in (("fresh", 1_000, 100), ("many", 2_000, 2_000)):
         spirals = experiment.SpiralFamily().sample(jax.random.key(seed), count)
         monkeypatch.setattr(experiment._Data, name, spirals)

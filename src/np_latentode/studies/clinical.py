@@ -37,7 +37,7 @@ from np_latentode.training.optimizer import optimizer
 __all__ = ["run", "split_patients"]
 
 HELD_OUT, VALIDATION = 62, 50
-"""Patients to forecast, a fifth of all, and patients for validation."""
+"""The number of patients to forecast, a fifth of all, and of patients for validation."""
 
 LATENT_DIM = 14
 """A level and a trend for each lab."""

@@ -1,4 +1,4 @@
-"""Diagnosis: all checks of a fit at once."""
+"""All checks of a fit at once."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def diagnose(
     Args:
         rng_key: a key.
         fitted: the fit.
-        trajectories: for the exact posterior: their observations up to `cut` are the context, the
-            later ones the target.
-        cut: where forecasts begin.
-        many: more trajectories, for calibration.
+        trajectories: those with exact posteriors. Observations up to `cut` are the context, later
+            ones are the target.
+        cut: the time at which forecasts begin.
+        many: more trajectories, for bands and ranks.
         progress: whether to print each step.
     """
     keys = iter(jax.random.split(rng_key, 10))

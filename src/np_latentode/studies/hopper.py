@@ -1,8 +1,8 @@
 """The study of hoppers: a cell of table 3 of Rubanova, Chen & Duvenaud (2019), and baselines.
 
-The data, the share of points that is seen and the score are the paper's. The training objective is
-an ELBO of all states in both tasks. The model is another one: its state has many dimensions, and
-its decoder is linear.
+The data, the share of points that the model sees, and the score are those of the paper. The model
+differs: its state has many dimensions, and its decoder is linear. In both tasks, training maximises
+the ELBO of all states.
 """
 
 from __future__ import annotations
@@ -18,16 +18,13 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scoringrules
 from flax import nnx
 from jaxtyping import Array
 
 from np_latentode.data.conditioning import Conditioning
 from np_latentode.data.scaling import SPAN
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts import baselines
 from np_latentode.forecasts.prediction import forecast
-from np_latentode.forecasts.scores import within_band
 from np_latentode.parts.decoder import MLPDecoder
 from np_latentode.parts.dynamics import MLPDynamics
 from np_latentode.parts.encoders import ODERNN
@@ -40,18 +37,16 @@ from np_latentode.programs.model import LatentODE
 from np_latentode.storage.results import check_output_dir, result_dir
 from np_latentode.studies.datasets.hopper import hopper, windows
 from np_latentode.studies.hopper_published import PUBLISHED, published
+from np_latentode.studies.hopper_scores import score, score_others
 from np_latentode.training.fit import fit
 from np_latentode.training.optimizer import optimizer
 
 __all__ = ["TASKS", "Task", "make_model", "run", "see"]
 
 LATENT_DIM, WIDTH, HIDDEN_DIM = 64, 256, 128
-STATES_A_STEP = 12.5
+STATES_PER_STEP = 12.5
 BATCH_SIZE, LEARNING_RATE = 100, 4e-3
 STEPS = {"interpolation": 25_000, "extrapolation": 12_000}
-NUM_SAMPLES, NUM_DRAWS = 3, 59
-"""Draws of z0 in the paper's score, and for means and bands, which hold 54 of 60 ranks."""
-TRAJECTORIES_AT_ONCE = 250
 SHOWN = {"height": 1, "knee": 5, "speed of the waist": 10, "speed of the knee": 12}
 
 
@@ -72,14 +67,7 @@ TASKS = {
     ("extrapolation", "paper"): Task(whole=True, context=100, scored_from=100),
     ("extrapolation", "released"): Task(whole=True, context=66, scored_from=66),
 }
-"""By task and protocol: what the paper says, and what its released code does."""
-
-BASELINES = {
-    "constant": baselines.constant,
-    "last value": baselines.last_value,
-    "linear interpolation": baselines.linear,
-    "pchip interpolation": baselines.pchip,
-}
+"""By task and protocol: "paper" is what the paper says, "released" what its released code does."""
 
 
 def run(
@@ -99,13 +87,13 @@ def run(
     Args:
         output_dir: where metrics.json and the figures go.
         task: "interpolation" of a window of 100 states, or "extrapolation".
-        observed: the share of the states that may be seen which is seen, at random.
+        observed: the share of the context's states that the model sees, drawn at random.
         protocol: "paper" extrapolates from the first 100 of 200 states, "released" from the first
             66, as the code released with the paper does.
-        num_trajectories: in all. The published scores are of 10,000.
-        steps: of training. Default: `STEPS` of the task, which take ten minutes or so of a core.
-        seed: of the networks, of training, and of what is seen of the test trajectories.
-        overwrite: whether an earlier run's results are replaced.
+        num_trajectories: for training and test together; the published scores are of 10,000.
+        steps: of training. Default: `STEPS` of the task, about ten minutes on one core.
+        seed: of the networks, of training, and of the choice of seen test states.
+        overwrite: whether the results of an earlier run are replaced.
         progress: whether to show progress and print the scores.
 
     Returns:
@@ -151,7 +139,7 @@ def _fit(
     seed: int,
     progress: bool,
 ) -> Fitted:
-    # Without validation: the model cannot learn so many trajectories by heart.
+    # Without validation, as the model does not overfit so many trajectories.
     return fit(
         rng_key,
         *make_model(train, rngs=nnx.Rngs(seed)),
@@ -195,8 +183,8 @@ def load(cell: Task, num_trajectories: int) -> tuple[Trajectories, Trajectories]
 def see(rng_key: Array, trajectories: Trajectories, *, count: int, context: int) -> Trajectories:
     """Keeps only `count` of the first `context` times of each trajectory, drawn at random.
 
-    It shortens the arrays, so that an encoder that reads one time after the other does not pass
-    over hidden ones.
+    The arrays become shorter, not only their mask. So an encoder that reads one time after the
+    other spends no steps on hidden times.
     """
     order = jax.random.uniform(rng_key, (len(trajectories), context))
     slots = jnp.sort(jax.lax.top_k(order, count)[1], axis=1)
@@ -213,11 +201,11 @@ def see(rng_key: Array, trajectories: Trajectories, *, count: int, context: int)
 def make_model(train: Trajectories, *, rngs: nnx.Rngs) -> tuple[LatentODE, AmortizedGuide]:
     """A latent ODE of many dimensions and few, long steps, with a linear decoder.
 
-    A hopper hits the ground, so its path is not smooth in the 14 numbers of its start. A linear
-    read-out of such curves needs a state of many dimensions.
+    A hopper hits the ground, so its path is not a smooth function of the 14 numbers of its start.
+    A linear decoder of such curves needs a state of many dimensions.
     """
-    steps = int(np.ceil(train.times.shape[1] / STATES_A_STEP))
-    # A little longer, as rounding could put the last time after the last step.
+    steps = int(np.ceil(train.times.shape[1] / STATES_PER_STEP))
+    # Slightly longer steps, as rounding could put the last time after the last step.
     solver = Solver(diffrax.Heun(), dt0=SPAN / steps * (1 + 1e-5), max_steps=steps + 1)
     features = train.num_features
     return latent_ode(
@@ -232,54 +220,6 @@ def make_model(train: Trajectories, *, rngs: nnx.Rngs) -> tuple[LatentODE, Amort
     )
 
 
-def score(
-    rng_key: Array,
-    fitted: Fitted,
-    context: Trajectories,
-    test: Trajectories,
-    scored_from: int,
-) -> dict[str, float]:
-    """The paper's error, averaged over a few samples; the error of the mean; CRPS and coverage.
-
-    Args:
-        rng_key: a key.
-        fitted: the fit.
-        context: what is seen of `test`.
-        test: the truth.
-        scored_from: the first state that counts.
-    """
-    parts = []
-    for first in range(0, len(test), TRAJECTORIES_AT_ONCE):
-        some = slice(first, first + TRAJECTORIES_AT_ONCE)
-        truth = np.asarray(test.values[some])[:, scored_from:]
-        key = jax.random.fold_in(rng_key, first)
-        times = test.times[some, scored_from:]
-        draws = forecast(key, fitted, context[some], times, num_samples=NUM_DRAWS)
-        x_mean, x = np.asarray(draws["x_mean"]), np.asarray(draws["x"])
-        # Among n draws, a new value has each of n + 1 ranks equally often.
-        rank = ((x < truth).sum(0) + 0.5) / (NUM_DRAWS + 1)
-        found = {
-            "mse": (x_mean[:NUM_SAMPLES] - truth) ** 2,
-            "mse_of_mean": (x_mean.mean(0) - truth) ** 2,
-            "coverage_90": within_band(rank),
-            "crps": scoringrules.crps_ensemble(truth, x, m_axis=0),
-        }
-        parts.append({name: np.mean(values) * len(truth) for name, values in found.items()})
-    return {name: float(sum(part[name] for part in parts)) / len(test) for name in parts[0]}
-
-
-def score_others(
-    train: Trajectories, context: Trajectories, test: Trajectories, scored_from: int
-) -> dict[str, float]:
-    """The errors of trivial baselines, from the same points of the same trajectories."""
-    truth = np.asarray(test.values)[:, scored_from:]
-    times = np.asarray(test.times[0, scored_from:])
-    return {
-        name: float(np.mean((predict(train, context, times) - truth) ** 2))
-        for name, predict in BASELINES.items()
-    }
-
-
 def plot_some(
     rng_key: Array,
     fitted: Fitted,
@@ -288,13 +228,13 @@ def plot_some(
     *,
     count: int = 4,
 ) -> Any:
-    """The first few test trajectories: what was seen of them, the truth, and forecasts."""
+    """The first few test trajectories: seen states, hidden states and forecasts."""
     from np_latentode.report.fans import plot_forecasts
 
     count = min(count, len(test))
     context, test, shown = context[:count], test[:count], jnp.array([*SHOWN.values()])
     draws = forecast(rng_key, fitted, context, test.times)
-    # A few of the hidden states, as all of them would hide the bands.
+    # Not all hidden states, as they would cover the bands.
     some = test.times[:, ::4]
     seen = (some[:, :, None] == context.times[:, None, :]).any(-1)
     others = Trajectories(some, test.values[:, ::4]).keep(~seen)
@@ -321,16 +261,16 @@ def _check(
     if (task, protocol) not in TASKS:
         raise ValueError(f"protocol must be paper or released; got {protocol!r}.")
     cell = TASKS[task, protocol]
-    # As int() in the original, but right for shares such as 0.29, where 0.29 * 100 < 29.
+    # int(), as in the original; 1e-6 corrects shares such as 0.29, as 0.29 * 100 < 29 in floats.
     count = int(cell.context * observed + 1e-6) if 0 < observed <= 1 else 0
     if not count:
         raise ValueError(
-            f"observed must be a share of {cell.context} states, at most 1, that holds at least "
-            f"one; got {observed}."
+            f"observed must be a share of {cell.context} states, at most 1, and large enough for "
+            f"one state; got {observed}."
         )
     if not (isinstance(num_trajectories, int) and num_trajectories >= 5):
         raise ValueError(
-            "num_trajectories must be an integer of at least 5, of which 4 are trained on; "
+            "num_trajectories must be an integer of at least 5, as four fifths are for training; "
             f"got {num_trajectories!r}."
         )
     return cell, partial(see, count=count, context=cell.context)
@@ -351,7 +291,7 @@ def _summary(metrics: dict[str, Any], num_test: int, output_dir: Path) -> str:
     lines += [
         "",
         f"coverage of the 90% band {metrics['coverage_90']:.3f}, CRPS {metrics['crps']:.5f}",
-        f"{per_step:.1f} ms a step, trained in {metrics['seconds_training']:.0f} s, "
+        f"{per_step:.1f} ms per step, trained in {metrics['seconds_training']:.0f} s, "
         f"all in {metrics['seconds_total']:.0f} s",
         f"results in {output_dir}",
     ]

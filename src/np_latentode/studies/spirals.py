@@ -1,4 +1,4 @@
-"""The study of spirals: fit, reconstruct, extrapolate, and ask how Gaussian the codes are."""
+"""The study of spirals: fit, reconstruct, extrapolate, and measure how Gaussian the codes are."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(
     Args:
         output_dir: where metrics.json, posterior.nc and the figures go.
         steps, seed, latent_dim, batch_size: of each fit.
-        priors: names as in `make_prior`, of priors to compare with N(0, I).
+        priors: the names of priors to compare with N(0, I), as in `make_prior`.
         diagnose: whether to check guide and bands, which takes one or two minutes.
         overwrite: whether the results of an earlier run are replaced.
         progress: whether to show progress and print the scores.
@@ -84,7 +84,7 @@ class _Data:
 
     @cached_property
     def fresh(self) -> Spirals:
-        """To score forecasts with less noise than 50 spirals allow."""
+        """More spirals than the 50, to score forecasts with less noise."""
         return self.family.sample(jax.random.key(1_000), 500)
 
     @cached_property
@@ -123,7 +123,7 @@ def _keys(seed: int) -> _Keys:
 
 
 def _fit_metrics(trained: Trained, data: _Data, steps: int, started: float) -> dict[str, Any]:
-    losses = trained.losses
+    losses = trained.fitted.history.losses
     return {
         "noise_scale": np.asarray(trained.fitted.params["noise_scale"]).tolist(),
         "loss": float(np.nanmean(losses[-steps // 20 :])) / len(data.train),
@@ -136,7 +136,7 @@ def _fit_metrics(trained: Trained, data: _Data, steps: int, started: float) -> d
 def _score(
     found: _Results, keys: _Keys, trained: Trained, data: _Data
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Scores forecasts and codes; returns draws given all, and given the early observations."""
+    """Scores forecasts and codes; returns draws given all observations, and given early ones."""
     # Imported after training, as the first step should not wait for ArviZ.
     from np_latentode.report.gaussianization import gaussianization
 
@@ -187,7 +187,7 @@ def _draw(
     found.figures = {
         "data": drawn.plot_sampling(data.train),
         "training": plots.plot_training(
-            trained.losses,
+            fitted.history.losses,
             num_trajectories=len(data.train),
             best=found.metrics["exact_loss"],
         ),
@@ -258,7 +258,7 @@ def _write(
     overwrite: bool,
     started: float,
 ) -> None:
-    """Writes draws, figures and metrics, whole or not at all."""
+    """Writes draws, figures and metrics: all of them, or none if a step fails."""
     from np_latentode.report.datatree import to_datatree
 
     tree = to_datatree(

@@ -1,4 +1,4 @@
-"""Figures of spirals, in the plane where they are drawn."""
+"""Figures of spirals, in the plane and over time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["plot_prior_draws", "plot_sampling", "plot_spirals"]
 
 
 def plot_sampling(spirals: Spirals, *, count: int = 6) -> Figure:
-    """Spirals in the plane with their observations, and when these were made."""
+    """Spirals in the plane with their observations, and the times of these."""
     with panels(1, 2, size=(5.0, 4.5)) as (figure, axes):
         plane, when = axes[0]
         for i in range(count):
@@ -48,10 +48,10 @@ def plot_spirals(
 
     Args:
         spirals: the truth.
-        context: what the model had seen of them.
+        context: the part of them that the model saw.
         draws: as `forecast` returns them.
-        times: shape (query,), where the draws were made.
-        count: how many spirals, from the first on.
+        times: shape (query,), the times of the draws.
+        count: the number of spirals, from the first on.
         level: of the central bands.
     """
     times, x = np.asarray(times), np.asarray(draws["x"])
@@ -111,7 +111,7 @@ def plot_prior_draws(
 
     Args:
         curves: by the prior's name, shape (draw, time, 2).
-        family: the truth, from which as many spirals are drawn.
+        family: the truth; as many spirals are drawn from it.
         shares: by the prior's name, the share of draws that are spirals.
     """
     count = max(len(draws) for draws in curves.values())

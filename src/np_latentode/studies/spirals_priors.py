@@ -41,7 +41,7 @@ FLAT: dict[str, Callable[[int, nnx.Rngs], nnx.Module]] = {
     "mixture": lambda dim, rngs: MixturePrior(dim, rngs=rngs),
     "flow": lambda dim, rngs: FlowPrior(dim, rngs=rngs),
 }
-# Beside the phase, a spiral has nothing but a direction.
+# A spiral has two directions, so two components are enough beside its phase.
 BESIDE = FLAT | {"mixture": lambda dim, rngs: MixturePrior(dim, num_components=2, rngs=rngs)}
 ROUND: dict[str, Callable[[], nnx.Module]] = {"circle": CirclePrior, "ring": RingPrior}
 
@@ -49,12 +49,12 @@ ROUND: dict[str, Callable[[], nnx.Module]] = {"circle": CirclePrior, "ring": Rin
 def make_prior(name: str, latent_dim: int, *, rngs: nnx.Rngs) -> dict[str, Any]:
     """The prior of a name such as `mixture`, `circle+flow` or `flow/ring+mixture`.
 
-    `circle` and `ring` take two numbers of z0, and what is named after a plus the others, by
-    default a normal; `flow/` bends what comes after it, which must not have a circle.
+    `circle` and `ring` are priors of the first two coordinates of z0. The name after `+` is the
+    prior of the other coordinates, by default `normal`. `flow/` puts a flow over the prior that is
+    named after it; that prior must not have a circle.
 
     Returns:
-        Keyword arguments of `latent_ode`: `prior`, and `posterior` where the default is not the
-        right one.
+        Keyword arguments of `latent_ode`: `prior`, and `posterior` if the default does not fit.
 
     Raises:
         ValueError: if the name is not known, or latent_dim too small for it.
@@ -64,8 +64,8 @@ def make_prior(name: str, latent_dim: int, *, rngs: nnx.Rngs) -> dict[str, Any]:
     known = (first in FLAT and not rest) or (first in ROUND and (rest or "normal") in BESIDE)
     if not known or over not in ("", "flow"):
         raise ValueError(
-            f"prior must be one of {', '.join((*FLAT, *ROUND))}, or circle or ring with what the "
-            f"other numbers follow, as in ring+mixture, or a flow over one of these, as in "
+            f"prior must be one of {', '.join((*FLAT, *ROUND))}, or circle or ring with a prior of "
+            f"the other coordinates, as in ring+mixture, or a flow over one of these, as in "
             f"flow/ring+mixture; got {name!r}."
         )
     if first in ROUND and latent_dim < 3:
@@ -78,7 +78,7 @@ def make_prior(name: str, latent_dim: int, *, rngs: nnx.Rngs) -> dict[str, Any]:
         prior = FlowPrior(latent_dim, base=prior, rngs=rngs)
     if first != "ring":
         return {"prior": prior}
-    # Sharp along the ring and wide across it, wherever on the ring it is.
+    # It is narrow along the ring and wide across it, so the coordinates of z0 are correlated.
     feature_dim = ODERNN(2, rngs=nnx.Rngs(0)).hidden_dim
     return {"prior": prior, "posterior": FullRankNormal(feature_dim, latent_dim, rngs=rngs)}
 
@@ -87,7 +87,6 @@ class Trained(NamedTuple):
     """A fit, and how long training took."""
 
     fitted: Fitted
-    losses: np.ndarray
     ms_per_step: float
     first_done: float
     """When the first dispatch of steps was done, by `time.perf_counter`."""
@@ -104,7 +103,7 @@ def train(
     progress: bool = True,
 ) -> Trained:
     """Trains under the prior of a name; the other arguments are those of `spirals.run`."""
-    # With other keys, so that the networks start from the same weights under every prior.
+    # The prior has a seed of its own, so that the networks start alike under every prior.
     parts = make_prior(prior, latent_dim, rngs=nnx.Rngs(seed + 1_000))
     model, guide = latent_ode(spirals, latent_dim=latent_dim, rngs=nnx.Rngs(seed), **parts)
     train_key, _ = jax.random.split(jax.random.key(seed))
@@ -120,7 +119,7 @@ def train(
     )
     first, last = fitted.history.seconds[[0, -1]]
     ms_per_step = 1e3 * (last - first) / max(1, steps - STEPS_AT_ONCE)
-    return Trained(fitted, fitted.history.losses, ms_per_step, began + first)
+    return Trained(fitted, ms_per_step, began + first)
 
 
 def on_codes(
@@ -152,11 +151,15 @@ def score_prior(
         num_draws: from the prior.
 
     Returns:
-        `elbo` per trajectory; `kl`, `mutual_information`, `kl_marginal`, `kl_marginal_se`;
-        `prior_predictive_share` of draws whose curve is within a mean squared error of 0.01 of
-        the nearest spiral; `prior_phase_ks`, the Kolmogorov-Smirnov distance of the phases of
-        those nearest spirals from uniform; where the prior has a circle or a ring, that of the
-        codes' angles, `code_phase_ks`; `reconstruction_mse` and `extrapolation_mse`.
+        `elbo`, per trajectory.
+        `kl`, `mutual_information`, `kl_marginal`, `kl_marginal_se`: see `gaussianization`.
+        `prior_predictive_share`: the share of draws that are spirals, within a mean squared error
+        of 0.01 of the nearest one.
+        `prior_phase_ks`: the Kolmogorov-Smirnov distance between the phases of these nearest
+        spirals and the uniform distribution.
+        `code_phase_ks`: the same distance for the angles of the codes, if the prior has a circle or
+        a ring and no flow over it.
+        `reconstruction_mse`, `extrapolation_mse`.
     """
     # Imported here and below, as importing ArviZ and SciPy's statistics takes seconds.
     from np_latentode.report.gaussianization import gaussianization

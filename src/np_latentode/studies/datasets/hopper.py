@@ -1,4 +1,4 @@
-"""The falling hopper of the latent ODE paper, simulated anew with MuJoCo."""
+"""The falling hopper of the latent ODE paper, simulated with MuJoCo."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ SEED, WINDOW_SEED = 123, 1991
 
 
 def hopper(num_trajectories: int = 10_000) -> Trajectories:
-    """dm_control's hopper thrown at random and left to fall: what table 3 of the paper is about.
+    """dm_control's hopper, thrown at random and left to fall: the data of the paper's table 3.
 
     x' = (x - min) / max     of each feature, over every state of every trajectory generated
 
-    as in the code of Rubanova, Chen & Duvenaud (2019), whose division by the maximum, instead of
-    the range, is the unit of its errors. Trajectories are drawn one after the other from one seed:
-    those of a smaller number are the first of a greater one, but in units of their own.
+    as in the code of Rubanova, Chen & Duvenaud (2019). It divides by the maximum, not by the range,
+    and its errors are in these units. One seed draws the trajectories one after the other: a
+    smaller set holds the first trajectories of a larger one, but in other units.
 
-    Simulated once, at some 3 ms a trajectory, and then read from
-    `$XDG_CACHE_HOME/np_latentode` (or `~/.cache`): one file for each number of trajectories and
-    version of MuJoCo, versions of which differ slightly where the hopper meets the ground. A file
-    whose checksum does not fit is replaced.
+    The first call simulates, in about 3 ms per trajectory. Later calls read the result from
+    `$XDG_CACHE_HOME/np_latentode` (or `~/.cache`). It has one file per number of trajectories and
+    version of MuJoCo, as versions differ slightly where the hopper meets the ground. A file with a
+    wrong checksum is replaced.
 
     Args:
-        num_trajectories: how many; the paper's are 10,000.
+        num_trajectories: how many; the paper has 10,000.
 
     Returns:
-        Times (trajectory, 200), fractions of the whole; values (trajectory, 200, 14), positions
-        rootx, rootz, rooty, waist, hip, knee and ankle, and then their velocities.
+        Times (trajectory, 200) as fractions of the whole duration. Values (trajectory, 200, 14):
+        the positions rootx, rootz, rooty, waist, hip, knee and ankle, and then their velocities.
 
     Raises:
         ValueError: if the number of trajectories is not positive.
@@ -63,21 +63,23 @@ def hopper(num_trajectories: int = 10_000) -> Trajectories:
 
 
 def windows(trajectories: Trajectories) -> Trajectories:
-    """100 consecutive states of each trajectory from a random one on, and times that start anew:
-    what the paper interpolates.
+    """Cuts 100 consecutive states from each trajectory: the data that the paper interpolates.
 
-    The windows are the original's, drawn from a seed of their own for all trajectories at once:
-    take those of the whole set, before it is split.
+    The windows start at random states, and their times start at 0. They are those of the original,
+    whose seed draws the windows of all trajectories at once. So cut windows from the whole set,
+    before it is split.
 
     Args:
-        trajectories: as `hopper` makes them.
+        trajectories: as `hopper` returns them.
 
     Raises:
-        ValueError: if they have another number of states than the hopper's.
+        ValueError: if they do not have 200 states.
     """
     count, length = trajectories.times.shape
     if length != STATES:
-        raise ValueError(f"trajectories must have {STATES} times, as hopper's do; got {length}.")
+        raise ValueError(
+            f"trajectories must have {STATES} times, as `hopper` returns them; got {length}."
+        )
     start = np.random.RandomState(WINDOW_SEED).randint(0, STATES - WINDOW + 1, size=count)
     slots = start[:, None] + np.arange(WINDOW)
     values = np.take_along_axis(np.asarray(trajectories.values), slots[..., None], axis=1)
@@ -90,7 +92,7 @@ def _scale(states: np.ndarray) -> np.ndarray:
 
 
 def _simulate(num_trajectories: int) -> Float[np.ndarray, "trajectory time feature"]:
-    # Or it looks for a display, and warns where there is none.
+    # Otherwise it looks for a display, and warns if there is none.
     os.environ.setdefault("MUJOCO_GL", "disable")
     try:
         from dm_control import suite
@@ -125,7 +127,7 @@ def _cache_path(num_trajectories: int) -> Path:
 
 
 def _read(path: Path, num_trajectories: int) -> np.ndarray | None:
-    """The states that were written there; None if there are none, or not all as written."""
+    """The states in the cache; None if there is no file, or if it is damaged."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -139,7 +141,7 @@ def _read(path: Path, num_trajectories: int) -> np.ndarray | None:
 
 
 def _write(path: Path, states: np.ndarray) -> None:
-    """A checksum and then the array; under its name only once all of it is written."""
+    """Writes a checksum and then the array. The file gets its name when it is complete."""
     array = io.BytesIO()
     np.save(array, states)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Noisy, irregularly observed spirals, and the exact Bayesian answer for them."""
+"""Noisy, irregularly observed spirals, and their exact posterior."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["SpiralFamily", "SpiralPosterior", "Spirals", "spirals"]
 
 @jax.tree_util.register_pytree_with_keys_class
 class Spirals(Trajectories):
-    """Trajectories that also know the noiseless curves on which they were observed.
+    """Trajectories with the noiseless curves that their observations come from.
 
     Args:
         times, values: as of `Trajectories`.
-        family: the family that they were drawn from.
+        family: the family of the spirals.
         curves: shape (trajectory, dense, 2), noiseless, at `dense_times`.
         phase, direction: shape (trajectory,).
     """
@@ -58,15 +58,16 @@ class Spirals(Trajectories):
 @dataclass(frozen=True)
 class SpiralFamily:
     """The curves  r(t) (cos a(t), sin a(t)),  r(t) = radius + growth t,
-    a(t) = direction * speed * t + phase,  with a phase uniform on the circle and a direction of -1
-    or 1, seen at random times of a regular grid with Gaussian noise (as in Chen et al. 2018, 5.1).
+    a(t) = direction * speed * t + phase.  The phase is uniform on the circle, and the direction is
+    -1 or 1. Observations are at random times of a regular grid and have Gaussian noise, as in Chen
+    et al. (2018), section 5.1.
 
     Args:
         end: curves run over [0, end].
-        num_dense: points of the regular grid on it.
-        num_observed: how many of them are observed, at random.
+        num_dense: the number of grid points on it.
+        num_observed: the number of grid points that are observed, drawn at random.
         noise_scale: standard deviation of the observations.
-        radius, growth, speed: the shape, in units of x, x a time, radians a time.
+        radius, growth, speed: the shape, in units of x, x per time, radians per time.
     """
 
     end: float = 5.0
@@ -119,7 +120,7 @@ class SpiralFamily:
         curve_key, sample_key, noise_key = jax.random.split(rng_key, 3)
         dense = self.dense_times
 
-        def one(curve_key: Array, sample_key: Array):
+        def one(curve_key: Array, sample_key: Array) -> tuple[Array, Array, Array, Array]:
             phase_key, direction_key = jax.random.split(curve_key)
             phase = jax.random.uniform(phase_key, maxval=2 * jnp.pi)
             direction = jax.random.choice(direction_key, jnp.array([-1.0, 1.0]))
@@ -145,7 +146,7 @@ class SpiralFamily:
     def nearest(
         self, curves: Float[Array, "curve time 2"], times: Float[Array, " time"]
     ) -> tuple[Float[Array, " curve"], Float[Array, " curve"], Float[Array, " curve"]]:
-        """The spiral of the family that is nearest to each curve: phase, direction, squared error.
+        """The nearest spiral of the family to each curve: phase, direction, mean squared error.
 
         With curves as complex numbers y and r = radius + growth t, the mean squared error over
         times and the two coordinates is, minimised over the phase,
@@ -165,7 +166,7 @@ class SpiralFamily:
         return jnp.angle(c), directions[best], jnp.maximum(mse, 0.0)
 
     def posterior(self, context: Trajectories) -> SpiralPosterior:
-        """The exact posterior of phase and direction: the limit that no method can beat.
+        """The exact posterior of phase and direction: no method can do better.
 
         With x and curves as complex numbers, the log likelihood of a phase p under a direction d is
         Re(exp(-i p) C_d) / noise_scale^2 + const with C_d = sum_k r(t_k) exp(-i d speed t_k) x_k.
@@ -173,7 +174,7 @@ class SpiralFamily:
         I0(|C_1| / noise_scale^2) : I0(|C_-1| / noise_scale^2).
 
         Raises:
-            ValueError: if a point is observed in one coordinate only, where this does not hold.
+            ValueError: if a point is observed in one coordinate only, as the formulas need both.
         """
         if (context.mask[..., 0] != context.mask[..., 1]).any():
             raise ValueError("context must observe both coordinates of a point, or none.")
@@ -198,9 +199,9 @@ class SpiralFamily:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SpiralPosterior:
-    """The exact posterior of spirals: a direction is -1 or 1, and given it the phase is von Mises.
+    """The exact posterior of spirals: given the direction, -1 or 1, the phase is von Mises.
 
-    `weight`, `loc`, `concentration` have shape (trajectory, 2), one column a direction;
+    `weight`, `loc`, `concentration` have shape (trajectory, 2), one column per direction.
     `log_evidence` (trajectory,) is log p(x).
     """
 
@@ -225,7 +226,7 @@ class SpiralPosterior:
         direction_key, phase_key, noise_key = jax.random.split(rng_key, 3)
         shape = (num_samples, len(self.loc))
         pick = dist.CategoricalProbs(self.weight).sample(direction_key, (num_samples,))
-        # An empty context has concentration 0, a uniform phase, which VonMises takes as a limit.
+        # An empty context has concentration 0: its phase is uniform. VonMises needs more than 0.
         concentration = jnp.maximum(self.concentration, 1e-6)
         phases = dist.VonMises(self.loc, concentration).sample(phase_key, (num_samples,))
         phase = jnp.take_along_axis(phases, pick[..., None], axis=-1)[..., 0]
@@ -240,6 +241,6 @@ def spirals(rng_key: Array, num_trajectories: int = 250, **numbers: Any) -> Spir
     Args:
         rng_key: a key.
         num_trajectories: how many.
-        **numbers: those of `SpiralFamily`.
+        **numbers: the arguments of `SpiralFamily`.
     """
     return SpiralFamily(**numbers).sample(rng_key, num_trajectories)
