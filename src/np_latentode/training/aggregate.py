@@ -25,6 +25,7 @@ from np_latentode.parts.modules import (
     vector_distribution,
 )
 from np_latentode.programs.fitted import Fitted
+from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.plate import check_context
 from np_latentode.training.fit import dispatches
 from np_latentode.training.optimizer import optimizer
@@ -72,7 +73,8 @@ def fit_prior(
             parameter that the fit has already.
     """
     check_counts(num_steps=num_steps)
-    _check_prior(prior, fitted)
+    kept = _without_prior(fitted)
+    _check_prior(prior, fitted.guide, kept)
     check_context(trajectories, fitted.guide.scaling)
 
     def codes(trajectories: Trajectories, fitted: Fitted) -> None:
@@ -95,20 +97,18 @@ def fit_prior(
             state = after
             bar.set_postfix_str(f"-log p(z0) {losses.mean():.2f}", refresh=False)
             bar.update(len(losses))
-    kept = _without_prior(fitted)
     return Fitted(fitted.model.with_prior(prior), fitted.guide, kept | svi.get_params(state))
 
 
-def _check_prior(prior: Part, fitted: Fitted) -> None:
+def _check_prior(prior: Part, guide: AmortizedGuide, kept: dict[str, Any]) -> None:
     check_module("prior", prior)
     _, support = vector_distribution("prior", prior, batch_shape=())
-    if support != fitted.guide.support:
+    if support != guide.support:
         raise ValueError(
-            f"prior must have the support of the guide's codes, {fitted.guide.support}; got one on "
+            f"prior must have the support of the guide's codes, {guide.support}; got one on "
             f"{support}."
         )
-    taken = set(_without_prior(fitted)) & parameter_names(lambda: bind_prior(prior))
-    if taken:
+    if taken := kept.keys() & parameter_names(lambda: bind_prior(prior)):
         raise ValueError(
             f"prior must give its parameters names of their own; got {sorted(taken)}, which the "
             "fit has already."

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from np_latentode.data.atomic import write_bytes
+from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.storage.cache import cache_dir
 
@@ -51,8 +52,7 @@ def hopper(num_trajectories: int = 10_000) -> Trajectories:
         ValueError: if the number of trajectories is not positive.
         ImportError: if dm_control is not installed.
     """
-    if not (isinstance(num_trajectories, int) and num_trajectories > 0):
-        raise ValueError(f"num_trajectories must be a positive integer; got {num_trajectories!r}.")
+    check_counts(num_trajectories=num_trajectories)
     path = _cache_path(num_trajectories)
     states = _read(path, num_trajectories)
     if states is None:

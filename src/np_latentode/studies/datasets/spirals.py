@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 from jax.scipy.special import i0e, i1e, logsumexp
 from jaxtyping import Array, ArrayLike, Float
 
+from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 
 __all__ = ["SpiralFamily", "SpiralPosterior", "Spirals", "spirals"]
@@ -109,10 +110,7 @@ class SpiralFamily:
 
     def sample(self, rng_key: Array, num_trajectories: int) -> Spirals:
         """Draws spirals and observes them."""
-        if not (isinstance(num_trajectories, int) and num_trajectories > 0):
-            raise ValueError(
-                f"num_trajectories must be a positive integer; got {num_trajectories!r}."
-            )
+        check_counts(num_trajectories=num_trajectories)
         return self._sample(rng_key, num_trajectories)
 
     @partial(jax.jit, static_argnums=(0, 2))
