@@ -12,11 +12,13 @@ def pytest_configure(config):
 
     A program that two tests compile is compiled once, and in the next run not at all.
     """
-    worker = getattr(config, "workerinput", None)
-    directory = os.environ["TEST_PROGRAMS"] if worker else str(config.cache.mkdir("xla"))
-    os.environ["TEST_PROGRAMS"] = directory
-    jax.config.update("jax_compilation_cache_dir", directory)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    cache = getattr(config, "cache", None)  # none with -p no:cacheprovider
+    if cache and not hasattr(config, "workerinput"):
+        os.environ["TEST_PROGRAMS"] = str(cache.mkdir("xla"))
+    # The workers of xdist inherit it.
+    if directory := os.environ.get("TEST_PROGRAMS"):
+        jax.config.update("jax_compilation_cache_dir", directory)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 LONGEST = (
