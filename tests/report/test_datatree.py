@@ -212,8 +212,8 @@ def test_every_observation_is_there_once_with_its_coordinates(fit, tree):
     for i, j in np.ndindex(8, 2):
         mask = np.asarray(train.mask)[i, :, j]
         of = (x.trajectory == f"patient {i}") & (x.feature == "ab"[j])
-        np.testing.assert_array_equal(x[of], np.asarray(train.values)[i, mask, j])
-        np.testing.assert_array_equal(x[of].time, np.asarray(train.times)[i, mask])
+        np.testing.assert_array_equal(x[of], train.given.values[i, mask, j])
+        np.testing.assert_array_equal(x[of].time, train.given.times[i, mask])
 
 
 def test_times_of_each_trajectory_are_kept_with_its_predictions(fit):

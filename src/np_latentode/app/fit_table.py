@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
@@ -21,10 +20,10 @@ from np_latentode.data.conditioning import MOSTLY_PARTS
 from np_latentode.data.csv_files import reads_otherwise
 from np_latentode.data.files import write_table
 from np_latentode.data.scaling import Scaling
-from np_latentode.data.tables import forecast_columns, tidy_forecast
+from np_latentode.data.tables import forecast_columns, table_times, table_values, tidy_forecast
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.calibration import calibration
-from np_latentode.forecasts.prediction import forecast, observed_times
+from np_latentode.forecasts.prediction import forecast
 from np_latentode.forecasts.scores import score_forecast, score_levels
 from np_latentode.programs.assemble import latent_ode
 from np_latentode.programs.fitted import Fitted
@@ -203,7 +202,7 @@ def _divide(trajectories: Trajectories, holdout: float, seed: int) -> _Parts:
     test, validation = np.split(able[: num_test + num_validation], [num_test])
     train = np.setdiff1d(np.arange(len(trajectories)), np.concatenate([test, validation]))
     # No trajectory may be earlier than t0, whichever are trained on.
-    t0 = float(np.asarray(trajectories.times)[np.asarray(trajectories.observed)].min())
+    t0 = float(trajectories.given.times[np.asarray(trajectories.observed)].min())
     held_out = trajectories[np.sort(test)] if num_test else None
     return _Parts(trajectories[train], trajectories[np.sort(validation)], held_out, t0)
 
@@ -264,11 +263,11 @@ def _score(parts: _Parts, fitted: Fitted, seed: int) -> _Scores:
     # If the dynamics diverge for one trajectory, the others' scores are still of use.
     fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
     found = calibration(score_key, fitted, context, target)
-    at = observed_times(fitted.model, target)
+    at = np.where(np.asarray(target.observed), target.given.times, parts.t0)
     draws = forecast(draw_key, fitted, context, at, num_samples=500)
     # In standard deviations of each feature in the training data, as it is modelled.
     scale = fitted.model.scaling.scale
-    methods = {"latent ODE": score_forecast(target, scale, draws, found)}
+    methods = {"latent ODE": score_forecast(target, scale, found)}
     methods |= score_levels(train, context, target, scale)
     metrics = {
         "held_out": len(parts.test),
@@ -291,17 +290,18 @@ def _forecast_figure(
     """The four trajectories with the longest forecasts."""
     from np_latentode.report.fans import plot_forecasts
 
-    times = jnp.linspace(t0, float(target.times.max()), 100)
+    times = np.linspace(t0, target.given.times.max(), 100)
     most = np.argsort(-np.asarray(target.observed).sum(1), kind="stable")[:4]
     draws = forecast(rng_key, fitted, context[most], times)
     return plot_forecasts(context[most], draws, times, target=target[most])
 
 
-def _compared(draws: dict[str, Array], times: Array, target: Trajectories) -> Any:
-    """The observations, each beside its forecast."""
-    names = target.names
+def _compared(draws: dict[str, Any], times: np.ndarray, target: Trajectories) -> Any:
+    """The observations, each beside its forecast, with the times and values of the table."""
+    names, given = target.names, target.given
     table = tidy_forecast(draws, times, names, quantiles=QUANTILES)
-    table.insert(3, "observed", names.own_units(np.asarray(target.values)).ravel())
+    table[names.time] = np.repeat(table_times(given, names).ravel(), target.num_features)
+    table.insert(3, "observed", table_values(given, names).ravel())
     return table[np.asarray(target.mask).ravel()]
 
 

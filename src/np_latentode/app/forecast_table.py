@@ -115,7 +115,7 @@ def _read(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
 
 def _forecast(
     rng_key: Array, fitted: Fitted, context: Trajectories, times: np.ndarray, num_samples: int
-) -> dict[str, Array]:
+) -> dict[str, Any]:
     """Draws, or an error that names a trajectory whose dynamics diverge."""
     fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
     made = forecast(rng_key, fitted, context, times, num_samples=num_samples)
@@ -130,7 +130,7 @@ def _forecast(
     return made
 
 
-def _draw(path: Path, context: Trajectories, made: dict[str, Array], times: np.ndarray) -> None:
+def _draw(path: Path, context: Trajectories, made: dict[str, Any], times: np.ndarray) -> None:
     from np_latentode.report.fans import plot_forecasts
 
     image = io.BytesIO()
@@ -143,11 +143,9 @@ def _check_known(model: LatentODE, context: Trajectories, labels: Labels, data: 
         raise ValueError(
             f"{data} must hold numbers in column {labels.time!r}, as the table fitted; got dates."
         )
-    times = np.where(np.asarray(context.observed), np.asarray(context.times), np.inf)
-    early = times.min(1)
-    t0, time_unit = model.scaling.t0, model.scaling.time_unit
-    # The table's times are rounded.
-    if (first := early.min()) < t0 - 1e-6 * max(abs(t0), time_unit):
+    times = np.where(np.asarray(context.observed), context.given.times, np.inf)
+    early, t0 = times.min(1), model.scaling.t0
+    if (first := early.min()) < t0:
         who = context.names.ids[int(early.argmin())]
         start, when = (labels.calendar(np.array([t]))[0] for t in (t0, first))
         raise ValueError(
@@ -165,23 +163,18 @@ def _times_ahead(
     points: int,
 ) -> Float[np.ndarray, "trajectory time"]:
     observed = np.asarray(context.observed)
-    times = np.where(observed, np.asarray(context.times, float), -np.inf)
+    times = np.where(observed, context.given.times, -np.inf)
     # A trajectory without observations is forecast from t0 on.
     last = np.maximum(times.max(1), model.scaling.t0)
     end = last + ahead if ahead is not None else np.full(len(last), _time(until, labels))
-    if labels.origin is None:
-        # In the precision of the table, in which a number is written as short as it was.
-        last, end = (a.astype(context.times.dtype).astype(float) for a in (last, end))
     if late := np.flatnonzero(last >= end).tolist():
         who = context.names.ids[late[0]]
-        when = labels.calendar(np.asarray(context.times)[late[0], -1:])[0]
+        when = labels.calendar(last[late[0] :][:1])[0]
         raise ValueError(
             f"until must be later than what is known; got {until}, and {len(late)} of {len(last)} "
             f"were observed then or later, {labels.id} {who} at {when}. Give ahead instead."
         )
-    times = np.linspace(last, end, points + 1, axis=1)[:, 1:]
-    # A date would be off.
-    return times if labels.origin is not None else times.astype(context.times.dtype)
+    return np.linspace(last, end, points + 1, axis=1)[:, 1:]
 
 
 def _time(until: str | None, labels: Labels) -> float:

@@ -33,7 +33,8 @@ def random_prefix(
     first = jnp.min(times, axis=1, where=observed, initial=jnp.inf)
     last = jnp.max(times, axis=1, where=observed, initial=-jnp.inf)
     share = jax.random.uniform(rng_key, (len(trajectories),), times.dtype, minval=min_share)
-    return trajectories.before(jnp.where(observed.any(1), first + share * (last - first), 0.0))
+    end = jnp.where(observed.any(1), first + share * (last - first), 0.0)
+    return trajectories.keep(times <= end[:, None])
 
 
 def random_points(

@@ -11,23 +11,21 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
 from np_latentode.data.atomic import write_bytes
 from np_latentode.data.csv_files import read_csv, write_csv
-from np_latentode.data.labels import Labels
 from np_latentode.data.problems import MalformedRows, Problems
-from np_latentode.data.tables import from_rows
+from np_latentode.data.tables import Rows, from_rows
 
 __all__ = ["check_path", "read_rows", "read_table", "write_table"]
 
 
 def read_rows(
     path: str | os.PathLike[str], *, id: str, time: str, values: Sequence[str], **options: Any
-) -> tuple[list[tuple[np.ndarray, np.ndarray]], Labels]:
-    """A pair (times, values) for each id, and the labels, as `tables.from_rows` gives them.
+) -> Rows:
+    """The rows of the table in a file by trajectory, as `tables.from_rows` gives them.
 
     Arguments and errors are those of `Trajectories.from_file`.
     """

@@ -71,13 +71,28 @@ class Labels:
                 f"values must have {len(self.features)} features on their last axis, as the "
                 f"labels have; got shape {values.shape}."
             )
-        logged = np.array([name in self.log for name in self.features])
+        logged = self.logged
         if not logged.any():
             return values
         # In single precision, the exponential could overflow.
         own = values.astype(float)
         own[..., logged] = np.exp(own[..., logged])
         return own
+
+    def modelled(self, values: np.ndarray) -> np.ndarray:
+        """Values of the table as they are modelled: log of the features in `log`, NaN if empty."""
+        logged = self.logged
+        values = values.astype(float)
+        positive = values[..., logged] > 0
+        values[..., logged] = np.log(
+            values[..., logged], where=positive, out=np.full(positive.shape, np.nan)
+        )
+        return values
+
+    @property
+    def logged(self) -> np.ndarray:
+        """True for the features of which the logarithm is modelled."""
+        return np.array([name in self.log for name in self.features])
 
     def counted(self, dates: Any) -> np.ndarray:
         """Dates as times, counted in the unit from the origin on; the inverse of `calendar`.

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
-__all__ = ["Numbers", "as_floats", "check_shapes", "check_times", "check_values", "is_concrete"]
+__all__ = [
+    "Numbers",
+    "as_doubles",
+    "as_floats",
+    "check_shapes",
+    "check_times",
+    "check_values",
+    "is_concrete",
+]
 
 Numbers = ArrayLike | Sequence[Any]
 """An array, or nested sequences of numbers."""
@@ -22,6 +30,21 @@ def is_concrete(*arrays: Any) -> bool:
     return not any(isinstance(array, jax.core.Tracer) for array in arrays)
 
 
+def as_doubles(name: str, array: Numbers) -> np.ndarray:
+    """Converts known numbers to double precision.
+
+    Raises:
+        ValueError: naming the argument, if they are not a rectangular array of numbers.
+    """
+    try:
+        array = np.asarray(array)
+        if array.dtype.kind in "mM" or any(hasattr(x, "isoformat") for x in array.flat[:1]):
+            raise TypeError("got dates, which `names.counted` turns into numbers")
+        return array.astype(float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a rectangular array of numbers: {error}.") from error
+
+
 def as_floats(name: str, array: Numbers) -> Array:
     """Converts numbers to JAX's default float type.
 
@@ -29,17 +52,13 @@ def as_floats(name: str, array: Numbers) -> Array:
         ValueError: naming the argument, if they are not a rectangular array of numbers.
     """
     if not isinstance(array, jax.Array):
-        try:
-            array = np.asarray(array)
-            if array.dtype.kind in "mM" or any(hasattr(x, "isoformat") for x in array.flat[:1]):
-                raise TypeError("got dates, which `names.counted` turns into numbers")
-            array = array.astype(float)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} must be a rectangular array of numbers: {error}.") from error
+        array = as_doubles(name, array)
+        with np.errstate(over="ignore"):  # too large a number is infinite then, and refused as such
+            array = array.astype(jnp.result_type(float))
     return jnp.asarray(array, dtype=jnp.result_type(float))
 
 
-def check_shapes(times: Array, values: Array) -> None:
+def check_shapes(times: Array | np.ndarray, values: Array | np.ndarray) -> None:
     """Refuses shapes that disagree, or have an axis of length 0."""
     if times.ndim != 2 or values.ndim != 3 or times.shape != values.shape[:2]:
         raise ValueError(

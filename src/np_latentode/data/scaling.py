@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import is_concrete
+from np_latentode.data.offset import Offset
 from np_latentode.data.trajectories import Trajectories
 
 __all__ = ["Scaling", "check_scaling"]
@@ -77,20 +78,21 @@ class Scaling:
         Raises:
             ValueError: if a feature is never observed, or an observation is earlier than t0.
         """
-        values, mask = np.asarray(train.values, dtype=float), np.asarray(train.mask)
+        given, mask = train.given, np.asarray(train.mask)
+        values = given.values
         never = np.flatnonzero(~mask.any((0, 1)))
         if never.size:
             raise ValueError(
                 "train must hold at least one observation of every feature; "
                 f"got none of {', '.join(train.names.features[j] for j in never)}."
             )
-        times = np.asarray(train.times, dtype=float)[np.asarray(train.observed)]
+        times = given.times[mask.any(-1)]
         t0 = float(times.min()) if t0 is None else float(t0)
         loc = np.mean(values, axis=(0, 1), where=mask)
         sd = np.std(values, axis=(0, 1), where=mask)
         size = np.where(loc == 0, 1.0, np.abs(loc))
         # Rounding gives a constant feature a standard deviation of a few units in the last place.
-        constant = sd <= np.abs(loc) * 8 * np.finfo(train.values.dtype).eps
+        constant = sd <= np.abs(loc) * 8 * np.finfo(float).eps
         span = max(float(times.max()) - t0, 0.0)
         scaling = cls(loc, np.where(constant, size, sd), t0, (span or 1.0) / SPAN, train.labels)
         scaling.check(train, name="train")
@@ -118,25 +120,38 @@ class Scaling:
         if is_concrete(trajectories.times, trajectories.mask):
             # In NumPy: inside `jax.jit`, JAX would trace these operations even on known values.
             observed = np.asarray(trajectories.mask).any(-1)
-            self._check_times(np.asarray(trajectories.times), observed, name)
+            self.check_times(trajectories.given.times[observed], name=name)
 
-    def check_times(self, times: Array, *, name: str) -> None:
+    def check_times(self, times: Array | np.ndarray, *, name: str) -> None:
         """Refuses times that are not finite or earlier than t0, if their values are known."""
-        if is_concrete(times):
-            if not np.isfinite(times).all():
-                raise ValueError(f"{name} must be finite; got {times}.")
-            self._check_times(np.asarray(times), np.ones(times.shape, bool), name)
-
-    def _check_times(self, times: np.ndarray, relevant: np.ndarray, name: str) -> None:
-        # t0 and times may have been rounded in different precisions.
-        slack = 8 * np.finfo(times.dtype).eps * max(abs(self.t0), self.time_unit)
-        early = relevant & (times < self.t0 - slack)
+        if not is_concrete(times):
+            return
+        times = np.asarray(times, float)
+        if not np.isfinite(times).all():
+            raise ValueError(f"{name} must be finite; got {times}.")
+        # Times may have been rounded to single precision, less their offset.
+        size = max(self.time_unit, abs(self.t0 - self.offset.time))
+        slack = 8 * float(np.finfo(np.float32).eps) * size
+        early = times < self.t0 - slack
         if early.any():
             raise ValueError(
                 f"{name} must not be earlier than t0 = {self.t0:g}, the time of z0; "
                 f"got {times[early].min():g}. Build model and guide with an earlier t0: "
                 "scaling=Scaling.fit(train, t0=...)."
             )
+
+    @property
+    def offset(self) -> Offset:
+        """The offset of draws that come without a context: that of data with these units."""
+        times = self.t0 + self.time_unit * np.array([[0.0, SPAN]])
+        values = self.loc + self.scale * np.array([[-1.0], [1.0]])
+        return Offset.of(times, values[None], np.ones((1, 2, len(self.loc)), bool))
+
+    def less(self, offset: Offset) -> Scaling:
+        """The same units of numbers that are less this offset."""
+        if not offset:
+            return self
+        return replace(self, loc=self.loc - offset.row, t0=self.t0 - offset.time)
 
     def scale_values(
         self, values: Float[Array, "*batch feature"]

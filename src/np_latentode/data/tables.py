@@ -3,16 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import narwhals as nw
 import numpy as np
+from jaxtyping import Float
 
 from np_latentode.data.labels import UNITS, Labels
+from np_latentode.data.offset import Offset
 from np_latentode.data.problems import Problems
 
-__all__ = ["forecast_columns", "from_rows", "tidy_forecast", "to_rows"]
+__all__ = [
+    "Given",
+    "Rows",
+    "forecast_columns",
+    "from_rows",
+    "pad_rows",
+    "table_times",
+    "table_values",
+    "tidy_forecast",
+    "to_rows",
+]
+
+
+class Given(NamedTuple):
+    """Times and values as they were given, in double precision; padded as in `Trajectories`."""
+
+    times: Float[np.ndarray, "trajectory time"]
+    """Dates are counted from the origin of the labels on."""
+    values: Float[np.ndarray, "trajectory time feature"]
+    """As they are modelled: logarithms, where the labels say so."""
+    table_times: np.ndarray | None = None
+    """The dates of the table, if it had dates."""
+    table_values: np.ndarray | None = None
+    """The values in the table, if logarithms of some are taken."""
+
+    def select(self, index: Any) -> Given:
+        """Those of the trajectories that an index selects."""
+        return self._make(None if array is None else array[index] for array in self)
+
+
+class Rows(NamedTuple):
+    """A table's rows, and which of them belong to each trajectory."""
+
+    columns: Given
+    """Times and values, one entry per row of the table."""
+    of_each: list[np.ndarray]
+    """The rows of each trajectory that hold a measurement, in the order of their times."""
+    labels: Labels
+
+
+def pad_rows(rows: Rows) -> tuple[Given, np.ndarray]:
+    """Times and values of each trajectory, padded, and the mask of what was observed."""
+    lengths = np.array([len(mine) for mine in rows.of_each])
+    slots = np.arange(max(1, lengths.max()))
+    mine = np.zeros((len(lengths), len(slots)), int)
+    present = slots < lengths[:, None]
+    mine[present] = np.concatenate(rows.of_each)
+    # A padded slot repeats the last row. A trajectory without rows has the earliest row's time.
+    last = np.take_along_axis(mine, np.maximum(lengths - 1, 0)[:, None], axis=1)
+    measured = mine[present]
+    first = measured[np.argmin(rows.columns.times[measured])] if measured.size else 0
+    mine = np.where(present, mine, np.where(lengths[:, None] > 0, last, first))
+    padded = rows.columns.select(mine)
+    mask = present[..., None] & ~np.isnan(padded.values)
+    return padded._replace(values=np.where(mask, padded.values, 0.0)), mask
 
 
 def from_rows(
@@ -25,8 +82,8 @@ def from_rows(
     origin: Any = None,
     unit: str = "D",
     problems: Problems | None = None,
-) -> tuple[list[tuple[np.ndarray, np.ndarray]], Labels]:
-    """A pair (times, values) for each id, in the order of their first rows, and the labels.
+) -> Rows:
+    """The rows of a long table by trajectory, in the order of their first rows, and the labels.
 
     Arguments and errors are those of `Trajectories.from_dataframe`. `problems` holds the errors
     that were found while the rows were read from a file.
@@ -39,14 +96,17 @@ def from_rows(
         problems.raise_if_any()
         raise ValueError("df must hold at least one row; got none.")
     who = _ids(frame[id], id, problems)
-    when, origin, counted = _times(frame[time], time, origin, unit, problems)
-    what = np.stack([_values(frame[name], name, name in log, problems) for name in values], axis=1)
+    when, dates, origin, counted = _times(frame[time], time, origin, unit, problems)
+    own = np.stack([_values(frame[name], name, name in log, problems) for name in values], axis=1)
     problems.raise_if_any()
-    rows = _rows_by_id(who, when, what)
-    _check_precision(frame[time], id, time, when, list(rows.values()), problems)
     logged = tuple(name for name in values if name in log)
-    labels = Labels(tuple(rows), tuple(values), id, time, origin, counted, logged)
-    return [(when[mine], what[mine]) for mine in rows.values()], labels
+    labels = Labels((), tuple(values), id, time, origin, counted, logged)
+    what = labels.modelled(own)
+    rows = _rows_by_id(who, when, what)
+    of_each = list(rows.values())
+    _check_precision(frame[time], id, time, when, of_each, problems)
+    columns = Given(when, what, dates, own if logged else None)
+    return Rows(columns, of_each, replace(labels, ids=tuple(rows)))
 
 
 def _check_columns(frame: nw.DataFrame, columns: list[str], log: list[str]) -> None:
@@ -84,31 +144,41 @@ def _check_precision(
     problems: Problems,
 ) -> None:
     """Refuses different times of one id that become equal in JAX's float type."""
-    rounded, lost = when.astype(jnp.result_type(float)), np.zeros(len(when), bool)
+    offset = Offset.of(when[None], np.zeros((1, len(when), 1)), np.ones((1, len(when), 1), bool))
+    rounded = (when - offset.time).astype(jnp.result_type(float))
+    lost = np.zeros(len(when), bool)
     for mine in rows:
         lost[mine[1:]] = (np.diff(when[mine]) > 0) & (np.diff(rounded[mine]) == 0)
     if lost.any():
         entries = column.to_list()
         rule = (
-            f"must not hold different times of one {id} that are equal in JAX's float type; count "
-            "from a later origin, or use double precision (jax_enable_x64)"
+            f"must not hold different times of one {id} that are equal in JAX's float type; split "
+            "the table in time, or use double precision (jax_enable_x64)"
         )
         problems.check(time, rule, lost, lambda row: repr(entries[row]))
         problems.raise_if_any()
 
 
-def to_rows(
-    times: np.ndarray, values: np.ndarray, mask: np.ndarray, labels: Labels, *, backend: Any
-) -> Any:
+def to_rows(given: Given, mask: np.ndarray, labels: Labels, *, backend: Any) -> Any:
     """A table with a row for each observed time, empty where a feature was not observed."""
     i, k = np.nonzero(mask.any(-1))
-    seen = np.where(mask, labels.own_units(values), np.nan)[i, k]
+    seen = np.where(mask, table_values(given, labels), np.nan)[i, k]
     columns = {
         labels.id: [labels.ids[n] for n in i],
-        labels.time: labels.calendar(times[i, k]),
+        labels.time: table_times(given, labels)[i, k],
         **{name: seen[:, j] for j, name in enumerate(labels.features)},
     }
     return _to_native(columns, labels.features, backend)
+
+
+def table_times(given: Given, labels: Labels) -> np.ndarray:
+    """The times in the table, to the last bit where they are known."""
+    return labels.calendar(given.times) if given.table_times is None else given.table_times
+
+
+def table_values(given: Given, labels: Labels) -> np.ndarray:
+    """The values in the table, to the last bit where they are known."""
+    return labels.own_units(given.values) if given.table_values is None else given.table_values
 
 
 def tidy_forecast(
@@ -150,7 +220,6 @@ def tidy_forecast(
         )
     x = np.asarray(draws["x"], dtype=float)
     when = _draw_times(x, times, labels)
-    x = labels.own_units(x)
     i, k, j = (index.ravel() for index in np.indices(x.shape[1:]))
     columns = {
         labels.id: [labels.ids[n] for n in i],
@@ -246,15 +315,15 @@ def _ids(column: nw.Series, name: str, problems: Problems) -> list[Any]:
 
 
 def _values(column: nw.Series, name: str, log: bool, problems: Problems) -> np.ndarray:
-    """Floats, or their logarithms, NaN where the table is empty."""
+    """Floats, NaN where the table is empty."""
     numbers = _numbers(column, name)
     rule = "must be finite, or empty where nothing was measured"
     problems.check(name, rule, np.isinf(numbers), lambda row: numbers[row])
     if log:
         rule = "must be positive, as its logarithm is taken"
         problems.check(name, rule, numbers <= 0, lambda row: numbers[row])
-        return np.log(numbers, where=numbers > 0, out=np.full(numbers.shape, np.nan))
-    _check_size(numbers, name, problems)
+    else:
+        _check_size(numbers, name, problems)
     return numbers
 
 
@@ -267,8 +336,8 @@ def _check_size(numbers: np.ndarray, name: str, problems: Problems) -> None:
 
 def _times(
     column: nw.Series, name: str, origin: Any, unit: str, problems: Problems
-) -> tuple[np.ndarray, np.datetime64 | None, str | None]:
-    """Times as floats; for dates also the origin and the unit in which they are counted."""
+) -> tuple[np.ndarray, np.ndarray | None, np.datetime64 | None, str | None]:
+    """Times as floats; dates also as dates, with the origin and the unit of their count."""
     if unit not in UNITS:
         raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}.")
     dates = _dates(column)
@@ -299,7 +368,7 @@ def _times(
     rule = "must hold a time in each row"
     problems.check(name, rule, absent, lambda row: repr(entries[row]))
     _check_size(when, name, problems)
-    return when, origin, None if dates is None else unit
+    return when, dates, origin, None if dates is None else unit
 
 
 def _dates(column: nw.Series) -> np.ndarray | None:

@@ -16,14 +16,16 @@ from jaxtyping import Array, Bool, Float
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import (
     Numbers,
+    as_doubles,
     as_floats,
     check_shapes,
     check_times,
     check_values,
     is_concrete,
 )
+from np_latentode.data.offset import Offset
 from np_latentode.data.ragged import pad
-from np_latentode.data.tables import from_rows, to_rows
+from np_latentode.data.tables import Given, Rows, from_rows, pad_rows, to_rows
 
 __all__ = ["Trajectories"]
 
@@ -39,8 +41,12 @@ class Trajectories:
     A pytree: `jax.jit`, `jax.tree.map` and `jax.vmap` see its three arrays. `len` counts
     trajectories. An index selects trajectories: an integer, a slice, or an index array.
 
+    `times` and `values` are JAX arrays, less `offset`. The offset is 0 unless single precision
+    would lose differences, as those of 1,000,000.1 and 1,000,000.2, or of Julian dates. All
+    arguments and results of the library are with the offset, in double precision, as `given` is.
+
     `labels` are the names of trajectories, features and times in a table. They are None without a
-    table, and in the results of JAX's transformations, which only keep arrays.
+    table, and in the results of JAX's transformations, which only keep arrays and the offset.
 
     Args:
         times: shape (trajectory, time); finite, and never decreasing along a trajectory.
@@ -57,29 +63,43 @@ class Trajectories:
     values: Float[Array, "trajectory time feature"]
     mask: Bool[Array, "trajectory time feature"]
 
+    offset: Offset = Offset()
     labels: Labels | None = None
 
     _arrays = ("times", "values", "mask")
+    _given: Given | None = None
 
     def __init__(self, times: Numbers, values: Numbers, mask: Numbers | None = None):
-        times, values = as_floats("times", times), as_floats("values", values)
+        if not is_concrete(times, values, mask):
+            self._trace(as_floats("times", times), as_floats("values", values), mask)
+            return
+        when, what = as_doubles("times", times), as_doubles("values", values)
+        observed = ~np.isnan(what)
+        if mask is not None:
+            observed &= _checked_mask(np.asarray(mask), what.shape)
+        check_shapes(when, what)
+        check_times(when)
+        what = np.where(observed, what, 0.0)
+        check_values(what, observed)
+        self._keep(Given(when, what), observed)
+
+    def _trace(self, times: Array, values: Array, mask: Any) -> None:
+        """Keeps what a transformation of JAX computes: its numbers cannot be checked."""
         observed = ~jnp.isnan(values)
         if mask is not None:
-            mask = jnp.asarray(mask)
-            if mask.dtype != bool:
-                raise ValueError(f"mask must hold booleans; got dtype {mask.dtype}.")
-            if mask.shape != values.shape:
-                raise ValueError(
-                    f"mask must have the shape of values, {values.shape}; got {mask.shape}."
-                )
-            observed &= mask
+            observed &= _checked_mask(jnp.asarray(mask), values.shape)
         check_shapes(times, values)
-        if is_concrete(times):
-            check_times(np.asarray(times))
-        if is_concrete(values, observed):
-            check_values(np.asarray(values), np.asarray(observed))
-        self.times, self.mask = times, observed
-        self.values = jnp.where(observed, values, 0.0)
+        self.times, self.values, self.mask = times, jnp.where(observed, values, 0.0), observed
+
+    def _keep(self, given: Given, mask: np.ndarray) -> None:
+        """Keeps what was given in double precision, and for JAX the same less the offset."""
+        self._given, self.offset = given, Offset.of(given.times, given.values, mask)
+        self.times = as_floats("times", given.times - self.offset.time)
+        less = np.where(mask, given.values - self.offset.row, 0.0)
+        self.values, self.mask = as_floats("values", less), jnp.asarray(mask)
+        # Numbers may be finite in double precision only.
+        check_times(np.asarray(self.times))
+        check_values(np.asarray(self.values), mask)
 
     @classmethod
     def from_ragged[T: Trajectories](
@@ -139,7 +159,7 @@ class Trajectories:
                 the column and what came.
             ValueError: if the table lacks a column, has no rows, or holds text.
         """
-        return cls._labelled(
+        return cls._from_rows(
             from_rows(df, id=id, time=time, values=values, log=log, origin=origin, unit=unit)
         )
 
@@ -173,33 +193,27 @@ class Trajectories:
         # Imported here, as pandas and xarray take most of a second.
         from np_latentode.data.files import read_rows
 
-        return cls._labelled(
+        return cls._from_rows(
             read_rows(path, id=id, time=time, values=values, log=log, origin=origin, unit=unit)
         )
 
     @classmethod
-    def _labelled[T: Trajectories](
-        cls: type[T], rows: tuple[list[tuple[np.ndarray, np.ndarray]], Labels]
-    ) -> T:
-        pairs, labels = rows
-        self = cls.from_ragged(pairs, num_features=len(labels.features))
-        self.labels = labels
+    def _from_rows[T: Trajectories](cls: type[T], rows: Rows) -> T:
+        self = object.__new__(cls)
+        given, mask = pad_rows(rows)
+        self._keep(given, mask)
+        self.labels = rows.labels
         return self
 
     def to_dataframe(self, *, backend: Any = "pandas") -> Any:
         """A long table of the observations: one row per id and time, empty where not observed.
 
-        Its units are those of the original table: a feature in `names.log` is the exponential of
-        `values`.
+        Times and values are those of the original table, to the last bit.
 
         Args:
             backend: the library of the data frame: "pandas", "polars" or "pyarrow".
         """
-        return to_rows(
-            *(np.asarray(a) for a in (self.times, self.values, self.mask)),
-            labels=self.names,
-            backend=backend,
-        )
+        return to_rows(self.given, np.asarray(self.mask), self.names, backend=backend)
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
         """Writes the table of `to_dataframe` to a .csv, .parquet or .nc file, whole or not at all.
@@ -221,6 +235,18 @@ class Trajectories:
         """The labels; without a table, ids 0, 1, ... and features x_0, x_1, ..."""
         features = tuple(f"x_{j}" for j in range(self.num_features))
         return self.labels or Labels(tuple(range(len(self))), features)
+
+    @property
+    def given(self) -> Given:
+        """Times and values in double precision, with the offset: as they were given.
+
+        After a transformation of JAX, they are as precise as JAX's arrays.
+        """
+        if self._given is not None:
+            return self._given
+        times, values = np.asarray(self.times, float), np.asarray(self.values, float)
+        values = np.where(np.asarray(self.mask), values + self.offset.row, 0.0)
+        return Given(times + self.offset.time, values)
 
     def before[T: Trajectories](self: T, time: Numbers) -> T:
         """The same trajectories with only their observations up to and including `time`.
@@ -286,7 +312,8 @@ class Trajectories:
         return self.mask.any(-1)
 
     def _per_trajectory(self, time: Numbers) -> Array:
-        time = as_floats("time", time)
+        known = as_doubles("time", time) if is_concrete(time) else as_floats("time", time)
+        time = as_floats("time", known - self.offset.time)
         if time.shape not in ((), (len(self),)):
             raise ValueError(
                 f"time must be one number, or one per trajectory, shape ({len(self)},); "
@@ -297,6 +324,10 @@ class Trajectories:
     def _where[T: Trajectories](self: T, keep: Array) -> T:
         mask = self.mask & (keep if keep.ndim == 3 else keep[..., None])
         return self._replace(values=jnp.where(mask, self.values, 0.0), mask=mask)
+
+    def replace_arrays[T: Trajectories](self: T, times: Any, values: Any, mask: Any) -> T:
+        """Trajectories of other arrays with the same offset, unchecked: for use inside of JAX."""
+        return self._replace(times=times, values=values, mask=mask, labels=None, _given=None)
 
     def _replace[T: Trajectories](self: T, **changes: Any) -> T:
         changed = copy.copy(self)
@@ -320,8 +351,12 @@ class Trajectories:
         selected = {name: getattr(self, name)[index] for name in self._arrays}
         if selected["times"].ndim != 2 or not len(selected["times"]):
             raise ValueError(f"index must select at least one trajectory; got {index}.")
-        labels = self.labels and self.labels.select(index) if is_concrete(index) else None
-        return self._replace(**selected, labels=labels)
+        if not is_concrete(index):
+            return self._replace(**selected, labels=None, _given=None)
+        given = self._given and self._given.select(index)
+        return self._replace(
+            **selected, labels=self.labels and self.labels.select(index), _given=given
+        )
 
     def __repr__(self) -> str:
         trajectories, slots, features = self.values.shape
@@ -331,8 +366,8 @@ class Trajectories:
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], dict[str, Any]]:
         arrays = [(jax.tree_util.GetAttrKey(n), getattr(self, n)) for n in self._arrays]
         # Without labels: with them, JAX would compile a new program for every set of ids.
-        kept = {*self.__dict__} - {*self._arrays, "labels"}
-        return arrays, {name: self.__dict__[name] for name in kept}
+        kept = {*self.__dict__} - {*self._arrays, "labels", "_given"}
+        return arrays, {"offset": self.offset} | {name: self.__dict__[name] for name in kept}
 
     @classmethod
     def tree_unflatten[T: Trajectories](
@@ -342,3 +377,11 @@ class Trajectories:
         self = object.__new__(cls)
         self.__dict__.update(zip(cls._arrays, arrays, strict=True), **rest)
         return self
+
+
+def _checked_mask[T: (Array, np.ndarray)](mask: T, shape: tuple[int, ...]) -> T:
+    if mask.dtype != bool:
+        raise ValueError(f"mask must hold booleans; got dtype {mask.dtype}.")
+    if mask.shape != shape:
+        raise ValueError(f"mask must have the shape of values, {shape}; got {mask.shape}.")
+    return mask

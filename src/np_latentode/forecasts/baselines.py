@@ -21,7 +21,7 @@ Prediction = Float[np.ndarray, "trajectory query feature"]
 
 def constant(train: Trajectories, context: Trajectories, times: np.ndarray) -> Prediction:
     """Each feature's mean in the training data, at every time."""
-    mean = np.mean(np.asarray(train.values), axis=(0, 1), where=np.asarray(train.mask))
+    mean = np.mean(train.given.values, axis=(0, 1), where=np.asarray(train.mask))
     return np.broadcast_to(mean, (len(context), len(times), len(mean)))
 
 
@@ -64,7 +64,7 @@ def _by_series(
 ) -> Prediction:
     # A feature that was never observed is predicted by its mean in the training data.
     predicted = np.array(constant(train, context, times))
-    when, values, mask = (np.asarray(a) for a in (context.times, context.values, context.mask))
+    (when, values, *_), mask = context.given, np.asarray(context.mask)
     for i, d in np.argwhere(mask.any(1)):
         seen = mask[i, :, d]
         predicted[i, :, d] = predict(np.asarray(times), when[i, seen], values[i, seen, d])
@@ -120,21 +120,29 @@ def mixed_model(
     check_counts(degree=degree)
     asked = np.asarray(times, float)
     asked = np.broadcast_to(asked, (len(context), asked.shape[-1]))
-    # In units of the training data's span, so that all powers are of similar size.
-    unit = float(np.abs(np.asarray(train.times)).max()) or 1.0
+    # From the first time on, in units of the span, so that all powers are of similar size.
+    start, unit = _span(train)
     shape = (*asked.shape, train.num_features)
     mean, variance = np.empty(shape), np.empty(shape)
-    when, values, mask = (np.asarray(a) for a in (context.times, context.values, context.mask))
+    (when, values, *_), mask = context.given, np.asarray(context.mask)
     for d in range(train.num_features):
-        polynomial = _fit_polynomial(train, d, unit, degree)
+        polynomial = _fit_polynomial(train, d, start, unit, degree)
         for i, seen in enumerate(mask[..., d]):
             mean[i, :, d], variance[i, :, d] = polynomial.forecast(
-                when[i, seen] / unit, values[i, seen, d].astype(float), asked[i] / unit
+                (when[i, seen] - start) / unit, values[i, seen, d], (asked[i] - start) / unit
             )
     return mean, np.sqrt(variance)
 
 
-def _fit_polynomial(train: Trajectories, feature: int, unit: float, degree: int) -> _Polynomial:
+def _span(train: Trajectories) -> tuple[float, float]:
+    """Where the observed times begin, and their span."""
+    times = train.given.times[np.asarray(train.observed)]
+    return float(times.min()), float(np.ptp(times)) or 1.0
+
+
+def _fit_polynomial(
+    train: Trajectories, feature: int, start: float, unit: float, degree: int
+) -> _Polynomial:
     try:
         from statsmodels.regression.mixed_linear_model import MixedLM
     except ImportError as error:
@@ -143,8 +151,8 @@ def _fit_polynomial(train: Trajectories, feature: int, unit: float, degree: int)
         ) from error
     seen = np.asarray(train.mask)[..., feature]
     who = np.broadcast_to(np.arange(len(train))[:, None], seen.shape)[seen]
-    x = np.asarray(train.values, float)[..., feature][seen]
-    powers = (np.asarray(train.times, float)[seen] / unit)[:, None] ** np.arange(degree + 1)
+    x = train.given.values[..., feature][seen]
+    powers = ((train.given.times[seen] - start) / unit)[:, None] ** np.arange(degree + 1)
     # Standardised, as the optimizer's tolerances are absolute.
     loc, scale = x.mean(), x.std() or 1.0
     with warnings.catch_warnings():

@@ -15,8 +15,8 @@ from jaxtyping import Array
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import (
-    decode,
-    forecast,
+    draw_forecast,
+    draw_x,
     log_predictive,
     observed_times,
     posterior,
@@ -34,10 +34,12 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 class Calibration:
     """How forecasts compare with the observations.
 
-    `pit`, `crps` and `log_score` have the target's shape (trajectory, time, feature) and are NaN
-    where nothing was observed. `pit` is the share of draws below the observation; it is uniform if
-    the forecasts are right. `crps`, the continuous ranked probability score, is in the feature's
-    unit, and `log_score` is -log of the forecast's density; lower is better for both. `coverage`
+    `pit`, `error`, `crps` and `log_score` have the target's shape (trajectory, time, feature) and
+    are NaN where nothing was observed. `pit` is the share of draws below the observation; it is
+    uniform if the forecasts are right. `error` is the forecast's mean curve less the observation.
+    `crps`, the continuous ranked probability score, is in the feature's unit, and `log_score` is
+    -log of the forecast's density; lower is better for both. All are of the values as they are
+    modelled: of logarithms, where the table was read so. `coverage`
     is the share of observations inside the central band of each level. For counts, an observation
     at the end of a band is inside with the probability that makes the band's level exact.
     """
@@ -45,6 +47,7 @@ class Calibration:
     levels: tuple[float, ...]
     coverage: np.ndarray
     pit: np.ndarray
+    error: np.ndarray
     crps: np.ndarray
     log_score: np.ndarray
 
@@ -94,7 +97,9 @@ def calibration(
     check_data(fitted.model, context, target, targets=True)
     forecast_key, tie_key = jax.random.split(rng_key)
     times = observed_times(fitted.model, target)
-    forecasts = forecast(forecast_key, fitted, context, times, num_samples=num_samples)
+    forecasts = draw_forecast(
+        forecast_key, fitted, context, times, num_samples, offset=target.offset
+    )
     draws, x = np.asarray(forecasts["x"]), np.asarray(target.values)
     mask = np.asarray(target.mask)
 
@@ -108,6 +113,7 @@ def calibration(
         levels=levels,
         coverage=inside.mean(-1),
         pit=pit,
+        error=where_observed(np.asarray(forecasts["x_mean"]).mean(0) - x),
         crps=where_observed(scoringrules.crps_ensemble(x, draws, m_axis=0)),
         log_score=where_observed(-log_density),
     )
@@ -165,8 +171,8 @@ def simulation_ranks(
     check_context(like, model.scaling, name="like")
     z0_key, x_key, draw_key, tie_key = jax.random.split(rng_key, 4)
     z0 = jnp.asarray(prior(fitted).sample(z0_key, (len(like),)))
-    x = decode(x_key, fitted, z0[None], observed_times(model, like))["x"][0]
-    seen = Trajectories(like.times, x, like.mask)
+    x = draw_x(x_key, fitted, z0[None], observed_times(model, like), like.offset)["x"][0]
+    seen = like.replace_arrays(like.times, jnp.where(like.mask, x, 0.0), like.mask)
     draws = jnp.asarray(posterior(fitted, seen).sample(draw_key, (num_samples,)))
     share = jax.random.uniform(tie_key, z0.shape)
     ranks = np.asarray(((draws < z0).sum(0) + share) / (num_samples + 1), float)

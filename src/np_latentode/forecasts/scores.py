@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -29,14 +27,14 @@ def score(
     Args:
         target: the observations.
         unit: the unit of each feature, such as its standard deviation in the training data.
-        mean: the forecast means.
+        mean: the forecast means, as the target's values are modelled.
         crps: the CRPS of each forecast distribution. Default: that of the mean as a forecast
             without uncertainty, which is its absolute error.
         inside: True where the observation lies within the central 90% of its forecast. Default:
             coverage is not reported.
     """
     seen = np.asarray(target.mask)
-    error = mean - np.asarray(target.values)
+    error = mean - target.given.values
     crps = np.abs(error) if crps is None else crps
     scores = {
         "rmse": float(np.sqrt(np.mean((error / unit)[seen] ** 2))),
@@ -46,19 +44,15 @@ def score(
 
 
 def score_forecast(
-    target: Trajectories,
-    unit: Float[np.ndarray, " feature"],
-    draws: dict[str, Any],
-    found: Calibration,
+    target: Trajectories, unit: Float[np.ndarray, " feature"], found: Calibration
 ) -> dict[str, float]:
     """The scores of a forecast at the target's times.
 
     Args:
         target, unit: as in `score`.
-        draws: as `forecast` returns them; the RMSE is that of their mean curve.
-        found: as `calibration` returns it; CRPS and coverage are taken from it.
+        found: as `calibration` returns it.
     """
-    mean = np.asarray(draws["x_mean"], float).mean(0)
+    mean = target.given.values + found.error
     return score(target, unit, mean, found.crps, within_band(found.pit))
 
 
@@ -69,7 +63,7 @@ def score_levels(
     unit: Float[np.ndarray, " feature"],
 ) -> dict[str, dict[str, float]]:
     """The scores of two baselines that are constant in time: training mean and last value."""
-    after = np.asarray(target.times).max(keepdims=True).ravel()
+    after = target.given.times.max(keepdims=True).ravel()
     levels = {"constant": baselines.constant, "last value": baselines.last_value}
     return {
         name: score(

@@ -13,7 +13,7 @@ from xarray import DataTree
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.prediction import decode, observed_times, posterior
+from np_latentode.forecasts.prediction import draw_x, observed_times, posterior
 from np_latentode.inference.convergence import Convergence, check_exact, convergence
 from np_latentode.inference.refinement import Refined
 from np_latentode.programs.fitted import Fitted
@@ -93,7 +93,7 @@ def amortization(
     for name, all_draws in (draws | {"exact": nuts}).items():
         picked = jax.random.choice(pick_key, len(all_draws), (num_samples,))
         # All methods get the same noise, so that scores differ by z0 only.
-        x = decode(x_key, fitted, jnp.asarray(all_draws)[picked], times)["x"]
+        x = draw_x(x_key, fitted, jnp.asarray(all_draws)[picked], times, target.offset)["x"]
         crps[name] = _mean_crps(target, np.asarray(x, dtype=float))
     return AmortizationReport(
         shift={name: (d.mean(0) - exact_mean) / exact_sd for name, d in draws.items()},

@@ -8,9 +8,9 @@ learned as NumPyro parameters. Then it returns a function of the decoder's outpu
         width = numpyro.param("width", 1.0, constraint=constraints.positive)
         return lambda decoded: dist.Laplace(scaling.unscale_values(decoded), width)   # p(x | z)
 
-The distribution is a NumPyro distribution over x in original units. Its batch shape is the shape of
-`decoded`, without event axes, so that unobserved entries can be masked. Its mean is the site
-`x_mean`.
+The distribution is a NumPyro distribution over x in the units of `scaling`: original units, less
+the offset of `Trajectories`, which is mostly 0. Its batch shape is the shape of `decoded`, without
+event axes, so that unobserved entries can be masked. Its mean is the site `x_mean`.
 
 A likelihood of special numbers, such as counts, also has a method `check(values, mask, name=...)`
 that refuses other numbers.
@@ -248,7 +248,20 @@ def check_observed(likelihood: Any, trajectories: Trajectories, *, name: str) ->
     """Refuses observed values that are impossible under the likelihood."""
     check = getattr(likelihood, "check", None)
     if check is not None and is_concrete(trajectories.values, trajectories.mask):
-        check(np.asarray(trajectories.values), np.asarray(trajectories.mask), name=name)
+        check(trajectories.given.values, np.asarray(trajectories.mask), name=name)
+        _check_offset(likelihood, trajectories.offset.values, name)
+
+
+def _check_offset(likelihood: Any, offsets: tuple[float, ...], name: str) -> None:
+    """Refuses counts that are less an offset: their distribution cannot be shifted."""
+    parts = getattr(likelihood, "likelihoods", [likelihood] * len(offsets))
+    for j, (part, offset) in enumerate(zip(parts, offsets, strict=True)):
+        if offset and hasattr(part, "check"):
+            raise ValueError(
+                f"{name} must vary by more than a thousandth of its level in feature {j} under "
+                f"{type(part).__name__}; got values close to {offset:g}. Use a "
+                "GaussianLikelihood for it."
+            )
 
 
 def _check_values(values: np.ndarray, wrong: np.ndarray, rule: str, name: str) -> None:

@@ -79,13 +79,14 @@ class AmortizedGuide:
             context, target, batch_size=batch_size, kl_weight=kl_weight, scaling=self.scaling
         )
         encoder, posterior = self._bind()
+        scaling = self.scaling.less(context.offset)
         with trajectory_plate(context, batch_size):
             seen = subsample(context)
             if conditioning is not None:
                 seen = conditioning(jnp.asarray(numpyro.prng_key()), seen)
             features = encoder(
-                self.scaling.scale_times(seen.times),
-                jnp.where(seen.mask, self.scaling.scale_values(seen.values), 0.0),
+                scaling.scale_times(seen.times),
+                jnp.where(seen.mask, scaling.scale_values(seen.values), 0.0),
                 seen.mask,
             )
             with numpyro.handlers.scale(scale=kl_weight):

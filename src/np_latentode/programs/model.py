@@ -12,6 +12,7 @@ from jaxtyping import ArrayLike
 
 from np_latentode.data.conditioning import Conditioning
 from np_latentode.data.numbers import Numbers
+from np_latentode.data.offset import Offset
 from np_latentode.data.scaling import Scaling, check_scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.likelihoods import (
@@ -44,7 +45,8 @@ class LatentODE:
     x_i(t) ~  likelihood(decoder(z_i(t)))              where observed
 
     Its sites are `z0`, `x`, and the deterministic site `x_mean`, all in the plate `trajectory`. `x`
-    and `x_mean` are in original units. Its parameters are `dynamics$params`, `decoder$params`,
+    and `x_mean` are in original units, less `offset` of the trajectories, as their `values` are;
+    the offset is mostly 0. Its parameters are `dynamics$params`, `decoder$params`,
     `prior$params`, and those that the likelihood declares, such as `noise_scale`.
 
     Each part is an nnx module; or a function without arguments that may declare NumPyro parameters
@@ -86,7 +88,7 @@ class LatentODE:
             raise ValueError(f"solver must be a np_latentode.Solver; got {solver!r}.")
         self.latent_dim, self.support = vector_distribution("prior", prior, batch_shape=())
         self._check_dimensions()
-        self.trained = parameter_names(self._bind)
+        self.trained = parameter_names(lambda: self._bind(self.scaling))
 
     def __call__(
         self,
@@ -118,13 +120,16 @@ class LatentODE:
         )
         if isinstance(asked, Trajectories):
             check_observed(self.likelihood, asked, name="context" if target is None else "target")
-        dynamics, decoder, prior, likelihood = self._bind()
+        # All numbers of the model are less the offset, the units as well.
+        offset = asked.offset if isinstance(asked, Trajectories) else context.offset
+        scaling = self.scaling.less(offset)
+        dynamics, decoder, prior, likelihood = self._bind(scaling)
         with trajectory_plate(context, batch_size):
             asked = subsample(asked)
             times = asked.times if isinstance(asked, Trajectories) else asked
             with numpyro.handlers.scale(scale=kl_weight):
                 z0 = jnp.asarray(numpyro.sample("z0", prior))
-            z = solve(dynamics, z0, self.scaling.scale_times(times), solver=self.solver)
+            z = solve(dynamics, z0, scaling.scale_times(times), solver=self.solver)
             x = likelihood(decoder(z))
             numpyro.deterministic("x_mean", x.mean)
             if isinstance(asked, Trajectories):
@@ -139,6 +144,12 @@ class LatentODE:
         model.solver = replace(self.solver, **changes)
         return model
 
+    def less(self, offset: Offset) -> LatentODE:
+        """The same model of numbers that are less this offset."""
+        model = copy.copy(self)
+        model.scaling = self.scaling.less(offset)
+        return model
+
     def with_prior(self, prior: Part) -> LatentODE:
         """The same model under another prior."""
         return LatentODE(
@@ -150,13 +161,13 @@ class LatentODE:
             solver=self.solver,
         )
 
-    def _bind(self):
+    def _bind(self, scaling: Scaling):
         """The parts with their parameters. Call it outside of the plate, as in `bind`."""
         return (
             bind("dynamics", self.dynamics),
             bind("decoder", self.decoder),
             bind_prior(self.prior),
-            self.likelihood(self.scaling),
+            self.likelihood(scaling),
         )
 
     def _check_dimensions(self) -> None:

@@ -18,7 +18,7 @@ __all__ = ["check_params", "initial_params", "named_leaves"]
 def initial_params(model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
     """The parameters before training, by the names of their sites."""
     with handlers.seed(rng_seed=0), handlers.trace() as sites:
-        model._bind()
+        model._bind(model.scaling)
         guide._bind()
     values = {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
     return jax.tree.map(jnp.asarray, values)

@@ -9,7 +9,8 @@ import numpy as np
 import numpyro
 from jaxtyping import Array, ArrayLike, Float
 
-from np_latentode.data.numbers import Numbers, as_floats, is_concrete
+from np_latentode.data.numbers import Numbers, as_doubles, as_floats, is_concrete
+from np_latentode.data.offset import Offset
 from np_latentode.data.scaling import Scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.likelihoods import check_observed
@@ -30,7 +31,8 @@ def check_call(
     """Checks the arguments of a call of model or guide.
 
     Returns:
-        The context; and the target: observed trajectories, or times (trajectory, time) to predict.
+        The context; and the target: observed trajectories, or times (trajectory, time) to predict,
+        less the context's offset.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -46,7 +48,8 @@ def check_call(
             )
         scaling.check(target, name="target")
     else:
-        target = prediction_times(target, len(context), scaling, name="target")
+        of = context.offset
+        target = prediction_times(target, len(context), scaling, offset=of, name="target")
         if batch_size is not None:
             raise ValueError(
                 "batch_size must be None if target is an array of times, as model and guide would "
@@ -98,23 +101,25 @@ def check_data(model: Any, context: Any, target: Any = None, *, targets: bool = 
 
 
 def prediction_times(
-    times: Numbers, num_trajectories: int, scaling: Scaling, *, name: str
+    times: Numbers, num_trajectories: int, scaling: Scaling, *, offset: Offset, name: str
 ) -> Float[Array, "trajectory time"]:
-    """The times to predict, one row per trajectory.
+    """The times to predict, one row per trajectory, less the offset.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    times = as_floats(name, times)
-    allowed = (times.shape[-1:], (num_trajectories, *times.shape[-1:]))
-    if times.size == 0 or times.ndim == 0 or times.shape not in allowed:
+    known = is_concrete(times)
+    at = (as_doubles if known else as_floats)(name, times)
+    allowed = (at.shape[-1:], (num_trajectories, *at.shape[-1:]))
+    if at.size == 0 or at.ndim == 0 or at.shape not in allowed:
         kind = "Trajectories or times" if name == "target" else "times"
         raise ValueError(
             f"{name} must be {kind} of shape (time,) or ({num_trajectories}, time); "
-            f"got an array of shape {times.shape}."
+            f"got an array of shape {at.shape}."
         )
-    scaling.check_times(times, name=name)
-    return jnp.broadcast_to(times, (num_trajectories, times.shape[-1]))
+    scaling.check_times(at, name=name)
+    at = as_floats(name, at - offset.time)
+    return jnp.broadcast_to(at, (num_trajectories, at.shape[-1]))
 
 
 def trajectory_plate(context: Trajectories, batch_size: int | None) -> numpyro.plate:
@@ -129,6 +134,5 @@ def trajectory_plate(context: Trajectories, batch_size: int | None) -> numpyro.p
 def subsample(data: Trajectories | Array) -> Any:
     """The trajectories that the enclosing plate has drawn."""
     if isinstance(data, Trajectories):
-        arrays = (subsample(data.times), subsample(data.values), subsample(data.mask))
-        return Trajectories.tree_unflatten({}, arrays)
+        return data.replace_arrays(*(subsample(a) for a in (data.times, data.values, data.mask)))
     return numpyro.subsample(data, event_dim=data.ndim - 1)

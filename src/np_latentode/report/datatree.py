@@ -14,9 +14,11 @@ from jaxtyping import Array
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.numbers import Numbers
+from np_latentode.data.tables import table_values
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import (
-    decode,
+    draw_x,
+    in_table_units,
     log_likelihood,
     observed_times,
     posterior,
@@ -80,7 +82,10 @@ def to_datatree(
     ids = _names("trajectory_names", trajectory_names, names.ids, "trajectories")
     at = None
     if times is not None:
-        at = prediction_times(times, len(trajectories), fitted.model.scaling, name="times")
+        of = trajectories.offset
+        at = prediction_times(
+            times, len(trajectories), fitted.model.scaling, offset=of, name="times"
+        )
     z0_key, prior_key, *keys = jax.random.split(rng_key, 5)
     if exact is None:
         z0 = posterior(fitted, trajectories).sample(z0_key, (1, num_samples))
@@ -88,7 +93,7 @@ def to_datatree(
         z0 = check_exact(exact, trajectories)["posterior"]["z0"].values
     before = prior(fitted).sample(prior_key, (1, num_samples, len(trajectories)))
     groups = _groups(keys, fitted, trajectories, jnp.asarray(z0), jnp.asarray(before), at)
-    shared = {} if at is None or np.ndim(np.asarray(times)) != 1 else {"time": np.asarray(at[0])}
+    shared = {} if times is None or np.ndim(times) != 1 else {"time": np.asarray(times, float)}
     tree = _labelled(groups, {"feature": features, "trajectory": ids}, shared)
     _place_observations(tree, trajectories, features, ids)
     if exact is not None and "sample_stats" in exact.children:
@@ -111,13 +116,17 @@ def _groups(
     seen = observed_times(fitted.model, trajectories)
 
     def predict(rng_key: Array, z0: Array, times: Array) -> dict[str, np.ndarray]:
-        draws = decode(rng_key, fitted, jnp.concatenate(z0), times)
+        draws = draw_x(rng_key, fitted, jnp.concatenate(z0), times, trajectories.offset)
+        draws = in_table_units(draws, trajectories.offset, trajectories.labels)
         return {name: _chains(draws[name], len(z0)) for name in ("x", "x_mean")}
 
     def observed(draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: values[:, :, mask] for name, values in draws.items()}
 
+    names, modelled = trajectories.names, trajectories.given.values
     log_prob = log_likelihood(fitted, jnp.concatenate(z0), trajectories)
+    # Of x itself: the density of a logarithm, divided by x.
+    log_prob = np.asarray(log_prob) - np.where(names.logged, modelled, 0.0)
     own = {name: value for name, value in fitted.params.items() if not name.endswith("$params")}
     groups: dict[str, dict[str, np.ndarray]] = {
         "posterior": {"z0": np.asarray(z0)},
@@ -125,12 +134,13 @@ def _groups(
         "posterior_predictive": observed(predict(x_key, z0, seen)),
         "prior_predictive": observed(predict(before_key, before, seen)),
         "log_likelihood": observed({"x": _chains(log_prob, len(z0))}),
-        "observed_data": {"x": np.asarray(trajectories.values)[mask]},
+        "observed_data": {"x": table_values(trajectories.given, names)[mask]},
         "constant_data": {name: np.asarray(value) for name, value in own.items()},
     }
     if at is not None:
         groups["predictions"] = predict(future_key, z0, at)
-        groups["predictions_constant_data"] = {"times": np.asarray(at)}
+        times = np.asarray(at, float) + trajectories.offset.time
+        groups["predictions_constant_data"] = {"times": times}
     return groups
 
 
@@ -169,7 +179,7 @@ def _place_observations(
     of, _, j = np.nonzero(mask)
     where = {
         "trajectory": np.asarray(ids)[of],
-        "time": np.broadcast_to(np.asarray(trajectories.times)[..., None], mask.shape)[mask],
+        "time": np.broadcast_to(trajectories.given.times[..., None], mask.shape)[mask],
         "feature": np.asarray(features)[j],
     }
     coords = {name: ("observation", values) for name, values in where.items()}
@@ -177,7 +187,7 @@ def _place_observations(
         tree[group] = xarray.DataTree(tree[group].to_dataset().assign_coords(coords))
 
 
-def _chains(draws: Array, num_chains: int) -> np.ndarray:
+def _chains(draws: Array | np.ndarray, num_chains: int) -> np.ndarray:
     return np.asarray(draws).reshape(num_chains, -1, *draws.shape[1:])
 
 

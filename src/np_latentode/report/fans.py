@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from np_latentode.data.numbers import Numbers
+from np_latentode.data.tables import table_times, table_values
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.report.panels import DATA, MODEL, TRUTH, panels
 
@@ -76,7 +77,7 @@ def plot_forecasts(
             f"{num_trajectories} trajectories; got {len(rows)} and {len(columns)}."
         )
     when = names.calendar(np.broadcast_to(np.asarray(times), (num_trajectories, num_times)))
-    x, count = names.own_units(x), min(count, num_trajectories)
+    count = min(count, num_trajectories)
     with panels(num_features, count, size=(3.2, 2.3)) as (figure, axes):
         for j, i in np.ndindex(num_features, count):
             fan(axes[j, i], when[i], x[:, i, :, j], levels)
@@ -113,11 +114,11 @@ def _plot_observations(
     for data, face, label in ((context, DATA, "seen"), (target, "white", "not seen")):
         if data is not None:
             seen = np.asarray(data.mask[i, :, j])
-            at = names.calendar(np.asarray(data.times[i]))[seen]
-            values = names.own_units(data.values[i])[seen, j]
+            at = table_times(data.given, names)[i, seen]
+            values = table_values(data.given, names)[i, seen, j]
             axis.plot(at, values, "o", ms=4, mec=DATA, mew=0.8, mfc=face, label=label)
     if bool(context.observed[i].any()):
-        at = names.calendar(np.asarray(context.times[i]))
+        at = table_times(context.given, names)[i]
         end = at[np.asarray(context.observed[i])].max()
         axis.axvline(end, color=TRUTH, lw=0.8, ls=":")
     if names.origin is not None:

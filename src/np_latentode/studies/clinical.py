@@ -21,7 +21,7 @@ from np_latentode.data.scaling import Scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts import baselines
 from np_latentode.forecasts.calibration import Calibration, calibration
-from np_latentode.forecasts.prediction import forecast, observed_times
+from np_latentode.forecasts.prediction import forecast
 from np_latentode.forecasts.scores import BAND, score, score_forecast, score_levels, within_band
 from np_latentode.parts.decoder import MLPDecoder
 from np_latentode.parts.encoders import SummaryEncoder
@@ -134,7 +134,7 @@ def _one_split(patients: Trajectories, seed: int, steps: int, *, progress: bool)
     unit = Scaling.fit(others).scale
     context, target = test.split()
     started = time.perf_counter()
-    fit_key, score_key, mean_key, draw_key = jax.random.split(jax.random.key(seed), 4)
+    fit_key, score_key, draw_key = jax.random.split(jax.random.key(seed), 3)
     fitted = fit(
         fit_key,
         *_networks(train, seed),
@@ -147,11 +147,9 @@ def _one_split(patients: Trajectories, seed: int, steps: int, *, progress: bool)
         progress=progress,
     )
     found = calibration(score_key, fitted, context, target, num_samples=DRAWS)
-    at = observed_times(fitted.model, target)
-    draws = forecast(mean_key, fitted, context, at, num_samples=DRAWS)
-    scores = {"latent ODE": score_forecast(target, unit, draws, found)}
+    scores = {"latent ODE": score_forecast(target, unit, found)}
     seconds = time.perf_counter() - started
-    times = jnp.linspace(0.0, patients.times.max(), 60)
+    times = np.linspace(0.0, patients.given.times.max(), 60)
     return _Split(
         scores=scores | _score_others(others, context, target, unit),
         seconds=seconds,
@@ -182,7 +180,7 @@ def _score_others(
     train: Trajectories, context: Trajectories, target: Trajectories, unit: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """The scores of forecasts without a network."""
-    times, x = np.asarray(target.times), np.asarray(target.values)
+    times, x, *_ = target.given
     scores = score_levels(train, context, target, unit)
     for name, degree in (("mixed model", 1), ("mixed model, quadratic", 2)):
         mean, sd = baselines.mixed_model(train, context, times, degree=degree)
@@ -200,7 +198,7 @@ def _pooled(parts: list[Calibration]) -> Calibration:
         coverage=np.average([part.coverage for part in parts], axis=0, weights=weights),
         **{
             name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("pit", "crps", "log_score")
+            for name in ("pit", "error", "crps", "log_score")
         },
     )
 

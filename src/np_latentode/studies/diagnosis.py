@@ -67,7 +67,7 @@ def diagnose(
     say = _say if progress else lambda what: None
     say("importance weights, bands and ranks")
     guide = _check_guide(keys, fitted, context, target, many, cut)
-    times = np.linspace(fitted.model.scaling.t0, float(trajectories.times.max()), 101)
+    times = np.linspace(fitted.model.scaling.t0, trajectories.given.times.max(), 101)
     fans = forecast(next(keys), fitted, context, times)
     say("exact posteriors")
     q = posterior(fitted, context)
