@@ -34,6 +34,7 @@ from np_latentode import (
     GaussianLikelihood,
     Trajectories,
     elpd,
+    exact_posterior,
     importance,
     latent_ode,
     refine,
@@ -66,6 +67,34 @@ def test_an_exact_guide_loses_nothing(exact_report):
     np.testing.assert_allclose(exact_report.elbo, LOG_EVIDENCE, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(exact_report.bound, LOG_EVIDENCE, rtol=1e-3, atol=1e-3)
     assert np.abs(exact_report.gap).max() < 1e-3
+
+
+def hidden_later(data):
+    """The early part of each trajectory, with slots for the later part still there."""
+    return data.before(1.0), data.split(0.3)[0]
+
+
+@pytest.mark.parametrize("k", [0, 1], ids=["before", "split"])
+def test_a_context_whose_later_observations_are_hidden_has_its_own_evidence(k):
+    context = hidden_later(DATA)[k]
+    exact = evidence(context.values, context.mask)
+    report = importance(KEY, make_fitted(), context, num_samples=100)
+    np.testing.assert_allclose(report.bound, exact, rtol=1e-3, atol=1e-3)
+    assert np.isfinite(report.pareto_k).all()
+    np.testing.assert_allclose(elpd(KEY, make_fitted(), context).elpd_i, exact, atol=0.1)
+
+
+@pytest.mark.slow
+def test_a_context_whose_later_observations_are_hidden_can_be_sampled_and_refined():
+    context = hidden_later(DATA)[0][:5]
+    features = Summary()(context.times, context.values, context.mask)
+    loc, sd = np.split(np.asarray(features), 2, axis=-1)
+    refined = refine(KEY, make_fitted(scale=0.5), context).q.sample(KEY, (4_000,))
+    tree = exact_posterior(KEY, make_fitted(), context, progress=False)
+    exact = np.asarray(tree["posterior"]["z0"]).reshape(-1, 5, 2)
+    for draws in (np.asarray(refined), exact):
+        np.testing.assert_allclose(draws.mean(0), loc, atol=0.1)
+        np.testing.assert_allclose(draws.std(0), sd, rtol=0.1)
 
 
 @pytest.mark.parametrize("scale", [0.6, 1.5])

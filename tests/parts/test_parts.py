@@ -42,11 +42,13 @@ from np_latentode import (
     Solver,
     StandardNormal,
     Trajectories,
+    importance,
     latent_ode,
     posterior,
     prior,
     to_datatree,
 )
+from np_latentode.programs.params import initial_params
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -277,6 +279,16 @@ def test_every_prior_scores_nuts_and_conditions(fit):
     assert np.ptp(draws, axis=0).min() > 0
     np.testing.assert_allclose(potential, -log_joint.sum(-1), rtol=1e-4)
     np.testing.assert_array_equal(conditioned, z0[0])
+
+
+@pytest.mark.parametrize("name", ["diagonal", "flowjax"])
+@pytest.mark.slow
+def test_diagnostics_take_every_kind_of_posterior(name):
+    """A distribution of flowjax holds functions, which are not data of JAX."""
+    model, guide = assemble("normal", name)
+    fitted = Fitted(model, guide, initial_params(model, guide))
+    report = importance(KEY, fitted, TRAIN, num_samples=25)
+    assert np.isfinite(report.elbo).all()
 
 
 @pytest.mark.slow

@@ -16,10 +16,26 @@ from np_latentode import (
     History,
     MLPDynamics,
     Solver,
+    StandardNormal,
     Trajectories,
+    calibration,
+    decode,
+    elpd,
+    exact_posterior,
+    fit_prior,
     forecast,
+    gaussianization,
+    importance,
     latent_ode,
+    log_likelihood,
+    log_predictive,
     posterior,
+    prior,
+    prior_predictive,
+    refine,
+    save,
+    simulation_ranks,
+    to_datatree,
 )
 from np_latentode.programs.params import initial_params
 
@@ -123,3 +139,32 @@ def test_other_parameters_compile_no_new_program(result):
     other = compiled(Fitted(MODEL, GUIDE, PARAMS))
     assert compiled._cache_size() == 1
     assert np.all(one != other)
+
+
+KEY = jax.random.key(0)
+TAKING_A_FIT = {
+    "prior": lambda f: prior(f),
+    "posterior": lambda f: posterior(f, TRAIN),
+    "forecast": lambda f: forecast(KEY, f, TRAIN, [1.0]),
+    "prior_predictive": lambda f: prior_predictive(KEY, f, [1.0]),
+    "decode": lambda f: decode(KEY, f, jnp.zeros((1, len(TRAIN), 2)), [1.0]),
+    "log_likelihood": lambda f: log_likelihood(f, jnp.zeros((1, len(TRAIN), 2)), TRAIN),
+    "log_predictive": lambda f: log_predictive(f, jnp.zeros((1, len(TRAIN), 2)), TRAIN),
+    "calibration": lambda f: calibration(KEY, f, TRAIN, TRAIN),
+    "simulation_ranks": lambda f: simulation_ranks(KEY, f, TRAIN),
+    "importance": lambda f: importance(KEY, f, TRAIN),
+    "elpd": lambda f: elpd(KEY, f, TRAIN),
+    "refine": lambda f: refine(KEY, f, TRAIN),
+    "exact_posterior": lambda f: exact_posterior(KEY, f, TRAIN),
+    "to_datatree": lambda f: to_datatree(KEY, f, TRAIN),
+    "gaussianization": lambda f: gaussianization(KEY, f, TRAIN),
+    "save": lambda f: save("nowhere", f),
+    "fit_prior": lambda f: fit_prior(KEY, StandardNormal(2), f, TRAIN),
+}
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("call", TAKING_A_FIT.values(), ids=TAKING_A_FIT.keys())
+def test_what_is_no_fit_is_refused_wherever_a_fit_is_taken(call):
+    with pytest.raises(ValueError, match=r"^fitted must be a Fitted, .*; got dict"):
+        call(PARAMS)

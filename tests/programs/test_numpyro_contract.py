@@ -327,6 +327,16 @@ def test_the_key_of_svi_does_not_change_initial_weights(svi, init, untrained, tr
 # Static arguments are keywords of SVI, and data can be arguments of `jax.jit`.
 
 
+def test_z0_of_other_trajectories_than_those_drawn_are_refused(pair, train):
+    """Predictive keeps z0 of the guide's batch, and the model would draw another batch."""
+    rows = jnp.zeros((BATCH, 2))
+    given = handlers.substitute(pair[0], data={"z0": rows})
+    with pytest.raises(ValueError, match=r"batch_size must be left out .* of other traj"):
+        sites_of(given, train, batch_size=BATCH)
+    picked = handlers.substitute(given, data={"trajectory": jnp.arange(BATCH)})
+    assert sites_of(picked, train, batch_size=BATCH)["z0"]["value"].shape == rows.shape
+
+
 def test_svi_runs_with_a_static_batch_size_and_trains_every_parameter(fit, untrained):
     assert np.isfinite(fit.losses).all()
     still = [

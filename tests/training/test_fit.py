@@ -135,6 +135,24 @@ def test_the_parameters_are_those_that_forecast_held_out_data_best(pair, spirals
 
 @pytest.mark.usefixtures("few_at_once")
 @pytest.mark.slow
+def test_a_training_may_start_from_a_fit(pair, spirals, untyped):
+    train = spirals[:10]
+    still = optax.sgd(0.0)
+    first = fit(jax.random.key(0), *pair, train, num_steps=5, progress=False)
+    again = fit(
+        jax.random.key(1), *pair, train, num_steps=5, optim=still, start=first, progress=False
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), again.params, first.params
+    )
+    with pytest.raises(ValueError, match="params must be those of this model and guide"):
+        fit(jax.random.key(0), *small_pair(train, width=8), train, start=first, progress=False)
+    with pytest.raises(ValueError, match=r"start must be a Fitted.*; got dict"):
+        fit(jax.random.key(0), *pair, train, start=first.params, progress=False)
+
+
+@pytest.mark.usefixtures("few_at_once")
+@pytest.mark.slow
 def test_patience_ends_a_training_that_gets_no_better(pair, spirals):
     optim = optax.sgd(0.0)
     fitted = fit(

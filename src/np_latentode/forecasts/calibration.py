@@ -22,7 +22,7 @@ from np_latentode.forecasts.prediction import (
     posterior,
     prior,
 )
-from np_latentode.programs.fitted import Fitted
+from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_context, check_data
 
 __all__ = ["Calibration", "SimulationRanks", "calibration", "simulation_ranks"]
@@ -89,6 +89,7 @@ def calibration(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
+    check_fitted(fitted)
     levels = tuple(float(level) for level in levels)
     if not levels or not all(0 < level < 1 for level in levels):
         raise ValueError(f"levels must be numbers between 0 and 1; got {levels}.")
@@ -166,6 +167,7 @@ def simulation_ranks(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
+    check_fitted(fitted)
     check_counts(num_samples=num_samples)
     model = fitted.model
     check_context(like, model.scaling, name="like")

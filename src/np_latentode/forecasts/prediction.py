@@ -18,7 +18,7 @@ from np_latentode.data.numbers import Numbers, is_concrete
 from np_latentode.data.offset import Offset
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.modules import bind_prior
-from np_latentode.programs.fitted import Fitted
+from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.plate import check_context, prediction_times
 
@@ -40,6 +40,7 @@ __all__ = [
 
 def prior(fitted: Fitted) -> dist.Distribution:
     """The model's distribution p(z0), with its trained parameters."""
+    check_fitted(fitted)
     with handlers.seed(rng_seed=0), handlers.substitute(data=fitted.params):
         return bind_prior(fitted.model.prior)
 
@@ -54,6 +55,7 @@ def posterior(fitted: Fitted, context: Trajectories) -> dist.Distribution:
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
+    check_fitted(fitted)
     check_context(context, fitted.guide.scaling)
     with (
         handlers.seed(rng_seed=0),
@@ -83,6 +85,7 @@ def prior_predictive(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
+    check_fitted(fitted)
     check_counts(num_samples=num_samples)
     scaling = fitted.model.scaling
     at = prediction_times(times, 1, scaling, offset=scaling.offset, name="times")
@@ -112,6 +115,7 @@ def decode(
         times: in original units.
         draws_at_once: the number of draws solved side by side, which bounds the memory.
     """
+    check_fitted(fitted)
     scaling = fitted.model.scaling
     at = prediction_times(times, z0.shape[1], scaling, offset=scaling.offset, name="times")
     draws = draw_x(rng_key, fitted, z0, at, scaling.offset, draws_at_once=draws_at_once)
@@ -219,6 +223,7 @@ def log_likelihood(
         trajectories: the observations.
         draws_at_once: the number of draws solved side by side, which bounds the memory.
     """
+    check_fitted(fitted)
     return _log_likelihood(fitted, z0, trajectories, min(draws_at_once, len(z0)))
 
 
@@ -247,6 +252,7 @@ def log_predictive(
         z0: draws given the context.
         target: observations of the same trajectories.
     """
+    check_fitted(fitted)
     log_liks = log_likelihood(fitted, z0, target)
     return jax.nn.logsumexp(log_liks, axis=0) - jnp.log(len(z0))
 
@@ -283,6 +289,7 @@ def forecast(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
+    check_fitted(fitted)
     check_counts(num_samples=num_samples, draws_at_once=draws_at_once)
     if times is None or isinstance(times, Trajectories):
         raise ValueError(f"times must be an array of times; got {type(times).__name__}.")

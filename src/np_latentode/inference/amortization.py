@@ -16,7 +16,7 @@ from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import draw_x, observed_times, posterior
 from np_latentode.inference.convergence import Convergence, check_exact, convergence
 from np_latentode.inference.refinement import Refined
-from np_latentode.programs.fitted import Fitted
+from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data
 
 __all__ = ["AmortizationReport", "amortization"]
@@ -79,6 +79,7 @@ def amortization(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
+    check_fitted(fitted)
     check_counts(num_moments=num_moments, num_samples=num_samples)
     check_data(fitted.model, context, target, targets=True)
     nuts = np.asarray(check_exact(exact, context)["posterior"]["z0"], dtype=float)

@@ -16,7 +16,6 @@ from numpyro.distributions.transforms import Transform
 from numpyro.infer.util import compute_log_probs
 
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.prediction import observed_times
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.model import LatentODE
 
@@ -41,7 +40,8 @@ def enough_steps(model: LatentODE, context: Trajectories) -> int:
     solver = model.solver
     if solver.dt0 is None or not isinstance(solver.controller, diffrax.ConstantStepSize):
         return solver.max_steps
-    end = float(model.scaling.scale_times(observed_times(model, context)).max())
+    # The model solves to every slot, also to those whose observations `before` or `split` hid.
+    end = max(0.0, float(model.scaling.less(context.offset).scale_times(context.times).max()))
     needed = math.ceil(end / solver.dt0) + 1
     # Rounded up to a power of two, as JAX compiles another program for each number.
     return min(solver.max_steps, 2 ** math.ceil(math.log2(needed)))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,7 @@ from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import draw_and_score, posterior
 from np_latentode.inference.density import check_q, enough_steps, log_joint, with_networks_fixed
-from np_latentode.programs.fitted import Fitted
+from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data
 
 __all__ = ["ImportanceReport", "elpd", "importance"]
@@ -83,6 +83,7 @@ def importance(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
+    check_fitted(fitted)
     _check_num_samples(num_samples)
     check_data(fitted.model, trajectories)
     log_weights, _ = _log_weights(rng_key, fitted, trajectories, None, q, num_samples)
@@ -131,6 +132,7 @@ def elpd(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
+    check_fitted(fitted)
     _check_num_samples(num_samples)
     check_data(fitted.model, context, target)
     log_weights, log_liks = _log_weights(rng_key, fitted, context, target, q, num_samples)
@@ -172,13 +174,14 @@ def _log_weights(
     """
     model = fitted.model
     max_steps = max(enough_steps(model, x) for x in (context, target) if x is not None)
-    if check_q(q, model, context) is None:
-        q = jax.jit(posterior)(fitted, context)
-    weights, liks = _weigh(rng_key, fitted, context, target, q, num_samples, max_steps)
+    given = check_q(q, model, context)
+    of = eqx.filter_jit(posterior)(fitted, context) if given is None else given
+    weights, liks = _weigh(rng_key, fitted, context, target, of, num_samples, max_steps)
     return np.asarray(weights, np.float64), np.asarray(liks, np.float64)
 
 
-@partial(jax.jit, static_argnums=(5, 6))
+# Not `jax.jit`: a distribution of flowjax holds functions, which JAX cannot pass.
+@eqx.filter_jit
 def _weigh(
     rng_key: Array,
     fitted: Fitted,

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import arviz_base
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,7 @@ from np_latentode.inference.density import (
     whitening,
     with_networks_fixed,
 )
-from np_latentode.programs.fitted import Fitted
+from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data
 
 __all__ = ["exact_posterior"]
@@ -104,6 +105,7 @@ def exact_posterior(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
+    check_fitted(fitted)
     check_counts(
         num_warmup=num_warmup,
         num_samples=num_samples,
@@ -235,7 +237,8 @@ def _target(fitted: Fitted, lanes: _Lane, max_steps: int) -> _Target:
     return _Target(fixed, biject_to(prior.support))
 
 
-@partial(jax.jit, static_argnums=(4, 5))
+# Not `jax.jit`: a distribution of flowjax holds functions, which JAX cannot pass.
+@eqx.filter_jit
 def _start(
     rng_key: Array,
     fitted: Fitted,

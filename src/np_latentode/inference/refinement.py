@@ -26,7 +26,7 @@ from np_latentode.inference.density import (
     whitening,
     with_networks_fixed,
 )
-from np_latentode.programs.fitted import Fitted
+from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data, trajectory_plate
 
 __all__ = ["Refined", "refine"]
@@ -74,6 +74,7 @@ def refine(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
+    check_fitted(fitted)
     check_counts(num_steps=num_steps, num_particles=num_particles)
     check_data(fitted.model, context)
     max_steps = enough_steps(fitted.model, context)

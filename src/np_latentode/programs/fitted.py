@@ -14,7 +14,7 @@ from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.params import check_params
 
-__all__ = ["Fitted", "History"]
+__all__ = ["Fitted", "History", "check_fitted"]
 
 
 class History(NamedTuple):
@@ -82,3 +82,13 @@ class Fitted:
         values = (*programs, *children, History(), None)
         self.__dict__.update(zip(cls.__dataclass_fields__, values, strict=True))
         return self
+
+
+def check_fitted(fitted: Any, *, name: str = "fitted") -> Fitted:
+    """The fit, or a ValueError that says what came instead."""
+    if not isinstance(fitted, Fitted):
+        raise ValueError(
+            f"{name} must be a Fitted, as `fit` and `load` return it and as Fitted(model, guide, "
+            f"params) makes it; got {type(fitted).__name__}."
+        )
+    return fitted

@@ -32,7 +32,7 @@ from np_latentode.parts.modules import (
     vector_distribution,
 )
 from np_latentode.parts.solve import Solver, solve
-from np_latentode.programs.plate import check_call, subsample, trajectory_plate
+from np_latentode.programs.plate import check_batch, check_call, subsample, trajectory_plate
 
 __all__ = ["LatentODE"]
 
@@ -124,11 +124,12 @@ class LatentODE:
         offset = asked.offset if isinstance(asked, Trajectories) else context.offset
         scaling = self.scaling.less(offset)
         dynamics, decoder, prior, likelihood = self._bind(scaling)
-        with trajectory_plate(context, batch_size):
+        with numpyro.handlers.trace() as sites, trajectory_plate(context, batch_size):
             asked = subsample(asked)
             times = asked.times if isinstance(asked, Trajectories) else asked
             with numpyro.handlers.scale(scale=kl_weight):
                 z0 = jnp.asarray(numpyro.sample("z0", prior))
+            check_batch(sites)
             z = solve(dynamics, z0, scaling.scale_times(times), solver=self.solver)
             x = likelihood(decoder(z))
             numpyro.deterministic("x_mean", x.mean)

@@ -16,6 +16,7 @@ from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.likelihoods import check_observed
 
 __all__ = [
+    "check_batch",
     "check_call",
     "check_context",
     "check_data",
@@ -129,6 +130,27 @@ def trajectory_plate(context: Trajectories, batch_size: int | None) -> numpyro.p
     to the size of the data.
     """
     return numpyro.plate("trajectory", len(context), subsample_size=batch_size, dim=-1)
+
+
+def check_batch(sites: dict[str, Any]) -> None:
+    """Refuses z0 that come from outside, as from `Predictive`, for trajectories drawn here.
+
+    They would be those of other trajectories.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    plate, z0 = sites["trajectory"], sites["z0"]
+    size, count = plate["args"]
+    if count is None or count == size:
+        return
+    # The handler `seed` gives a key to what is to be drawn.
+    drawn = {site["name"] for site in (plate, z0) if site["kwargs"].get("rng_key") is not None}
+    if drawn == {"trajectory"}:
+        raise ValueError(
+            "batch_size must be left out where z0 is given, as in Predictive: the given z0 are of "
+            f"other trajectories than those drawn; got batch_size {count} of {size}."
+        )
 
 
 def subsample(data: Trajectories | Array) -> Any:

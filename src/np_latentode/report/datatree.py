@@ -25,7 +25,7 @@ from np_latentode.forecasts.prediction import (
     prior,
 )
 from np_latentode.inference.convergence import check_exact
-from np_latentode.programs.fitted import Fitted
+from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data, prediction_times
 
 __all__ = ["to_datatree"]
@@ -75,6 +75,7 @@ def to_datatree(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
+    check_fitted(fitted)
     check_counts(num_samples=num_samples)
     check_data(fitted.model, trajectories)
     names = trajectories.names

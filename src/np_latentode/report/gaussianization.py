@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist, pdist
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import posterior, prior
-from np_latentode.programs.fitted import Fitted
+from np_latentode.programs.fitted import Fitted, check_fitted
 
 __all__ = ["GaussianizationReport", "gaussianization"]
 
@@ -90,6 +90,7 @@ def gaussianization(
     Raises:
         ValueError: if num_points is not positive, or there is only one trajectory.
     """
+    check_fitted(fitted)
     check_counts(num_points=num_points)
     if len(trajectories) < 2:
         raise ValueError(f"trajectories must be at least 2; got {len(trajectories)}.")

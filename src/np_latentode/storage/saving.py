@@ -10,7 +10,7 @@ from typing import Any
 from np_latentode.parts.likelihoods import Likelihood
 from np_latentode.parts.modules import Part
 from np_latentode.parts.solve import Solver
-from np_latentode.programs.fitted import Fitted
+from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.params import initial_params
@@ -37,6 +37,7 @@ def save(path: str | PathLike[str], fitted: Fitted) -> None:
         ValueError: if `path` exists.
         OSError: if the directory cannot be written; then nothing is at `path`.
     """
+    check_fitted(fitted)
     parts = describe_parts(fitted.model, fitted.guide)
     write(Path(path), fitted.params, {"kind": "fit", "parts": parts})
 

@@ -24,7 +24,7 @@ from np_latentode.parts.modules import (
     parameter_names,
     vector_distribution,
 )
-from np_latentode.programs.fitted import Fitted
+from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.plate import check_context
 from np_latentode.training.fit import dispatches
@@ -72,6 +72,7 @@ def fit_prior(
         ValueError: if the prior is no prior, has another support than the codes, or names a
             parameter that the fit has already.
     """
+    check_fitted(fitted)
     check_counts(num_steps=num_steps)
     kept = _without_prior(fitted)
     _check_prior(prior, fitted.guide, kept)

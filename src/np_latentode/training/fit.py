@@ -21,7 +21,7 @@ from tqdm import tqdm
 from np_latentode.data.checks import check_counts
 from np_latentode.data.conditioning import Conditioning, random_context
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.programs.fitted import Fitted, History
+from np_latentode.programs.fitted import Fitted, History, check_fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.params import initial_params
@@ -54,6 +54,7 @@ def fit(
     kl_weight: Callable[[Array], ArrayLike] | None = None,
     loss: Any = None,
     patience: int | None = None,
+    start: Fitted | None = None,
     checkpoint_dir: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> Fitted:
@@ -80,6 +81,8 @@ def fit(
             `optax.linear_schedule(0.01, 1.0, 1_000)`. Default: 1, which gives the ELBO.
         loss: a loss of NumPyro. Default: `Trace_ELBO()`.
         patience: stop after this many steps without a better validation score. Default: never.
+        start: a fit of the same model and guide, from whose parameters training starts. Default:
+            the initial parameters of the parts.
         checkpoint_dir: the directory of checkpoints. One is written every half minute, and at the
             end. If there is one of the same training, `fit` goes on from it. On the same machine,
             the result is then bit for bit that of a training without interruption. `fit` cannot
@@ -111,12 +114,16 @@ def fit(
         batch_size=batch_size,
         conditioning=conditioning,
     )
+    init_params = None
+    if start is not None:
+        init_params = Fitted(model, guide, check_fitted(start, name="start").params).params
     checkpoints = None
     if checkpoint_dir is not None:
         settings = dict(num_steps=num_steps, batch_size=batch_size, patience=patience)
-        data = dict(rng_key=rng_key, train=train, validation=held_out)
+        data: dict[str, Any] = dict(rng_key=rng_key, train=train, validation=held_out)
+        data["networks"] = init_params or initial_params(model, guide)
         checkpoints = _checkpoints(Path(checkpoint_dir), svi, settings, data)
-    plan = _Plan(svi, train, held_out, num_steps, patience, kl_weight, checkpoints)
+    plan = _Plan(svi, init_params, train, held_out, num_steps, patience, kl_weight, checkpoints)
     params, state, history = _train(rng_key, plan, progress)
     return Fitted(model, guide, params, history, state)
 
@@ -125,6 +132,7 @@ class _Plan(NamedTuple):
     """What a training consists of, apart from its random key."""
 
     svi: SVI
+    init_params: dict[str, Any] | None
     train: Trajectories
     held_out: tuple[Trajectories, Trajectories] | None
     num_steps: int
@@ -261,15 +269,15 @@ def dispatches(
 def _start(rng_key: Array, plan: _Plan) -> _Progress:
     """The progress before the first step, or at the latest checkpoint."""
 
-    def init(train: Trajectories) -> tuple[dict[str, Any], SVIState]:
-        state = plan.svi.init(rng_key, train)
+    def init(train: Trajectories, params: dict[str, Any] | None) -> Any:
+        state = plan.svi.init(rng_key, train, init_params=params)
         return plan.svi.get_params(state), state
 
     if plan.checkpoints is None or (arrays := plan.checkpoints.latest()) is None:
-        params, state = jax.jit(init)(plan.train)
+        params, state = jax.jit(init)(plan.train, plan.init_params)
         return _Progress(params, state, History())
     history = History(*(arrays[f".history.{name}"] for name in History._fields))
-    params, state = jax.eval_shape(init, plan.train)
+    params, state = jax.eval_shape(init, plan.train, plan.init_params)
     done = fill(_Progress(params, state, history), arrays, name="checkpoint_dir")
     # `fill` makes JAX arrays, often in single precision; the history stays in double.
     return done._replace(history=history)
@@ -285,7 +293,6 @@ def _checkpoints(
             "kind": "training",
             "parts": describe_parts(svi.model, svi.guide),
             **settings,
-            "networks": digest(initial_params(svi.model, svi.guide)),
             **{name: digest(value) for name, value in data.items()},
         },
     )

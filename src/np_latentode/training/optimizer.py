@@ -20,6 +20,10 @@ def optimizer(
     The weights of modules decay towards 0. With weights of 0, a prior of this library is standard
     normal or uniform. Parameters with a name of their own, such as `noise_scale`, do not decay.
 
+    After `num_steps` steps the learning rate is zero. To go on, `SVI.run(init_state=...)` with the
+    same optimizer would move nothing; use `fit(..., start=fitted)`, or NumPyro's
+    `SVI.init(..., init_params=params)` with a new optimizer.
+
     Args:
         num_steps: the number of steps that will be taken.
         learning_rate: the highest learning rate, reached after one fiftieth of the steps.
