@@ -24,12 +24,12 @@ def pytest_configure(config):
 
 LONGEST = (
     "test_parts",
-    "test_spirals_study",
     "test_notebooks",
+    "test_spirals_study",
+    "test_nuts",
     "test_fit",
     "test_documents",
-    "test_diagnosis",
-    "test_nuts",
+    "test_whatever_comes_in",
 )
 """The files of tests that take longest."""
 
