@@ -1,6 +1,7 @@
 """The study of spirals at a reduced size: it runs, and its scores are good."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -22,17 +23,44 @@ FILES = {
 }
 
 
+NUM_CODES, STEPS = 2_000, 3_000
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs") / "spirals"
-    outcome = CliRunner().invoke(app, ["spirals", "--output-dir", str(path), "--steps", "3000"])
+    """One run for all tests: its directory, output and metrics, and what it had before priors."""
+    path, before = tmp_path_factory.mktemp("runs") / "spirals", {}
+    train, compare = experiment.train, experiment._compare_priors
+
+    def train_shorter(name, *arguments, steps, **options):
+        # Of the fit under another prior, only its place in the results is tested.
+        steps = steps if name == "normal" else 100
+        trained = train(name, *arguments, steps=steps, **options)
+        # What follows is compiled for longer than it runs.
+        jax.config.update("jax_disable_most_optimizations", True)
+        return trained
+
+    def compare_priors(found, *arguments, **options):
+        before.update(figures=set(found.figures), metrics=set(found.metrics))
+        compare(found, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Fewer spirals to score codes and forecasts, the same ones for all fits.
+        for name, seed, count in (("fresh", 1_000, 100), ("many", 2_000, NUM_CODES)):
+            spirals = experiment.SpiralFamily().sample(jax.random.key(seed), count)
+            patch.setattr(experiment._Data, name, spirals)
+        patch.setattr(experiment, "train", train_shorter)
+        patch.setattr(experiment, "_compare_priors", compare_priors)
+        options = ["--steps", str(STEPS), "--prior", "mixture"]
+        outcome = CliRunner().invoke(app, ["spirals", "--output-dir", str(path), *options])
+    jax.config.update("jax_disable_most_optimizations", False)
     assert outcome.exit_code == 0, outcome.output
-    return path, outcome.output, json.loads((path / "metrics.json").read_text())
+    return path, outcome.output, json.loads((path / "metrics.json").read_text()), before
 
 
 @pytest.mark.slow
 def test_a_quarter_of_the_steps_beats_trivial_baselines(finished):
-    _, _, metrics = finished
+    _, _, metrics, _ = finished
     others = metrics["others"]
     assert metrics["reconstruction_mse"] < 0.5 * others["last value"]["reconstruction_mse"]
     assert metrics["extrapolation_mse"] < 0.05 * others["constant"]["extrapolation_mse"]
@@ -43,7 +71,7 @@ def test_a_quarter_of_the_steps_beats_trivial_baselines(finished):
 
 @pytest.mark.slow
 def test_the_exact_answer_is_the_limit(finished):
-    _, _, metrics = finished
+    _, _, metrics, _ = finished
     oracle = metrics["others"]["exact Bayes oracle"]
     assert oracle["reconstruction_mse"] < 1e-4 < metrics["reconstruction_mse"]
     assert oracle["extrapolation_mse"] < 5e-4 < metrics["extrapolation_mse"]
@@ -52,9 +80,9 @@ def test_the_exact_answer_is_the_limit(finished):
 
 @pytest.mark.slow
 def test_everything_promised_is_written_and_printed(finished):
-    path, output, metrics = finished
-    assert {p.name for p in path.iterdir()} == FILES
-    assert all((path / name).stat().st_size > 10_000 for name in FILES if name.endswith("png"))
+    path, output, metrics, _ = finished
+    assert {p.name for p in path.iterdir()} == FILES | {"priors.png"}
+    assert all(p.stat().st_size > 10_000 for p in path.glob("*.png"))
     with xarray.open_datatree(path / "posterior.nc", engine="h5netcdf") as tree:
         assert set(tree.children) == {
             "posterior",
@@ -66,7 +94,7 @@ def test_everything_promised_is_written_and_printed(finished):
             "constant_data",
         }
         assert tree.posterior["z0"].shape == (1, 200, 50, 4)
-    assert metrics["kl_marginal_n"] == 20_000
+    assert metrics["kl_marginal_n"] == NUM_CODES
     split = metrics["mutual_information"] + metrics["kl_marginal"]
     assert split == pytest.approx(metrics["kl"], abs=1e-3)
     assert all(np.isfinite(metrics[key]) for key in ("ms_per_step", "seconds_to_first_step"))
@@ -76,12 +104,19 @@ def test_everything_promised_is_written_and_printed(finished):
 
 @pytest.mark.slow
 def test_results_in_the_way_are_refused_before_anything_is_computed(finished, monkeypatch):
-    path, _, _ = finished
+    path, *_ = finished
     monkeypatch.setattr(experiment, "train", None)
     outcome = CliRunner().invoke(app, ["spirals", "--output-dir", str(path)])
     assert outcome.exit_code == 2
     assert "output-dir must be new" in outcome.output
-    assert {p.name for p in path.iterdir()} == FILES
+    assert {p.name for p in path.iterdir()} == FILES | {"priors.png"}
+
+
+def test_forecasts_are_scored_on_500_and_codes_on_20_000_new_spirals():
+    data, counts = experiment._Data(), []
+    data.family = SimpleNamespace(sample=lambda _, count: counts.append(count) or data.test)
+    assert data.fresh is data.many is data.test
+    assert counts == [500, 20_000]
 
 
 @pytest.mark.parametrize(
@@ -119,22 +154,9 @@ def test_help_says_what_it_does():
         assert text in outcome.output
 
 
-@pytest.fixture
-def fewer(monkeypatch):
-    """Fewer spirals to score codes and forecasts, the same ones for all fits."""
-    for name, seed, count in (("fresh", 1_000, 100), ("many", 2_000, 2_000)):
-        spirals = experiment.SpiralFamily().sample(jax.random.key(seed), count)
-        monkeypatch.setattr(experiment._Data, name, spirals)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("fewer", "compile_quickly")
-def test_priors_are_compared(tmp_path):
-    path = tmp_path / "run"
-    arguments = ["--steps", "200", "--prior", "mixture"]
-    outcome = CliRunner().invoke(app, ["spirals", "--output-dir", str(path), *arguments])
-    assert outcome.exit_code == 0, outcome.output
-    metrics = json.loads((path / "metrics.json").read_text())
+def test_priors_are_compared(finished):
+    _, output, metrics, _ = finished
     assert list(metrics["priors"]) == ["normal", "mixture", "mixture on codes"]
     normal, codes = metrics["priors"]["normal"], metrics["priors"]["mixture on codes"]
     # The guide is the same, and so are its reconstructions; the prior is nearer to its codes.
@@ -142,6 +164,12 @@ def test_priors_are_compared(tmp_path):
     assert codes["reconstruction_mse"] == pytest.approx(normal["reconstruction_mse"], rel=1e-5)
     assert codes["kl_marginal"] < normal["kl_marginal"] - 0.3
     assert codes["elbo"] > normal["elbo"]
-    assert {p.name for p in path.iterdir()} == FILES | {"priors.png"}
     for text in ("KL(q||p)", "mixture on codes", "share"):
-        assert text in outcome.output
+        assert text in output
+
+
+@pytest.mark.slow
+def test_without_priors_to_compare_there_is_no_figure_of_them(finished):
+    *_, before = finished
+    assert {f"{name}.png" for name in before["figures"]} == {n for n in FILES if n.endswith("png")}
+    assert "priors" not in before["metrics"]

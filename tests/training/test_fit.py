@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import diffrax
 import jax
@@ -22,7 +23,6 @@ from np_latentode import (
     datasets,
     fit,
     latent_ode,
-    load,
     log_predictive,
     optimizer,
     posterior,
@@ -228,36 +228,34 @@ def test_an_interrupted_training_ends_where_it_would_have_ended(
     assert (np.diff(resumed.history.seconds) > 0).all()
 
 
-SCRIPT = """
+def training_to_kill(directory=None):
+    """The same training in any process: of the same data, networks, key and options."""
+    train = datasets.spirals(jax.random.key(0), num_trajectories=10)
+    key, options = jax.random.key(1), dict(num_steps=500, checkpoint_dir=directory)
+    return fit(key, *small_pair(train), train, progress=False, **options)
+
+
+# The test kills it after the first checkpoints.
+SCRIPT = f"""
     import sys
     import jax
-    from flax import nnx
-    from np_latentode import MLPDynamics, datasets, fit, latent_ode, save
-    from np_latentode.training import fit as training
+    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    import test_fit
 
     jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_compilation_cache_dir", sys.argv[1] + "/xla")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    training.STEPS_AT_ONCE, training.SECONDS_BETWEEN = 5, 0.0
-    spirals = datasets.spirals(jax.random.key(0), num_trajectories=10)
-    small = MLPDynamics(2, width=4, rngs=nnx.Rngs(0))
-    model, guide = latent_ode(spirals, latent_dim=2, dynamics=small, rngs=nnx.Rngs(0))
-    path = sys.argv[1] + "/checkpoints" if len(sys.argv) > 2 else None
-    fitted = fit(jax.random.key(1), model, guide, spirals, num_steps=500, checkpoint_dir=path)
-    save(sys.argv[1] + ("/resumed" if path else "/whole"), fitted)
+    test_fit.training.STEPS_AT_ONCE, test_fit.training.SECONDS_BETWEEN = 5, 0.0
+    test_fit.training_to_kill(sys.argv[1])
 """
 
 
+@pytest.mark.usefixtures("few_at_once")
 @pytest.mark.slow
 def test_a_killed_training_ends_bit_for_bit_where_it_would_have_ended(tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True)
-
     def done():
-        names = (path.name for path in tmp_path.glob("checkpoints/*"))
+        names = (path.name for path in tmp_path.glob("*"))
         return sorted(int(name) for name in names if name.isdecimal())
 
-    process = subprocess.Popen([*command, "resume"], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)])
     while not done() and process.poll() is None:
         time.sleep(0.001)
     # Then it is killed, most probably while the second or third checkpoint is written.
@@ -267,8 +265,11 @@ def test_a_killed_training_ends_bit_for_bit_where_it_would_have_ended(tmp_path):
     process.wait()
     (step,) = done()[-1:]
     assert 0 < step < 500
-    subprocess.run([*command, "resume"], check=True, capture_output=True)
-    same(load(tmp_path / "whole").params, load(tmp_path / "resumed").params)
+    whole, resumed = training_to_kill(), training_to_kill(tmp_path)
+    assert done()[-1] == 500
+    # The first dispatches are those of the killed process.
+    same(whole.history[:3], resumed.history[:3])
+    same(whole.params, resumed.params)
 
 
 @pytest.mark.usefixtures("few_at_once")
