@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.conditioning import MOSTLY_PARTS
-from np_latentode.data.csv_files import reads_otherwise
+from np_latentode.data.entries import reads_otherwise
 from np_latentode.data.files import write_table
 from np_latentode.data.scaling import Scaling
 from np_latentode.data.tables import forecast_columns, tidy_forecast

@@ -16,6 +16,7 @@ import pandas as pd
 import xarray as xr
 
 from np_latentode.data.atomic import write_bytes
+from np_latentode.data.columns import Columns
 from np_latentode.data.csv_files import read_csv, write_csv
 from np_latentode.data.labels import Labels
 from np_latentode.data.problems import MalformedRows, Problems
@@ -56,9 +57,12 @@ def read_table(
         OSError: if the system cannot read the file.
     """
     path, form = check_path(path)
+    try:
+        columns = Columns.of(id=id, time=time, values=values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     with _named_errors(path, "read"):
         data = path.read_bytes()
-    columns = [id, time, *([values] if isinstance(values, str) else values)]
     return form.read(data, str(path), columns)
 
 
@@ -119,10 +123,10 @@ def _write_netcdf(df: pd.DataFrame) -> bytes:
 
 def _by_library(
     read: Callable[[bytes], pd.DataFrame],
-) -> Callable[[bytes, str, Sequence[str]], tuple[pd.DataFrame, Problems]]:
+) -> Callable[[bytes, str, Columns], tuple[pd.DataFrame, Problems]]:
     """A reader for formats in which a file is readable as a whole, or not at all."""
 
-    def read_whole(data: bytes, name: str, columns: Sequence[str]):
+    def read_whole(data: bytes, name: str, columns: Columns):
         try:
             return read(data), Problems(name)
         # pyarrow, h5py and xarray raise exceptions of many types for bytes of another format.
@@ -138,7 +142,7 @@ def _by_library(
 class Format(NamedTuple):
     """The functions that read and write one format; `read` has the signature of `read_csv`."""
 
-    read: Callable[[bytes, str, Sequence[str]], tuple[pd.DataFrame, Problems]]
+    read: Callable[[bytes, str, Columns], tuple[pd.DataFrame, Problems]]
     write: Callable[[pd.DataFrame], bytes]
 
 

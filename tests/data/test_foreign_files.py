@@ -1,0 +1,110 @@
+"""Files of other programs: what is used is read exactly, and the rest may be anything."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from np_latentode import MalformedRows, Trajectories
+
+COLUMNS = dict(id="who", time="day", values=["x", "y"])
+PLAIN = "who,day,x,y\na,1,2.5,\na,2,,-1e3\nb,0.5,7,1\n"
+
+
+def read(path, text, **options):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return Trajectories.from_file(path, **(COLUMNS | options))
+
+
+def same(ours, theirs):
+    assert ours.labels == theirs.labels
+    for name in ("times", "values", "mask"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+@pytest.fixture
+def plain(tmp_path):
+    return read(tmp_path / "plain.csv", PLAIN)
+
+
+SAME = {
+    "columns without a name": ",who,day,,x,y,\n0,a,1,,2.5,,\n1,a,2,oops,,-1e3,\n2,b,.5,,7,1,\n",
+    "a column twice": "n,who,day,x,y,n\n0,a,1,2.5,,0\n1,a,2,,-1e3,\n2,b,.5,7,1,z\n",
+    "rows without entries": PLAIN.replace("\na,2", '\n,,,\n , ,\t,\n"",,,\n,\n,,,,,\na,2')
+    + ",,,\n",
+    "rows without entries before the header": ",,,\n\n" + PLAIN,
+    "semicolons": PLAIN.replace(",", ";"),
+    "semicolons and decimal commas": PLAIN.replace(",", ";").replace(".", ","),
+    "tabs": PLAIN.replace(",", "\t"),
+    "names with semicolons": "who,day,x,y,a;b;c;d;e\na,1,2.5,,\na,2,,-1e3,\nb,.5,7,1,\n",
+}
+
+
+@pytest.mark.parametrize("text", SAME.values(), ids=SAME)
+def test_a_table_means_the_same_however_it_was_written(tmp_path, plain, text):
+    same(read(tmp_path / "data.csv", text), plain)
+
+
+def test_a_long_note_is_read_over(tmp_path, plain):
+    before = csv.field_size_limit()
+    lines = PLAIN.splitlines()
+    noted = [
+        lines[0] + ",note",
+        lines[1] + ',"' + "so, " * 50_000 + '"',
+        lines[2] + ",",
+        lines[3] + ",",
+    ]
+    same(read(tmp_path / "data.csv", "\n".join(noted)), plain)
+    assert csv.field_size_limit() == before
+
+
+def test_lines_are_counted_beside_rows_without_entries(tmp_path):
+    with pytest.raises(MalformedRows, match=r"'day' must .* got 'much' in line 6\.$"):
+        read(tmp_path / "data.csv", ",,,\n" + PLAIN.replace("b,0.5", ",,\nb,much"))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("who,day,x,x,y", r"data.csv must name different columns .* got \['x'\] more than once\.$"),
+        ("who,who,day,x,y", r"got \['who'\] more than once\.$"),
+    ],
+)
+def test_a_name_of_two_columns_is_refused_where_it_is_asked_for(tmp_path, header, message):
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "data.csv", header + "\n")
+
+
+def test_a_column_without_a_name_cannot_be_asked_for(tmp_path):
+    message = (
+        r"data.csv must be read by the names of its columns; got '' among \['who', 'day', ''\]"
+    )
+    for text in (",who,day\n1,a,1\n", ",who,day,\n1,a,1,1\n"):
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / "data.csv", text, values=[""])
+
+
+DECIMALS = "column {} must hold numbers, with a decimal comma as in other rows; got {} in line {}"
+TIMES = (
+    "column 'day' must hold numbers or ISO 8601 dates, of one kind throughout; got {} in line {}"
+)
+POINTS = "column 'x' must hold numbers; got '1,5' in line 2"
+BAD = {
+    "thousands": (
+        "who;day;x;y\na;1;1.234,5;1\na;2;2,5;1.5\na;3;1.234;2.5\n",
+        [DECIMALS.format("'x'", "'1.234,5'", 2), DECIMALS.format("'x'", "'1.234'", 4)],
+    ),
+    "times": (
+        "who;day;x;y\na;0,5;1;1\na;0.7;2;\na;soon;2;\n",
+        [TIMES.format("'0.7'", 3), TIMES.format("'soon'", 4)],
+    ),
+    "tabs": ("who\tday\tx\ty\na\t1\t1,5\t\n", [POINTS]),
+    "commas": ('who,day,x,y\na,1,"1,5",\n', [POINTS]),
+}
+
+
+@pytest.mark.parametrize(("text", "problems"), BAD.values(), ids=BAD)
+def test_a_decimal_comma_is_read_where_it_can_mean_nothing_else(tmp_path, text, problems):
+    with pytest.raises(MalformedRows) as caught:
+        read(tmp_path / "data.csv", text)
+    assert [sentence for _, sentence in caught.value.problems] == problems
