@@ -1,11 +1,16 @@
 """Files of other programs: what is used is read exactly, and the rest may be anything."""
 
 import csv
+import datetime as dt
+import gzip
 
 import numpy as np
+import openpyxl
+import pandas as pd
 import pytest
 
 from np_latentode import MalformedRows, Trajectories
+from np_latentode.data.files import write_table
 
 COLUMNS = dict(id="who", time="day", values=["x", "y"])
 PLAIN = "who,day,x,y\na,1,2.5,\na,2,,-1e3\nb,0.5,7,1\n"
@@ -108,3 +113,84 @@ def test_a_decimal_comma_is_read_where_it_can_mean_nothing_else(tmp_path, text, 
     with pytest.raises(MalformedRows) as caught:
         read(tmp_path / "data.csv", text)
     assert [sentence for _, sentence in caught.value.problems] == problems
+
+
+def sheet(path, rows):
+    """An Excel file with these cells, as Excel itself would write them."""
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.create_sheet("notes").append(["nothing", "to", "read"])
+    book.save(path)
+    return path
+
+
+def test_the_first_sheet_of_an_excel_file_is_read(tmp_path, plain):
+    rows = [
+        [None, None, None, None, None, None],
+        ["x", "day", None, "who", "y", "x "],
+        [2.5, 1, "note", "a", None, None],
+        [None, None, None, None, None, None],
+        ["NA", 2, None, " a ", -1e3, None],
+        [7, 0.5, None, "b", True, None],
+    ]
+    path = sheet(tmp_path / "data.xlsx", rows)
+    with pytest.raises(ValueError, match=r"got \['x'\] more than once"):
+        Trajectories.from_file(path, **COLUMNS)
+    rows[1][5] = "z"
+    same(Trajectories.from_file(sheet(path, rows), **COLUMNS), plain)
+
+
+def test_dates_and_ids_of_excel_are_read_as_excel_shows_them(tmp_path):
+    rows = [
+        ["who", "day", 3],
+        [7, dt.datetime(2020, 1, 1), 1.0],
+        ["007", dt.datetime(2020, 1, 2, 12), 2.0],
+        [7, "2020-01-04", 2.0],
+    ]
+    path = sheet(tmp_path / "data.xlsx", rows)
+    ours = Trajectories.from_file(path, id="who", time="day", values=["3"])
+    assert ours.names.ids == ("7", "007")
+    assert ours.names.origin == np.datetime64("2020-01-01")
+    assert ours.times[0].tolist() == [0, 3]
+    assert ours.times[1, 0] == 1.5
+
+
+def test_a_cell_that_cannot_be_read_is_named_by_its_row_of_the_sheet(tmp_path):
+    rows = [["who", "day", "x"], ["a", 1, 1.0], [None], ["a", 2, "high"], ["a", dt.time(3), 1]]
+    path = sheet(tmp_path / "data.xlsx", rows)
+    with pytest.raises(MalformedRows) as caught:
+        Trajectories.from_file(path, id="who", time="day", values="x")
+    assert [row for row, _ in caught.value.problems] == [4, 5]
+    assert "data.xlsx: 2 rows cannot" in str(caught.value)
+    assert "column 'x' must hold numbers; got 'high' in sheet row 4" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "NA", " a", "a\rb", "\x01"])
+def test_a_text_that_excel_would_change_is_not_written(tmp_path, name):
+    df = pd.DataFrame({"who": [name], "day": [0.0], "x": [1.0]})
+    with pytest.raises(ValueError, match=r"data\.xlsx must be given a table that its format can"):
+        write_table(df, tmp_path / "data.xlsx")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_dates_are_written_as_dates_of_excel_where_it_can_hold_them(tmp_path):
+    for start, kind in (("2020-01-31T12:30:00.125", dt.datetime), ("1850-01-01", str)):
+        df = pd.DataFrame({"day": [pd.Timestamp(start), pd.NaT], "x": [1.0, 2.0]})
+        write_table(df, tmp_path / "data.xlsx")
+        cells = [*openpyxl.load_workbook(tmp_path / "data.xlsx").active.values]
+        assert isinstance(cells[1][0], kind)
+        assert cells[2] == (None, 2)
+
+
+def test_the_same_table_is_compressed_to_the_same_bytes(tmp_path, plain):
+    for name in ("one.csv.gz", "other.csv.gz"):
+        plain.to_file(tmp_path / name)
+    one, other = ((tmp_path / name).read_bytes() for name in ("one.csv.gz", "other.csv.gz"))
+    assert one == other
+    assert gzip.decompress(one).startswith(b"who,day,x,y\n")
+
+
+def test_a_file_of_tabs_is_written_with_tabs(tmp_path, plain):
+    plain.to_file(tmp_path / "data.TSV")
+    assert (tmp_path / "data.TSV").read_text().startswith("who\tday\tx\ty\na\t1.0\t2.5\t\n")
