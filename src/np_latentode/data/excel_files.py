@@ -61,7 +61,7 @@ def write_excel(df: pd.DataFrame) -> bytes:
         ValueError: if a text in the table would be read as a different text.
     """
     check_texts(df)
-    columns = {name: _cells(df[name]) for name in df.columns}
+    columns = {name: _cells(column) for name, column in df.items()}
     file = io.BytesIO()
     pd.DataFrame(columns).to_excel(file, index=False, engine="openpyxl")
     return file.getvalue()

@@ -29,19 +29,28 @@ __all__ = ["check_path", "read_rows", "read_table", "write_table"]
 
 
 def read_rows(
-    path: str | os.PathLike[str], *, id: str, time: str, values: Sequence[str], **options: Any
+    path: str | os.PathLike[str],
+    *,
+    log: Sequence[str | int] | int = (),
+    origin: Any = None,
+    unit: str = "D",
+    **names: Any,
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], Labels]:
     """A pair (times, values) for each id, and the labels, as `tables.from_rows` gives them.
 
-    Arguments and errors are those of `Trajectories.from_file`.
+    Arguments and errors are those of `Trajectories.from_file`; `names` are those of columns.
     """
-    df, problems = read_table(path, id=id, time=time, values=values)
     try:
-        return from_rows(df, id=id, time=time, values=values, **options, problems=problems)
+        columns = Columns.of(**names)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    df, problems = _read(path, columns)
+    try:
+        return from_rows(df, columns, log=log, origin=origin, unit=unit, problems=problems)
     except MalformedRows:
         raise
     except ValueError as error:
-        raise ValueError(f"{problems.name}: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_table(
@@ -59,11 +68,11 @@ def read_table(
         ImportError: if the library that reads the format is missing.
         OSError: if the system cannot read the file.
     """
+    return _read(path, Columns.of(id=id, time=time, values=values))
+
+
+def _read(path: str | os.PathLike[str], columns: Columns) -> tuple[pd.DataFrame, Problems]:
     path, form = check_path(path)
-    try:
-        columns = Columns.of(id=id, time=time, values=values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     with _named_errors(path, "read"):
         data = path.read_bytes()
     return form.read(data, str(path), columns)

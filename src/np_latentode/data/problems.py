@@ -55,6 +55,11 @@ class Problems:
         self.name, self.noun, self.numbers = name, noun, numbers
         self.found: dict[tuple[int, str], str] = {}
 
+    def keep(self, rows: np.ndarray) -> None:
+        """Numbers the rows that are left of a table; `rows` is True for each of them."""
+        numbers = np.arange(len(rows)) if self.numbers is None else np.asarray(self.numbers)
+        self.numbers = numbers[rows].tolist()
+
     def add(self, number: int, column: str, what: str) -> None:
         """Adds an error for one row and column, unless there is one already."""
         self.found.setdefault((number, column), what)

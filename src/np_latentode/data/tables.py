@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import narwhals as nw
 import numpy as np
 
+from np_latentode.data.columns import Columns
+from np_latentode.data.frames import as_frame
 from np_latentode.data.labels import UNITS, Labels
 from np_latentode.data.problems import Problems
 
@@ -17,11 +19,9 @@ __all__ = ["forecast_columns", "from_rows", "tidy_forecast", "to_rows"]
 
 def from_rows(
     df: Any,
+    columns: Columns,
     *,
-    id: str,
-    time: str,
-    values: Sequence[str],
-    log: Sequence[str] = (),
+    log: Sequence[str | int] | int = (),
     origin: Any = None,
     unit: str = "D",
     problems: Problems | None = None,
@@ -32,9 +32,11 @@ def from_rows(
     that were found while the rows were read from a file.
     """
     problems = problems or Problems()
-    frame = _frame(df)
-    values, log = _listed(values), _listed(log)
-    _check_columns(frame, [id, time, *values], log)
+    id, time, values = columns.id, columns.time, columns.values
+    frame = as_frame(df, columns, problems)
+    log = _listed(log)
+    if strange := [name for name in log if name not in values]:
+        raise ValueError(f"log must name columns among values, {[*values]}; got {strange}.")
     if not len(frame):
         problems.raise_if_any()
         raise ValueError("df must hold at least one row; got none.")
@@ -45,24 +47,8 @@ def from_rows(
     rows = _rows_by_id(who, when, what)
     _check_precision(frame[time], id, time, when, list(rows.values()), problems)
     logged = tuple(name for name in values if name in log)
-    labels = Labels(tuple(rows), tuple(values), id, time, origin, counted, logged)
+    labels = Labels(tuple(rows), values, id, time, origin, counted, logged)
     return [(when[mine], what[mine]) for mine in rows.values()], labels
-
-
-def _check_columns(frame: nw.DataFrame, columns: list[str], log: list[str]) -> None:
-    values = columns[2:]
-    if not values or len(set(columns)) != len(columns):
-        raise ValueError(
-            f"id, time and values must name different columns, and values at least one; "
-            f"got {columns}."
-        )
-    if missing := [name for name in columns if name not in frame.columns]:
-        raise ValueError(
-            f"id, time and values must name columns of the table; got {missing}, and it has "
-            f"{frame.columns}."
-        )
-    if strange := [name for name in log if name not in values]:
-        raise ValueError(f"log must name columns among values, {values}; got {strange}.")
 
 
 def _rows_by_id(who: list[Any], when: np.ndarray, what: np.ndarray) -> dict[Any, np.ndarray]:
@@ -200,16 +186,6 @@ def _to_native(columns: dict[str, Any], with_nulls: Sequence[str], backend: Any)
     return frame.with_columns(nw.col(*with_nulls).fill_nan(None) if with_nulls else []).to_native()
 
 
-def _frame(df: Any) -> nw.DataFrame:
-    try:
-        return nw.from_native(df, eager_only=True)
-    except TypeError as error:
-        raise ValueError(
-            "df must be a data frame, for example of pandas or polars, and not a lazy one; "
-            f"got {type(df).__name__}."
-        ) from error
-
-
 def _numbers(column: nw.Series, name: str) -> np.ndarray:
     """Floats, NaN where the table is empty."""
     dtype = column.dtype
@@ -233,8 +209,8 @@ def _numbers(column: nw.Series, name: str) -> np.ndarray:
     )
 
 
-def _listed(names: Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
+def _listed(names: Sequence[str | int] | int) -> list[str]:
+    return [str(name) for name in ([names] if isinstance(names, (str, int)) else names)]
 
 
 def _ids(column: nw.Series, name: str, problems: Problems) -> list[Any]:

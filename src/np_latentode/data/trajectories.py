@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from np_latentode.data.columns import Columns
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import (
     Numbers,
@@ -106,10 +107,10 @@ class Trajectories:
         cls: type[T],
         df: Any,
         *,
-        id: str,
-        time: str,
-        values: Sequence[str],
-        log: Sequence[str] = (),
+        id: str | int,
+        time: str | int,
+        values: Sequence[str | int] | int,
+        log: Sequence[str | int] | int = (),
         origin: Any = None,
         unit: str = "D",
     ) -> T:
@@ -122,9 +123,10 @@ class Trajectories:
 
         Args:
             df: a data frame of pandas, polars, pyarrow, or another library that narwhals supports.
+                Levels of an index of pandas are columns too. Names are compared as text.
             id: the column that identifies trajectories.
-            time: the column of times: numbers, dates, or datetimes. Datetimes with a time zone are
-                converted to UTC.
+            time: the column of times: numbers, dates, datetimes, or texts that
+                `csv_files.read_csv` reads as such. Datetimes with a time zone are converted to UTC.
             values: the columns of measurements: numbers, or true and false. An empty entry was not
                 measured.
             log: the columns among `values` that are modelled by their logarithm. `values` of the
@@ -139,19 +141,18 @@ class Trajectories:
                 the column and what came.
             ValueError: if the table lacks a column, has no rows, or holds text.
         """
-        return cls._labelled(
-            from_rows(df, id=id, time=time, values=values, log=log, origin=origin, unit=unit)
-        )
+        columns = Columns.of(id=id, time=time, values=values)
+        return cls._labelled(from_rows(df, columns, log=log, origin=origin, unit=unit))
 
     @classmethod
     def from_file[T: Trajectories](
         cls: type[T],
         path: str | os.PathLike[str],
         *,
-        id: str,
-        time: str,
-        values: Sequence[str],
-        log: Sequence[str] = (),
+        id: str | int,
+        time: str | int,
+        values: Sequence[str | int] | int,
+        log: Sequence[str | int] | int = (),
         origin: Any = None,
         unit: str = "D",
     ) -> T:
