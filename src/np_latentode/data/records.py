@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
 
 from np_latentode.data.columns import Columns
 from np_latentode.data.entries import BLANKS, MISSING, read_numbers, read_times, shown
+from np_latentode.data.long_tables import asked_rows
 from np_latentode.data.problems import Problems
 
 __all__ = ["Records", "column_names", "read_records"]
@@ -37,9 +39,9 @@ def read_records(
     places, width = _header(records, name, columns.read)
     problems = Problems(name, noun)
     lines: list[int] = []
-    # Kept by columns: Python's garbage collector is slow with a million short lists of rows.
-    entries: dict[str, list[str]] = {column: [] for column in columns.read}
-    kept = [(entries[column], place) for column, place in zip(columns.read, places, strict=True)]
+    # In tuples, as Python's garbage collector is slow with a million short lists.
+    rows: list[tuple[str, ...]] = []
+    picked = itemgetter(*places)
     for line, record in records:
         if isinstance(record, str):
             problems.add(line, "", f"a row must be proper CSV; got {record}")
@@ -49,16 +51,20 @@ def read_records(
             )
         else:
             lines.append(line)
-            for column, place in kept:
-                column.append(record[place].strip(BLANKS))
+            rows.append(picked(record))
     if not lines and not problems.found:
         raise ValueError(f"{name} must hold at least one row below its header; got none.")
     problems.numbers = lines
+    found: Iterable[Sequence[str]] = zip(*rows, strict=True) if rows else [()] * len(places)
+    entries = {
+        name: [entry.strip(BLANKS) for entry in column]
+        for name, column in zip(columns.read, found, strict=True)
+    }
     return _table(entries, columns, problems, comma), problems
 
 
 def _holds_entries(record: list[str] | str) -> bool:
-    return isinstance(record, str) or any(entry.strip(BLANKS) for entry in record)
+    return isinstance(record, str) or "".join(record).strip(BLANKS) != ""
 
 
 def _table(
@@ -68,10 +74,17 @@ def _table(
     for name in columns.texts:
         known = [None if entry in MISSING else entry for entry in entries[name]]
         table[name] = np.array(known, object)
-    table[columns.time] = read_times(entries[columns.time], columns.time, problems, comma=comma)
+    needed = None
+    if columns.feature is not None:
+        needed = asked_rows(table[columns.feature].tolist(), columns)
     for name in columns.numbers:
-        table[name] = read_numbers(entries[name], name, problems, comma=comma)
-    return pd.DataFrame(table)
+        asked = entries[name]
+        if needed is not None and not needed.all():
+            asked = [x if need else "" for x, need in zip(asked, needed.tolist(), strict=True)]
+        table[name] = read_numbers(asked, name, problems, comma=comma)
+    when = entries[columns.time]
+    table[columns.time] = read_times(when, columns.time, problems, comma=comma, needed=needed)
+    return pd.DataFrame({name: table[name] for name in columns.read})
 
 
 def column_names(records: Records, name: str) -> list[str]:

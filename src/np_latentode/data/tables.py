@@ -12,6 +12,7 @@ import numpy as np
 from np_latentode.data.columns import Columns
 from np_latentode.data.frames import as_frame
 from np_latentode.data.labels import UNITS, Labels
+from np_latentode.data.long_tables import gather, numbered, spread, warn_of_mixture
 from np_latentode.data.problems import Problems
 
 __all__ = ["forecast_columns", "from_rows", "tidy_forecast", "to_rows"]
@@ -34,31 +35,35 @@ def from_rows(
     problems = problems or Problems()
     id, time, values = columns.id, columns.time, columns.values
     frame = as_frame(df, columns, problems)
-    log = _listed(log)
-    if strange := [name for name in log if name not in values]:
-        raise ValueError(f"log must name columns among values, {[*values]}; got {strange}.")
     if not len(frame):
         problems.raise_if_any()
         raise ValueError("df must hold at least one row; got none.")
+    if columns.feature is not None:
+        frame, values = spread(frame, columns, problems)
+    log = _listed(log)
+    if strange := [name for name in log if name not in values]:
+        raise ValueError(f"log must name columns among values, {[*values]}; got {strange}.")
     who = _ids(frame[id], id, problems)
     when, origin, counted = _times(frame[time], time, origin, unit, problems)
     what = np.stack([_values(frame[name], name, name in log, problems) for name in values], axis=1)
     problems.raise_if_any()
-    rows = _rows_by_id(who, when, what)
-    _check_precision(frame[time], id, time, when, list(rows.values()), problems)
+    ids, codes = numbered(who)
+    if columns.feature is not None:
+        what = gather(codes, when, what)
+    warn_of_mixture(codes, when, what, columns)
+    rows = _rows_by_id(codes, when, what)
+    _check_precision(frame[time], id, time, when, rows, problems)
     logged = tuple(name for name in values if name in log)
-    labels = Labels(tuple(rows), values, id, time, origin, counted, logged)
-    return [(when[mine], what[mine]) for mine in rows.values()], labels
+    pair = (columns.feature, columns.value)
+    labels = Labels(tuple(ids), values, id, time, origin, counted, logged, *pair)
+    return [(when[mine], what[mine]) for mine in rows], labels
 
 
-def _rows_by_id(who: list[Any], when: np.ndarray, what: np.ndarray) -> dict[Any, np.ndarray]:
+def _rows_by_id(codes: np.ndarray, when: np.ndarray, what: np.ndarray) -> list[np.ndarray]:
     """The rows of each id that hold a measurement, in the order of their times."""
-    rows: dict[Any, list[int]] = {}
-    for row, name in enumerate(who):
-        rows.setdefault(name, []).append(row)
-    measured = ~np.isnan(what).all(1)
-    kept = {name: np.array(mine)[measured[mine]] for name, mine in rows.items()}
-    return {name: mine[np.argsort(when[mine], kind="stable")] for name, mine in kept.items()}
+    measured = np.flatnonzero(~np.isnan(what).all(1))
+    order = measured[np.lexsort((when[measured], codes[measured]))]
+    return np.split(order, np.searchsorted(codes[order], np.arange(1, codes.max() + 1)))
 
 
 def _check_precision(

@@ -109,7 +109,9 @@ class Trajectories:
         *,
         id: str | int,
         time: str | int,
-        values: Sequence[str | int] | int,
+        values: Sequence[str | int] | int = (),
+        feature: str | int | None = None,
+        value: str | int | None = None,
         log: Sequence[str | int] | int = (),
         origin: Any = None,
         unit: str = "D",
@@ -128,7 +130,10 @@ class Trajectories:
             time: the column of times: numbers, dates, datetimes, or texts that
                 `csv_files.read_csv` reads as such. Datetimes with a time zone are converted to UTC.
             values: the columns of measurements: numbers, or true and false. An empty entry was not
-                measured.
+                measured. With `feature`: those of its entries that are read. Default: all of them.
+            feature, value: for a table with one row per measurement, the column of what was
+                measured, and that of the result. Rows of one id and time become one observation of
+                all features.
             log: the columns among `values` that are modelled by their logarithm. `values` of the
                 trajectories are then logarithms; tables and figures stay in the column's own units.
             origin: the date from which times are counted. Default: the first date. A table to
@@ -141,7 +146,7 @@ class Trajectories:
                 the column and what came.
             ValueError: if the table lacks a column, has no rows, or holds text.
         """
-        columns = Columns.of(id=id, time=time, values=values)
+        columns = Columns.of(id=id, time=time, values=values, feature=feature, value=value)
         return cls._labelled(from_rows(df, columns, log=log, origin=origin, unit=unit))
 
     @classmethod
@@ -151,7 +156,9 @@ class Trajectories:
         *,
         id: str | int,
         time: str | int,
-        values: Sequence[str | int] | int,
+        values: Sequence[str | int] | int = (),
+        feature: str | int | None = None,
+        value: str | int | None = None,
         log: Sequence[str | int] | int = (),
         origin: Any = None,
         unit: str = "D",
@@ -159,24 +166,23 @@ class Trajectories:
         """Trajectories from a file that holds a long table; see `from_dataframe`.
 
         Args:
-            path: of a .csv, .parquet or .nc (netCDF) file. `csv_files.read_csv` says how CSV is
-                read; its ids stay text. The index of a table and the coordinates of a grid are
-                columns.
-            id, time, values, log, origin, unit: as in `from_dataframe`.
+            path: of a .csv, .tsv, .xlsx, .parquet or .nc (netCDF) file; .csv and .tsv may be
+                compressed, as .csv.gz. `csv_files.read_csv` says how texts are read; ids stay text.
+                Of .xlsx, the first sheet is read. An index and coordinates are columns.
+            id, time, values, feature, value, log, origin, unit: as in `from_dataframe`.
 
         Raises:
             MalformedRows: a ValueError that lists all rows that cannot be read: lines of a CSV file
                 (from 1), or rows (from 0).
             ValueError: naming the file, if it has another format or lacks a column.
-            ImportError: if pyarrow, which reads Parquet, is missing.
+            ImportError: if the library that reads .parquet or .xlsx is missing.
             OSError: if the system cannot read the file.
         """
         # Imported here, as pandas and xarray take most of a second.
         from np_latentode.data.files import read_rows
 
-        return cls._labelled(
-            read_rows(path, id=id, time=time, values=values, log=log, origin=origin, unit=unit)
-        )
+        names = dict(id=id, time=time, values=values, feature=feature, value=value)
+        return cls._labelled(read_rows(path, **names, log=log, origin=origin, unit=unit))
 
     @classmethod
     def _labelled[T: Trajectories](
@@ -203,14 +209,15 @@ class Trajectories:
         )
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
-        """Writes the table of `to_dataframe` to a .csv, .parquet or .nc file, whole or not at all.
+        """Writes the table of `to_dataframe` to a file, whole or not at all.
 
         Args:
-            path: of the file. An earlier file is replaced once the new one is complete.
+            path: of the file, with an ending that `from_file` reads. An earlier file is replaced
+                once the new one is complete.
 
         Raises:
             ValueError: if the file's format is not known, or cannot hold an id or a name.
-            ImportError: if pyarrow, which writes Parquet, is missing.
+            ImportError: if the library that writes .parquet or .xlsx is missing.
             OSError: if the system cannot write the file. An earlier file is then unchanged.
         """
         from np_latentode.data.files import write_table
