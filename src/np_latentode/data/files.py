@@ -20,12 +20,14 @@ from np_latentode.data.atomic import write_bytes
 from np_latentode.data.columns import Columns
 from np_latentode.data.csv_files import csv_column_names, read_csv, write_csv
 from np_latentode.data.excel_files import read_sheet, write_excel
+from np_latentode.data.frames import as_frame
 from np_latentode.data.labels import Labels
+from np_latentode.data.long_tables import feature_names
 from np_latentode.data.problems import MalformedRows, Problems
 from np_latentode.data.records import column_names, read_records
 from np_latentode.data.tables import from_rows
 
-__all__ = ["check_path", "read_rows", "read_table", "write_table"]
+__all__ = ["check_path", "read_names", "read_rows", "read_table", "write_table"]
 
 
 def read_rows(
@@ -76,6 +78,21 @@ def _read(path: str | os.PathLike[str], columns: Columns) -> tuple[pd.DataFrame,
     with _named_errors(path, "read"):
         data = path.read_bytes()
     return form.read(data, str(path), columns)
+
+
+def read_names(path: str | os.PathLike[str], **names: Any) -> list[str]:
+    """What `values` may name in a file: its columns, or the features of a long table.
+
+    Arguments and errors are those of `read_table`.
+    """
+    path, form = check_path(path)
+    columns = Columns.of(**names)
+    if columns.feature is not None:
+        df, problems = _read(path, columns)
+        return feature_names(as_frame(df, columns, problems), columns)
+    with _named_errors(path, "read"):
+        data = path.read_bytes()
+    return form.column_names(data, str(path), columns.read)
 
 
 def write_table(df: pd.DataFrame, path: str | os.PathLike[str]) -> None:

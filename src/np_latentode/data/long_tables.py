@@ -14,7 +14,7 @@ from np_latentode.data.columns import Columns
 from np_latentode.data.entries import shown
 from np_latentode.data.problems import Problems
 
-__all__ = ["asked_rows", "gather", "numbered", "spread", "warn_of_mixture"]
+__all__ = ["asked_rows", "feature_names", "gather", "numbered", "spread", "warn_of_mixture"]
 
 
 def numbered(entries: Iterable[Any]) -> tuple[list[Any], np.ndarray]:
@@ -45,7 +45,7 @@ def spread(
     Raises:
         ValueError: if none of the features occurs, or one is called as the column of ids or times.
     """
-    what = [_as_text(entry) for entry in _entries(frame[str(columns.feature)])]
+    what = _measured(frame, columns)
     if not columns.values:
         absent = [name is None for name in what]
         rule = "must say in each row what was measured"
@@ -66,13 +66,27 @@ def spread(
     return nw.from_dict(table, backend=frame.implementation), features
 
 
+def feature_names(frame: nw.DataFrame, columns: Columns) -> list[str]:
+    """The features of a long table, in the order of their first rows."""
+    return _known(_measured(frame, columns))
+
+
+def _known(what: Sequence[str | None]) -> list[str]:
+    return [*dict.fromkeys(name for name in what if name is not None)]
+
+
+def _measured(frame: nw.DataFrame, columns: Columns) -> list[str | None]:
+    """What was measured in each row, None where nothing is said."""
+    return [_as_text(entry) for entry in _entries(frame[str(columns.feature)])]
+
+
 def _features(what: Sequence[str | None], columns: Columns) -> tuple[str, ...]:
-    known = tuple(dict.fromkeys(name for name in what if name is not None))
-    features = columns.values or known
+    known = _known(what)
+    features = columns.values or tuple(known)
     if not {*features} & {*known}:
         raise ValueError(
             f"values must be entries of column {columns.feature!r}; got {shown([*features])}, and "
-            f"it has {shown([*known])}."
+            f"it has {shown(known)}."
         )
     if taken := {columns.id, columns.time} & {*features}:
         raise ValueError(

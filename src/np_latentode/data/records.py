@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
 import numpy as np
@@ -55,8 +55,8 @@ def read_records(
     if not lines and not problems.found:
         raise ValueError(f"{name} must hold at least one row below its header; got none.")
     problems.numbers = lines
-    found: Iterable[Sequence[str]] = zip(*rows, strict=True) if rows else [()] * len(places)
-    entries = {
+    found = zip(*rows, strict=True) if rows else [()] * len(places)
+    entries: dict[str, list[str]] = {
         name: [entry.strip(BLANKS) for entry in column]
         for name, column in zip(columns.read, found, strict=True)
     }
