@@ -36,6 +36,15 @@ def make_table(count=30, start="2020-01-01"):
 COLUMNS = ["--id", "patient", "--time", "day", "--values", "bili,albumin", "--log", "bili"]
 
 
+LONG = ["--id", "patient", "--time", "day", "--feature", "test", "--value", "result"]
+
+
+def make_long(**options):
+    """The same table with a row for each measurement, as labs export it."""
+    long = make_table(**options).melt(["patient", "day"], var_name="test", value_name="result")
+    return long.dropna().sort_values(["patient", "day"], kind="stable")
+
+
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
@@ -189,6 +198,11 @@ def test_ahead_is_counted_from_each_last_visit(home, tmp_path):
         (["labs.csv", *COLUMNS, "--seed", str(2**70)], "seed must be an integer from 0 to"),
         (["named.csv", "--id", "mean", *COLUMNS[2:]], "id and time must not be called"),
         (["labs.csv", "--id", "patient"], "Missing option"),
+        (["labs.csv", *COLUMNS[:4]], "and values at least one; got ['patient', 'day']."),
+        (["labs.csv", *COLUMNS[:4], "--values", "bili,"], "values must be names separated by"),
+        (["labs.csv", *COLUMNS, "--feature", "bili"], "feature and value must be given together"),
+        (["long.csv", *LONG, "--values", "flu"], "values must be entries of column 'test'"),
+        (["twice.csv", *COLUMNS], "must name different columns in its first row; got ['bili']"),
     ],
 )
 def test_a_fit_that_cannot_be_is_refused_before_anything_is_computed(
@@ -197,6 +211,8 @@ def test_a_fit_that_cannot_be_is_refused_before_anything_is_computed(
     monkeypatch.chdir(home)
     monkeypatch.setattr(fit_table, "fit", None)
     make_table().rename(columns={"patient": "mean"}).to_csv("named.csv", index=False)
+    make_table().assign(z=1).rename(columns={"z": "bili"}).to_csv("twice.csv", index=False)
+    make_long().to_csv("long.csv", index=False)
     outcome = run("fit", *arguments, "--output-dir", "refused")
     assert outcome.exit_code == 2
     assert message in " ".join(outcome.output.split())
@@ -320,3 +336,72 @@ def test_what_computes_nothing_imports_nothing_heavy_and_takes_half_a_second(arg
 
 def test_the_version_is_that_of_the_package():
     assert run("--version").output == f"np-latentode {version('np-latentode')}\n"
+
+
+@pytest.fixture(scope="module")
+def of_long(home):
+    """A fit of the long table, which remembers how it was read."""
+    make_long().to_csv(home / "long.csv.gz", index=False)
+    options = ["--values", "bili,albumin", "--log", "bili", "--steps", 150]
+    outcome = run("fit", home / "long.csv.gz", *LONG, *options, "--output-dir", home / "of_long")
+    assert outcome.exit_code == 0, outcome.output
+    assert "np-latentode fit:" not in outcome.stderr
+    return home / "of_long"
+
+
+@pytest.mark.slow
+def test_a_long_table_is_fitted_as_the_wide_one(home, of_long):
+    ours, theirs = (json.loads((d / "metrics.json").read_text()) for d in (of_long, home / "run"))
+    assert ours["methods"] == theirs["methods"]
+    assert ours["settings"]["feature"] == "test"
+    assert "feature" not in theirs["settings"]
+
+
+@pytest.mark.slow
+def test_a_forecast_reads_a_new_table_as_the_fit_did(home, of_long, tmp_path):
+    known = make_table(count=4)
+    known.to_csv(tmp_path / "wide.csv", index=False)
+    # The test that was never ordered for these patients is not missed.
+    others = pd.DataFrame({"patient": "9", "day": "?", "test": "flu", "result": "negative"}, [0])
+    long = pd.concat([make_long(count=4), others])
+    long.to_excel(tmp_path / "long.xlsx", index=False)
+    long[long.test != "albumin"].to_csv(tmp_path / "bili.csv", index=False)
+    options = ["--until", "2021-06-30", "--points", 2]
+    tables = []
+    for fitted, new in (
+        (home / "run", "wide.csv"), (of_long, "long.xlsx"), (of_long, "bili.csv"),
+    ):  # fmt: skip
+        outcome = run("forecast", fitted, tmp_path / new, *options, "-o", tmp_path / f"{new}.tsv")
+        assert outcome.exit_code == 0, outcome.output
+        tables.append(pd.read_csv(tmp_path / f"{new}.tsv", dtype={"patient": str}, sep="\t"))
+    wide, of_all, of_bili = tables
+    assert of_all.patient.unique().tolist() == [*wide.patient.unique(), "9"]
+    both = wide.merge(of_all, on=["patient", "day", "feature"])
+    assert len(both) == len(wide)
+    np.testing.assert_allclose(
+        both.q_x if 0 else both["q0.5_x"], both["q0.5_y"], rtol=0.3, atol=0.3
+    )
+    assert len(of_bili) == len(of_all)
+
+
+def test_a_mixture_of_tests_is_warned_of_in_one_line(home, monkeypatch):
+    monkeypatch.setattr(fit_table, "fit", lambda *_, **__: (_ for _ in ()).throw(OSError("stop")))
+    make_table().fillna({"albumin": 0}).melt(
+        ["patient", "day"], var_name="test", value_name="result"
+    ).to_csv(home / "mixed.csv", index=False)
+    options = [*LONG[:4], "--values", "result", "--output-dir", home / "never"]
+    outcome = run("fit", home / "mixed.csv", *options)
+    [warned, stopped] = outcome.stderr.splitlines()
+    assert warned.startswith("np-latentode fit: feature and value (--feature, --value) must name")
+    assert "'result'" in warned
+    assert stopped == "np-latentode fit: stop"
+
+
+def test_a_picture_beside_a_compressed_table_has_its_name(home, tmp_path):
+    (tmp_path / "out.png").touch()
+    outcome = run(
+        "forecast", home / "run", home / "labs.csv", "--ahead", 30, "--plot",
+        "-o", tmp_path / "out.csv.gz",
+    )  # fmt: skip
+    assert outcome.exit_code == 2
+    assert f"output must be new; got {tmp_path / 'out.png'}" in outcome.output

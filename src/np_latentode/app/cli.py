@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as clock
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,17 +55,21 @@ def commands(
 
 @app.command(
     short_help="Fit a table, and score forecasts of held-out ids.",
-    epilog="\b\nExample:\n"
+    epilog="\b\nExamples:\n"
     "  np-latentode fit labs.csv --id patient --time day \\\n"
-    "    --values bili,albumin --log bili --holdout 0.2 --output-dir run/",
+    "    --values bili,albumin --log bili --holdout 0.2 --output-dir run/\n"
+    "  np-latentode fit export.csv --id patient --time date \\\n"
+    "    --feature test_name --value result --output-dir run/",
 )
 def fit(
     data: options.Data,
     *,
     id: options.Id,
     time: options.Time,
-    values: options.Values,
     output_dir: options.OutputDir,
+    values: options.Values = None,
+    feature: options.Feature = None,
+    value: options.Value = None,
     log: options.Log = None,
     unit: options.Unit = None,
     holdout: options.Holdout = 0.2,
@@ -80,14 +85,14 @@ def fit(
     Writes fit/ (which `np_latentode.load` also reads), metrics.json, heldout.csv and figures as
     PNG. After an interruption the same command goes on; a finished fit is not repeated.
     """
-    given: dict[str, Any] = dict(
-        id=id, time=time, values=_names(values), log=_names(log), unit=unit
-    )
+    given: dict[str, Any] = dict(id=id, time=time, feature=feature, value=value, unit=unit)
     given |= dict(holdout=holdout, latent_dim=latent_dim, steps=steps, patience=patience)
     given |= dict(batch_size=batch_size, seed=seed, overwrite=overwrite)
     with _reported("fit"):
+        from np_latentode.app.column_names import named_values
         from np_latentode.app.fit_table import fit_table
 
+        given |= named_values(data, values, log, id=id, time=time, feature=feature, value=value)
         _keep_compiled_programs()
         fit_table(data, output_dir, **given)
 
@@ -228,9 +233,14 @@ def hopper(
 
 @contextmanager
 def _reported(command: str) -> Iterator[None]:
-    """Reports an error in one sentence, and exits with its code."""
+    """Reports a warning in one line, and an error in one sentence, and exits with its code."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = lambda message, *_: typer.echo(
+                f"np-latentode {command}: {' '.join(str(message).split())}", err=True
+            )
+            yield
     except KeyboardInterrupt:
         typer.echo(f"np-latentode {command}: interrupted.", err=True)
         raise typer.Exit(130) from None
@@ -238,10 +248,6 @@ def _reported(command: str) -> Iterator[None]:
         typer.echo(f"np-latentode {command}: {error}", err=True)
         given = isinstance(error, (ValueError, ImportError, FileNotFoundError))
         raise typer.Exit(2 if given else 1) from error
-
-
-def _names(given: list[str] | None) -> list[str]:
-    return [name.strip() for text in given or () for name in text.split(",")]
 
 
 def _numbers(name: str, text: str) -> list[float]:

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.conditioning import MOSTLY_PARTS
-from np_latentode.data.csv_files import reads_otherwise
+from np_latentode.data.entries import reads_otherwise
 from np_latentode.data.files import write_table
 from np_latentode.data.scaling import Scaling
 from np_latentode.data.tables import forecast_columns, table_times, table_values, tidy_forecast
@@ -48,7 +48,9 @@ def fit_table(
     *,
     id: str,
     time: str,
-    values: Sequence[str],
+    values: Sequence[str] = (),
+    feature: str | None = None,
+    value: str | None = None,
     log: Sequence[str] = (),
     unit: str | None = None,
     holdout: float = 0.2,
@@ -67,10 +69,10 @@ def fit_table(
     a fit that was interrupted, and does not repeat one that is finished.
 
     Args:
-        data: a .csv, .parquet or .nc file.
+        data: a file that `Trajectories.from_file` reads.
         output_dir: where the fit, metrics.json, heldout.csv and figures go. Until the fit is
             finished, its checkpoints are in a directory beside it.
-        id, time, values, log: as in `Trajectories.from_dataframe`.
+        id, time, values, feature, value, log: as in `Trajectories.from_dataframe`.
         unit: of dates, as there. Default: D.
         holdout: the share of the trajectories to hold out; 0 for none.
         latent_dim: of the model.
@@ -88,6 +90,8 @@ def fit_table(
     """
     columns: dict[str, Any] = dict(id=id, time=time, values=list(values), log=list(log))
     columns |= dict(unit=unit or "D")
+    if feature is not None or value is not None:
+        columns |= dict(feature=feature, value=value)
     settings: dict[str, Any] = dict(**columns, holdout=holdout, latent_dim=latent_dim, steps=steps)
     settings |= dict(patience=patience, batch_size=batch_size, seed=seed)
     _check(settings)
@@ -179,6 +183,11 @@ def _check_names(trajectories: Trajectories) -> None:
     own = {"observed", *forecast_columns(QUANTILES)}
     if taken := own & {names.id, names.time}:
         raise ValueError(f"id and time must not be called {', '.join(sorted(own))}; got {taken}.")
+    if strange := [name for name in names.features if reads_otherwise(name)]:
+        raise ValueError(
+            "values must have names that can be written to a CSV file, without blanks around them, "
+            f"and not the word for a missing entry; got {strange[0]!r}."
+        )
     if strange := [i for i in names.ids if isinstance(i, str) and reads_otherwise(i)]:
         raise ValueError(
             f"column {names.id!r} must hold ids that can be written to a CSV file, without blanks "

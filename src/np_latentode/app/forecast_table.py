@@ -46,7 +46,8 @@ def forecast_table(
     Args:
         run_dir: the output_dir of `fit_table`.
         data: a table with the columns of the one fitted; of other trajectories, or the same.
-        output: a .csv, .parquet or .nc file: id, time, feature, mean, sd, and the quantiles.
+        output: a file in a format of `Trajectories.to_file`: id, time, feature, mean, sd, and the
+            quantiles.
         until: the last time to forecast, a number or a date as in the table.
         ahead: instead, how far to forecast beyond each trajectory's last observation; for dates,
             in the unit of the fit.
@@ -67,7 +68,8 @@ def forecast_table(
     check_counts(points=points, draws=draws)
     check_seed(seed)
     _check_end(until, ahead)
-    picture = output.with_suffix(".png")
+    picture = output.with_suffix("" if output.suffix == ".gz" else output.suffix)
+    picture = picture.with_suffix(".png")
     check_path(output)
     for path in (output, *([picture] if plot else [])):
         if path.exists() and not overwrite:
@@ -99,6 +101,7 @@ def _read(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
     columns: dict[str, Any] = dict(
         id=labels.id, time=labels.time, values=labels.features, log=labels.log
     )
+    columns |= dict(feature=labels.feature, value=labels.value)
     try:
         context = Trajectories.from_file(
             data, **columns, origin=labels.origin, unit=labels.unit or "D"

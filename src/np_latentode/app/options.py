@@ -14,6 +14,7 @@ __all__ = [
     "Data",
     "Diagnose",
     "Draws",
+    "Feature",
     "Holdout",
     "Id",
     "Known",
@@ -45,6 +46,7 @@ __all__ = [
     "Time",
     "Unit",
     "Until",
+    "Value",
     "Values",
 ]
 
@@ -59,17 +61,33 @@ Steps = Annotated[int, typer.Option(min=1, help="Training steps.")]
 LatentDim = Annotated[int, typer.Option(min=1, help="Dimension of the latent state.")]
 
 # of `fit`
-Data = Annotated[Path, typer.Argument(help="A .csv, .parquet or .nc file, one row per visit.")]
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="A .csv, .csv.gz, .tsv, .xlsx, .parquet or .nc file: one row per visit, or one per "
+        "measurement with --feature and --value."
+    ),
+]
 Id = Annotated[str, typer.Option(help="Column of the ids: who was observed.")]
 Time = Annotated[
     str, typer.Option(help="Column of the times: numbers, or dates such as 2020-01-31.")
 ]
 Values = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
         help="Columns of the measured values, separated by commas or repeated. They hold numbers, "
-        "and are empty where nothing was measured."
+        "and are empty where nothing was measured. A name with a comma may be quoted, as in "
+        "'\"a,b\",c'. With --feature: the entries of that column to read.  [default: all of them]"
     ),
+]
+Feature = Annotated[
+    str | None,
+    typer.Option(
+        help="In a table with one row per measurement, the column that says what was measured."
+    ),
+]
+Value = Annotated[
+    str | None, typer.Option(help="In such a table, the column of the results; needs --feature.")
 ]
 Log = Annotated[
     list[str] | None,
@@ -120,7 +138,7 @@ Quantiles = Annotated[
     typer.Option(help="Quantiles of new observations, between 0 and 1, separated by commas."),
 ]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="The file to write: .csv, .parquet or .nc.")
+    Path, typer.Option("--output", "-o", help="The file to write, ending as `fit` reads them.")
 ]
 Draws = Annotated[int, typer.Option(min=2, help="Draws from the posterior predictive.")]
 SeedOfDraws = Annotated[int, typer.Option(help="Seed of the draws.")]

@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from reprlib import Repr
-from typing import Any
+from contextlib import contextmanager
 
-import numpy as np
 import pandas as pd
 
-from np_latentode.data.labels import DATE
+from np_latentode.data.columns import Columns
+from np_latentode.data.entries import reads_otherwise
 from np_latentode.data.problems import Problems
+from np_latentode.data.records import Records, column_names, read_records
 
-__all__ = ["MISSING", "read_csv", "reads_otherwise", "write_csv"]
+__all__ = ["check_texts", "csv_column_names", "read_csv", "write_csv"]
 
-MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "null", "None"})
-"""Entries of a CSV file that mean a missing value."""
-
-BLANKS = " \t"
-"""Characters that are removed from both ends of an entry of a CSV file."""
-
-_shown = Repr(maxstring=60, maxlist=20).repr
+SEPARATORS = (",", ";", "\t")
+"""The characters that may separate the fields of a file."""
 
 
-def read_csv(data: bytes, name: str, columns: Sequence[str]) -> tuple[pd.DataFrame, Problems]:
-    """Reads columns of a CSV file: the first holds text, the second times, all others numbers.
+def read_csv(data: bytes, name: str, columns: Columns) -> tuple[pd.DataFrame, Problems]:
+    """Reads columns of a CSV file: ids, times and numbers. All other columns may hold anything.
 
-    - The text is UTF-8, and fields are separated by commas. The first row names the columns. Blank
-      lines are skipped, and blanks around an entry are ignored.
+    - The text is UTF-8. The first row names the columns. Rows without any entry are skipped, and
+      blanks around an entry are ignored.
+    - Fields are separated by commas, semicolons or tabs: by the one which finds the columns in the
+      first row.
     - `MISSING` lists the entries that mean a missing value.
     - Ids are text, exactly as written.
     - Times are of one kind: numbers, dates, or dates with a time zone. The kind of most rows is
@@ -40,11 +35,13 @@ def read_csv(data: bytes, name: str, columns: Sequence[str]) -> tuple[pd.DataFra
       converted to UTC.
     - Numbers are those that Python's `float` reads, with "." before the fraction, but without
       underscores. true and false are not numbers.
+    - Where semicolons separate fields, a column may have decimal commas, such as 1,5. Points are
+      then errors in it, as they may stand for thousands.
 
     Args:
         data: the bytes of the file.
         name: the name of the file.
-        columns: the names of the columns of id, time and values.
+        columns: the columns to read.
 
     Returns:
         The table and the errors of its rows, by the line where the row starts. The table holds NaN
@@ -53,33 +50,23 @@ def read_csv(data: bytes, name: str, columns: Sequence[str]) -> tuple[pd.DataFra
     Raises:
         ValueError: if the file is not text, or lacks a column.
     """
-    records = _records(_text(data, name))
-    places, width = _header(records, name, columns)
-    problems = Problems(name, "line")
-    lines: list[int] = []
-    # Kept by columns: Python's garbage collector is slow with a million short lists of rows.
-    entries: list[list[str]] = [[] for _ in columns]
-    for line, record in records:
-        if isinstance(record, str):
-            problems.add(line, "", f"a row must be proper CSV; got {record}")
-        elif len(record) != width:
-            problems.add(
-                line, "", f"a row must have {width} fields, as the header has; got {len(record)}"
-            )
-        else:
-            lines.append(line)
-            for column, place in zip(entries, places, strict=True):
-                column.append(record[place].strip(BLANKS))
-    if not lines and not problems.found:
-        raise ValueError(f"{name} must hold at least one row below its header; got none.")
-    problems.numbers = lines
-    who, when, *what = entries
-    table = {
-        columns[0]: np.array([None if entry in MISSING else entry for entry in who], object),
-        columns[1]: _times(when, columns[1], problems),
-        **{n: _numbers(x, n, problems) for n, x in zip(columns[2:], what, strict=True)},
-    }
-    return pd.DataFrame(table), problems
+    text = _text(data, name)
+    with _long_fields(text):
+        separator = _separator(text, columns.read)
+        records = _records(text, separator)
+        return read_records(records, name, columns, comma=separator == ";")
+
+
+def csv_column_names(data: bytes, name: str, likely: Sequence[str]) -> list[str]:
+    """The names of all columns of a CSV file.
+
+    Args:
+        data, name: as for `read_csv`.
+        likely: names that may be among them, by which the separator is found.
+    """
+    text = _text(data, name)
+    with _long_fields(text):
+        return column_names(_records(text, _separator(text, likely)), name)
 
 
 def _text(data: bytes, name: str) -> str:
@@ -99,9 +86,32 @@ def _line(data: bytes, found: bytes) -> int:
     return data.count(b"\n", 0, data.index(found)) + 1
 
 
-def _records(text: str) -> Iterator[tuple[int, list[str] | str]]:
-    """The line where each record starts, with its fields or an error message."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+@contextmanager
+def _long_fields(text: str) -> Iterator[None]:
+    """Lets Python's reader accept fields as long as the text; its default is 131,072 characters."""
+    before = csv.field_size_limit()
+    csv.field_size_limit(max(before, len(text)))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _separator(text: str, columns: Sequence[str]) -> str:
+    """The separator by which the first row names most of the columns, and has most fields."""
+
+    def found(separator: str) -> tuple[int, int]:
+        try:
+            names = column_names(_records(text, separator), "")
+        except ValueError:
+            return 0, 0
+        return len({*columns} & {*names}), len(names)
+
+    return max(SEPARATORS, key=found)
+
+
+def _records(text: str, separator: str) -> Records:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     while True:
         line = reader.line_num + 1
         try:
@@ -112,108 +122,24 @@ def _records(text: str) -> Iterator[tuple[int, list[str] | str]]:
             # The reader can continue with the next line.
             yield line, str(error)
             continue
-        if record:
-            yield line, record
+        yield line, record
 
 
-def _header(
-    records: Iterator[tuple[int, list[str] | str]], name: str, columns: Sequence[str]
-) -> tuple[list[int], int]:
-    """The positions of the columns in the header, and its number of fields."""
-    _, header = next(records, (1, []))
-    if not header or isinstance(header, str):
-        raise ValueError(
-            f"{name} must begin with a row that names its columns; got {header or 'no row'}."
-        )
-    found = [entry.strip(BLANKS) for entry in header]
-    if twice := [entry for entry, count in Counter(found).items() if count > 1]:
-        raise ValueError(
-            f"{name} must name different columns in its first row; got {_shown(twice)} more than "
-            "once."
-        )
-    if missing := [column for column in columns if column not in found]:
-        divided = "".join(
-            f" Fields must be separated by commas, and there are {what} in it."
-            for sign, what in ((";", "semicolons"), ("\t", "tabs"))
-            if len(found) == 1 and sign in header[0]
-        )
-        raise ValueError(
-            f"{name} must name the columns {_shown(list(columns))} in its first row; got none of "
-            f"{_shown(missing)} in {_shown(found)}.{divided}"
-        )
-    return [found.index(column) for column in columns], len(found)
-
-
-def _numbers(entries: Sequence[str], name: str, problems: Problems) -> np.ndarray:
-    numbers = np.full(len(entries), np.nan)
-    bad = []
-    for row, entry in enumerate(entries):
-        if entry not in MISSING:
-            number = _number(entry)
-            if number is None:
-                bad.append(row)
-            else:
-                numbers[row] = number
-    rule = "must hold numbers"
-    problems.check(name, rule, _picked(bad, len(entries)), lambda row: _shown(entries[row]))
-    return numbers
-
-
-def _number(entry: str) -> float | None:
-    try:
-        number = float(entry)
-    except ValueError:
-        return None
-    # Python reads other texts as NaN too, such as -nan. They are not in `MISSING`, so are errors.
-    return None if number != number or "_" in entry else number
-
-
-def _times(entries: Sequence[str], name: str, problems: Problems) -> np.ndarray:
-    """Floats or dates, whichever is more frequent; NaN or NaT for entries of another kind."""
-    times = [_time(entry) for entry in entries]
-    kinds = Counter(kind for kind, _ in times if kind)
-    kind = kinds.most_common(1)[0][0] if kinds else "number"
-    absent = [entry in MISSING for entry in entries]
-    rule = "must hold a time in each row"
-    problems.check(name, rule, absent, lambda row: _shown(entries[row]))
-    rule = "must hold numbers or ISO 8601 dates, of one kind throughout"
-    others = [k != kind for k, _ in times]
-    problems.check(name, rule, others, lambda row: _shown(entries[row]))
-    dtype, none = (float, np.nan) if kind == "number" else ("datetime64[us]", None)
-    return np.array([time if k == kind else none for k, time in times], dtype)
-
-
-def _time(entry: str) -> tuple[str, Any]:
-    """The kind of a time and its value; the kind is "" if the text is not a time."""
-    if entry in MISSING:
-        return "", None
-    number = _number(entry)
-    if number is not None:
-        return "number", number
-    match = DATE.fullmatch(entry)
-    if match is None:
-        return "", None
-    try:
-        date = datetime.fromisoformat(entry)
-        if match["zone"] is None:
-            return "date", date
-        return "date with a zone", date.astimezone(UTC).replace(tzinfo=None)
-    # The day does not exist, or its year in UTC is beyond what Python can hold.
-    except (ValueError, OverflowError):
-        return "", None
-
-
-def _picked(rows: list[int], count: int) -> np.ndarray:
-    picked = np.zeros(count, bool)
-    picked[rows] = True
-    return picked
-
-
-def write_csv(df: pd.DataFrame) -> bytes:
+def write_csv(df: pd.DataFrame, separator: str = ",") -> bytes:
     """A table as CSV.
 
     Raises:
         ValueError: if a text in it would be read as a different text.
+    """
+    check_texts(df)
+    return df.to_csv(index=False, lineterminator="\n", sep=separator).encode()
+
+
+def check_texts(df: pd.DataFrame) -> None:
+    """Refuses texts in a table that would be read from a file as different texts.
+
+    Raises:
+        ValueError: naming the column.
     """
     for column in df.columns:
         for text in (column, *df[column]):
@@ -221,10 +147,3 @@ def write_csv(df: pd.DataFrame) -> bytes:
                 raise ValueError(
                     f"column {column!r} holds {text!r}, which would be read as something else"
                 )
-    return df.to_csv(index=False, lineterminator="\n").encode()
-
-
-def reads_otherwise(text: str) -> bool:
-    """Whether a text would be read from a CSV file as a different text, or as a missing value."""
-    # Python's writer does not quote a carriage return, and readers take it for the end of a line.
-    return text in MISSING or text != text.strip(BLANKS) or "\r" in text or "\0" in text

@@ -1,7 +1,8 @@
-"""Tables in CSV, Parquet and netCDF files: reading and writing."""
+"""Tables in CSV, Excel, Parquet and netCDF files: reading and writing."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,27 +16,41 @@ import pandas as pd
 import xarray as xr
 
 from np_latentode.data.atomic import write_bytes
-from np_latentode.data.csv_files import read_csv, write_csv
+from np_latentode.data.columns import Columns
+from np_latentode.data.csv_files import csv_column_names, read_csv, write_csv
+from np_latentode.data.excel_files import read_sheet, write_excel
+from np_latentode.data.frames import as_frame
+from np_latentode.data.long_tables import feature_names
 from np_latentode.data.problems import MalformedRows, Problems
+from np_latentode.data.records import column_names, read_records
 from np_latentode.data.tables import Rows, from_rows
 
-__all__ = ["check_path", "read_rows", "read_table", "write_table"]
+__all__ = ["check_path", "read_names", "read_rows", "read_table", "write_table"]
 
 
 def read_rows(
-    path: str | os.PathLike[str], *, id: str, time: str, values: Sequence[str], **options: Any
+    path: str | os.PathLike[str],
+    *,
+    log: Sequence[str | int] | int = (),
+    origin: Any = None,
+    unit: str = "D",
+    **names: Any,
 ) -> Rows:
     """The rows of the table in a file by trajectory, as `tables.from_rows` gives them.
 
-    Arguments and errors are those of `Trajectories.from_file`.
+    Arguments and errors are those of `Trajectories.from_file`; `names` are those of columns.
     """
-    df, problems = read_table(path, id=id, time=time, values=values)
     try:
-        return from_rows(df, id=id, time=time, values=values, **options, problems=problems)
+        columns = Columns.of(**names)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    df, problems = _read(path, columns)
+    try:
+        return from_rows(df, columns, log=log, origin=origin, unit=unit, problems=problems)
     except MalformedRows:
         raise
     except ValueError as error:
-        raise ValueError(f"{problems.name}: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_table(
@@ -44,20 +59,38 @@ def read_table(
     """The table in a file, and the errors of its rows found so far.
 
     Args:
-        path: a .csv, .parquet or .nc file; the ending decides how it is read.
-        id, time, values: the columns that are needed. Other columns of a CSV file are not read.
+        path: a file whose ending is one of `FORMATS` and decides how it is read.
+        id, time, values: the columns that are needed. Others are not read from CSV and Excel files.
 
     Raises:
         ValueError: naming the file, if it is not of the format that its ending names, or lacks a
             column.
-        ImportError: if pyarrow, which reads Parquet, is missing.
+        ImportError: if the library that reads the format is missing.
         OSError: if the system cannot read the file.
     """
+    return _read(path, Columns.of(id=id, time=time, values=values))
+
+
+def _read(path: str | os.PathLike[str], columns: Columns) -> tuple[pd.DataFrame, Problems]:
     path, form = check_path(path)
     with _named_errors(path, "read"):
         data = path.read_bytes()
-    columns = [id, time, *([values] if isinstance(values, str) else values)]
     return form.read(data, str(path), columns)
+
+
+def read_names(path: str | os.PathLike[str], **names: Any) -> list[str]:
+    """What `values` may name in a file: its columns, or the features of a long table.
+
+    Arguments and errors are those of `read_table`.
+    """
+    path, form = check_path(path)
+    columns = Columns.of(**names)
+    if columns.feature is not None:
+        df, problems = _read(path, columns)
+        return feature_names(as_frame(df, columns, problems), columns)
+    with _named_errors(path, "read"):
+        data = path.read_bytes()
+    return form.column_names(data, str(path), columns.read)
 
 
 def write_table(df: pd.DataFrame, path: str | os.PathLike[str]) -> None:
@@ -65,18 +98,18 @@ def write_table(df: pd.DataFrame, path: str | os.PathLike[str]) -> None:
 
     Args:
         df: a data frame of pandas; its index is left out.
-        path: of a .csv, .parquet or .nc file; the ending decides the format. An earlier file is
+        path: of a file whose ending is one of `FORMATS` and decides the format. An earlier file is
             replaced once the new one is complete.
 
     Raises:
         ValueError: naming the file, if its ending is not known or its format cannot hold the table.
-        ImportError: if pyarrow, which writes Parquet, is missing.
+        ImportError: if the library that writes the format is missing.
         OSError: if the system cannot write the file. An earlier file is then unchanged.
     """
     path, form = check_path(path)
     try:
         data = form.write(df.reset_index(drop=True))
-    # pyarrow, h5py and xarray raise exceptions of many types for entries that they cannot write.
+    # Libraries raise exceptions of many types for entries that they cannot write.
     except Exception as error:
         raise ValueError(
             f"{path} must be given a table that its format can hold; got one that cannot be "
@@ -115,36 +148,79 @@ def _write_netcdf(df: pd.DataFrame) -> bytes:
     return bytes(dataset.to_netcdf(engine="h5netcdf"))
 
 
-def _by_library(
-    read: Callable[[bytes], pd.DataFrame],
-) -> Callable[[bytes, str, Sequence[str]], tuple[pd.DataFrame, Problems]]:
-    """A reader for formats in which a file is readable as a whole, or not at all."""
-
-    def read_whole(data: bytes, name: str, columns: Sequence[str]):
-        try:
-            return read(data), Problems(name)
-        # pyarrow, h5py and xarray raise exceptions of many types for bytes of another format.
-        except Exception as error:
-            raise ValueError(
-                f"{name} must be what its ending says; got a file that cannot be read as such: "
-                f"{_message(error)}."
-            ) from error
-
-    return read_whole
-
-
 class Format(NamedTuple):
-    """The functions that read and write one format; `read` has the signature of `read_csv`."""
+    """The functions that read and write one format, and what they need."""
 
-    read: Callable[[bytes, str, Sequence[str]], tuple[pd.DataFrame, Problems]]
+    read: Callable[[bytes, str, Columns], tuple[pd.DataFrame, Problems]]
+    """With the signature of `read_csv`."""
+    column_names: Callable[[bytes, str, Sequence[str]], list[str]]
+    """With the signature of `csv_column_names`."""
     write: Callable[[pd.DataFrame], bytes]
+    needs: tuple[str, ...] = ()
+    """The library, the name of the format, and the extra that installs the library."""
 
 
+def _by_library(
+    read: Callable[[bytes], pd.DataFrame], write: Callable[[pd.DataFrame], bytes], *needs: str
+) -> Format:
+    """A format in which a file is readable as a whole, or not at all."""
+    return Format(
+        lambda data, name, columns: (_whole(read, data, name), Problems(name)),
+        lambda data, name, likely: [str(column) for column in _whole(read, data, name).columns],
+        write,
+        needs,
+    )
+
+
+def _whole[T](read: Callable[[bytes], T], data: bytes, name: str) -> T:
+    try:
+        return read(data)
+    # pyarrow, h5py, xarray, openpyxl and gzip raise exceptions of many types for other bytes.
+    except Exception as error:
+        raise ValueError(
+            f"{name} must be what its ending says; got a file that cannot be read as such: "
+            f"{_message(error)}."
+        ) from error
+
+
+def _gzipped(form: Format) -> Format:
+    """The same format, compressed by gzip."""
+    return Format(
+        lambda data, name, columns: form.read(_whole(_unzipped, data, name), name, columns),
+        lambda data, name, likely: form.column_names(_whole(_unzipped, data, name), name, likely),
+        # Without the time of writing, so that the same table gives the same file.
+        lambda df: gzip.compress(form.write(df), mtime=0),
+        form.needs,
+    )
+
+
+def _unzipped(data: bytes) -> bytes:
+    if not data:
+        raise EOFError("it is empty")
+    return gzip.decompress(data)
+
+
+def _read_excel(data: bytes, name: str, columns: Columns) -> tuple[pd.DataFrame, Problems]:
+    return read_records(_whole(read_sheet, data, name), name, columns, noun="sheet row")
+
+
+def _excel_column_names(data: bytes, name: str, likely: Sequence[str]) -> list[str]:
+    # A sheet is slow to read.
+    return column_names(_whole(lambda data: read_sheet(data, 1_000), data, name), name)
+
+
+CSV = Format(read_csv, csv_column_names, write_csv)
+TSV = CSV._replace(write=lambda df: write_csv(df, "\t"))
 FORMATS = {
-    ".csv": Format(read_csv, write_csv),
-    ".parquet": Format(_by_library(_read_parquet), _write_parquet),
-    ".nc": Format(_by_library(_read_netcdf), _write_netcdf),
+    ".csv": CSV,
+    ".csv.gz": _gzipped(CSV),
+    ".tsv": TSV,
+    ".tsv.gz": _gzipped(TSV),
+    ".xlsx": Format(_read_excel, _excel_column_names, write_excel, ("openpyxl", "Excel", "excel")),
+    ".parquet": _by_library(_read_parquet, _write_parquet, "pyarrow", "Parquet", "parquet"),
+    ".nc": _by_library(_read_netcdf, _write_netcdf),
 }
+"""The formats by the endings of their files."""
 
 
 def check_path(path: str | os.PathLike[str]) -> tuple[Path, Format]:
@@ -152,21 +228,23 @@ def check_path(path: str | os.PathLike[str]) -> tuple[Path, Format]:
 
     Raises:
         ValueError: if the ending is not known.
-        ImportError: if pyarrow, for Parquet, is missing.
+        ImportError: if the library that the format needs is missing.
     """
     try:
         path = Path(path)
     except TypeError as error:
         raise ValueError(f"path must name a file; got {path!r}.") from error
-    ending = path.suffix.lower()
-    if ending not in FORMATS:
+    ending = "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:])
+    form = FORMATS.get(ending.lower())
+    if form is None:
         raise ValueError(f"path must end in one of {', '.join(FORMATS)}; got {str(path)!r}.")
-    if ending == ".parquet" and find_spec("pyarrow") is None:
+    if form.needs and find_spec(form.needs[0]) is None:
+        library, noun, extra = form.needs
         raise ImportError(
-            f"pyarrow must be installed for Parquet, by pip install 'np-latentode[parquet]'; got "
-            f"{str(path)!r} without pyarrow."
+            f"{library} must be installed for {noun}, by pip install 'np-latentode[{extra}]'; got "
+            f"{str(path)!r} without {library}."
         )
-    return path, FORMATS[ending]
+    return path, form
 
 
 @contextmanager

@@ -36,6 +36,8 @@ class Labels:
         origin, unit: dates are counted in this unit from this origin on. None if the table held
             numbers for times.
         log: the features whose values are logarithms of the table's entries.
+        feature, value: the names of the columns of what was measured and of the result, if the
+            table had a row for each measurement.
     """
 
     ids: tuple[Any, ...]
@@ -45,6 +47,8 @@ class Labels:
     origin: np.datetime64 | None = None
     unit: str | None = None
     log: tuple[str, ...] = ()
+    feature: str | None = None
+    value: str | None = None
 
     def select(self, index: Any) -> Labels:
         """The labels of the trajectories that an index array or a slice selects."""

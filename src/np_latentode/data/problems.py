@@ -54,6 +54,13 @@ class Problems:
     def __init__(self, name: str = "", noun: str = "row", numbers: Sequence[int] | None = None):
         self.name, self.noun, self.numbers = name, noun, numbers
         self.found: dict[tuple[int, str], str] = {}
+        self.called: dict[str, str] = {}
+        """What messages call a column, where that is not its name."""
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Numbers the rows that are left of a table; `rows` is True for each of them."""
+        numbers = np.arange(len(rows)) if self.numbers is None else np.asarray(self.numbers)
+        self.numbers = numbers[rows].tolist()
 
     def add(self, number: int, column: str, what: str) -> None:
         """Adds an error for one row and column, unless there is one already."""
@@ -70,7 +77,8 @@ class Problems:
         """
         for row in np.flatnonzero(bad).tolist():
             number = row if self.numbers is None else int(self.numbers[row])
-            self.add(number, column, f"column {column!r} {rule}; got {got(row)}")
+            called = self.called.get(column, repr(column))
+            self.add(number, column, f"column {called} {rule}; got {got(row)}")
 
     def raise_if_any(self) -> None:
         """Raises MalformedRows if there are errors."""

@@ -36,7 +36,7 @@ def pad(
     all_values = np.full((len(pairs), length, width), np.nan)
     for i, (times, values) in enumerate(pairs):
         if len(times):
-            all_times[i] = np.pad(times, (0, length - len(times)), mode="edge")
+            all_times[i, : len(times)], all_times[i, len(times) :] = times, times[-1]
             all_values[i, : len(times)] = values
     return all_times, all_values
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,7 +10,10 @@ import narwhals as nw
 import numpy as np
 from jaxtyping import Float
 
+from np_latentode.data.columns import Columns
+from np_latentode.data.frames import as_frame
 from np_latentode.data.labels import UNITS, Labels
+from np_latentode.data.long_tables import gather, numbered, spread, warn_of_mixture
 from np_latentode.data.offset import Offset
 from np_latentode.data.problems import Problems
 
@@ -74,11 +76,9 @@ def pad_rows(rows: Rows) -> tuple[Given, np.ndarray]:
 
 def from_rows(
     df: Any,
+    columns: Columns,
     *,
-    id: str,
-    time: str,
-    values: Sequence[str],
-    log: Sequence[str] = (),
+    log: Sequence[str | int] | int = (),
     origin: Any = None,
     unit: str = "D",
     problems: Problems | None = None,
@@ -89,50 +89,38 @@ def from_rows(
     that were found while the rows were read from a file.
     """
     problems = problems or Problems()
-    frame = _frame(df)
-    values, log = _listed(values), _listed(log)
-    _check_columns(frame, [id, time, *values], log)
+    id, time, values = columns.id, columns.time, columns.values
+    frame = as_frame(df, columns, problems)
     if not len(frame):
         problems.raise_if_any()
         raise ValueError("df must hold at least one row; got none.")
+    if columns.feature is not None:
+        frame, values = spread(frame, columns, problems)
+    log = _listed(log)
+    if strange := [name for name in log if name not in values]:
+        raise ValueError(f"log must name columns among values, {[*values]}; got {strange}.")
     who = _ids(frame[id], id, problems)
     when, dates, origin, counted = _times(frame[time], time, origin, unit, problems)
     own = np.stack([_values(frame[name], name, name in log, problems) for name in values], axis=1)
     problems.raise_if_any()
+    ids, codes = numbered(who)
+    if columns.feature is not None:
+        own = gather(codes, when, own)
+    warn_of_mixture(codes, when, own, columns)
     logged = tuple(name for name in values if name in log)
-    labels = Labels((), tuple(values), id, time, origin, counted, logged)
+    pair = (columns.feature, columns.value)
+    labels = Labels(tuple(ids), values, id, time, origin, counted, logged, *pair)
     what = labels.modelled(own)
-    rows = _rows_by_id(who, when, what)
-    of_each = list(rows.values())
+    of_each = _rows_by_id(codes, when, what)
     _check_precision(frame[time], id, time, when, of_each, problems)
-    columns = Given(when, what, dates, own if logged else None)
-    return Rows(columns, of_each, replace(labels, ids=tuple(rows)))
+    return Rows(Given(when, what, dates, own if logged else None), of_each, labels)
 
 
-def _check_columns(frame: nw.DataFrame, columns: list[str], log: list[str]) -> None:
-    values = columns[2:]
-    if not values or len(set(columns)) != len(columns):
-        raise ValueError(
-            f"id, time and values must name different columns, and values at least one; "
-            f"got {columns}."
-        )
-    if missing := [name for name in columns if name not in frame.columns]:
-        raise ValueError(
-            f"id, time and values must name columns of the table; got {missing}, and it has "
-            f"{frame.columns}."
-        )
-    if strange := [name for name in log if name not in values]:
-        raise ValueError(f"log must name columns among values, {values}; got {strange}.")
-
-
-def _rows_by_id(who: list[Any], when: np.ndarray, what: np.ndarray) -> dict[Any, np.ndarray]:
+def _rows_by_id(codes: np.ndarray, when: np.ndarray, what: np.ndarray) -> list[np.ndarray]:
     """The rows of each id that hold a measurement, in the order of their times."""
-    rows: dict[Any, list[int]] = {}
-    for row, name in enumerate(who):
-        rows.setdefault(name, []).append(row)
-    measured = ~np.isnan(what).all(1)
-    kept = {name: np.array(mine)[measured[mine]] for name, mine in rows.items()}
-    return {name: mine[np.argsort(when[mine], kind="stable")] for name, mine in kept.items()}
+    measured = np.flatnonzero(~np.isnan(what).all(1))
+    order = measured[np.lexsort((when[measured], codes[measured]))]
+    return np.split(order, np.searchsorted(codes[order], np.arange(1, codes.max() + 1)))
 
 
 def _check_precision(
@@ -269,16 +257,6 @@ def _to_native(columns: dict[str, Any], with_nulls: Sequence[str], backend: Any)
     return frame.with_columns(nw.col(*with_nulls).fill_nan(None) if with_nulls else []).to_native()
 
 
-def _frame(df: Any) -> nw.DataFrame:
-    try:
-        return nw.from_native(df, eager_only=True)
-    except TypeError as error:
-        raise ValueError(
-            "df must be a data frame, for example of pandas or polars, and not a lazy one; "
-            f"got {type(df).__name__}."
-        ) from error
-
-
 def _numbers(column: nw.Series, name: str) -> np.ndarray:
     """Floats, NaN where the table is empty."""
     dtype = column.dtype
@@ -302,8 +280,8 @@ def _numbers(column: nw.Series, name: str) -> np.ndarray:
     )
 
 
-def _listed(names: Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
+def _listed(names: Sequence[str | int] | int) -> list[str]:
+    return [str(name) for name in ([names] if isinstance(names, (str, int)) else names)]
 
 
 def _ids(column: nw.Series, name: str, problems: Problems) -> list[Any]:

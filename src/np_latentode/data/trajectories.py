@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from np_latentode.data.columns import Columns
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import (
     Numbers,
@@ -126,10 +127,12 @@ class Trajectories:
         cls: type[T],
         df: Any,
         *,
-        id: str,
-        time: str,
-        values: Sequence[str],
-        log: Sequence[str] = (),
+        id: str | int,
+        time: str | int,
+        values: Sequence[str | int] | int = (),
+        feature: str | int | None = None,
+        value: str | int | None = None,
+        log: Sequence[str | int] | int = (),
         origin: Any = None,
         unit: str = "D",
     ) -> T:
@@ -142,11 +145,15 @@ class Trajectories:
 
         Args:
             df: a data frame of pandas, polars, pyarrow, or another library that narwhals supports.
+                Levels of an index of pandas are columns too. Names are compared as text.
             id: the column that identifies trajectories.
-            time: the column of times: numbers, dates, or datetimes. Datetimes with a time zone are
-                converted to UTC.
+            time: the column of times: numbers, dates, datetimes, or texts that
+                `csv_files.read_csv` reads as such. Datetimes with a time zone are converted to UTC.
             values: the columns of measurements: numbers, or true and false. An empty entry was not
-                measured.
+                measured. With `feature`: those of its entries that are read. Default: all of them.
+            feature, value: for a table with one row per measurement, the column of what was
+                measured, and that of the result. Rows of one id and time become one observation of
+                all features.
             log: the columns among `values` that are modelled by their logarithm. `values` of the
                 trajectories are then logarithms; tables and figures stay in the column's own units.
             origin: the date from which times are counted. Default: the first date. A table to
@@ -159,43 +166,43 @@ class Trajectories:
                 the column and what came.
             ValueError: if the table lacks a column, has no rows, or holds text.
         """
-        return cls._from_rows(
-            from_rows(df, id=id, time=time, values=values, log=log, origin=origin, unit=unit)
-        )
+        columns = Columns.of(id=id, time=time, values=values, feature=feature, value=value)
+        return cls._from_rows(from_rows(df, columns, log=log, origin=origin, unit=unit))
 
     @classmethod
     def from_file[T: Trajectories](
         cls: type[T],
         path: str | os.PathLike[str],
         *,
-        id: str,
-        time: str,
-        values: Sequence[str],
-        log: Sequence[str] = (),
+        id: str | int,
+        time: str | int,
+        values: Sequence[str | int] | int = (),
+        feature: str | int | None = None,
+        value: str | int | None = None,
+        log: Sequence[str | int] | int = (),
         origin: Any = None,
         unit: str = "D",
     ) -> T:
         """Trajectories from a file that holds a long table; see `from_dataframe`.
 
         Args:
-            path: of a .csv, .parquet or .nc (netCDF) file. `csv_files.read_csv` says how CSV is
-                read; its ids stay text. The index of a table and the coordinates of a grid are
-                columns.
-            id, time, values, log, origin, unit: as in `from_dataframe`.
+            path: of a .csv, .tsv, .xlsx, .parquet or .nc (netCDF) file; .csv and .tsv may be
+                compressed, as .csv.gz. `csv_files.read_csv` says how texts are read; ids stay text.
+                Of .xlsx, the first sheet is read. An index and coordinates are columns.
+            id, time, values, feature, value, log, origin, unit: as in `from_dataframe`.
 
         Raises:
             MalformedRows: a ValueError that lists all rows that cannot be read: lines of a CSV file
                 (from 1), or rows (from 0).
             ValueError: naming the file, if it has another format or lacks a column.
-            ImportError: if pyarrow, which reads Parquet, is missing.
+            ImportError: if the library that reads .parquet or .xlsx is missing.
             OSError: if the system cannot read the file.
         """
         # Imported here, as pandas and xarray take most of a second.
         from np_latentode.data.files import read_rows
 
-        return cls._from_rows(
-            read_rows(path, id=id, time=time, values=values, log=log, origin=origin, unit=unit)
-        )
+        names = dict(id=id, time=time, values=values, feature=feature, value=value)
+        return cls._from_rows(read_rows(path, **names, log=log, origin=origin, unit=unit))
 
     @classmethod
     def _from_rows[T: Trajectories](cls: type[T], rows: Rows) -> T:
@@ -216,14 +223,15 @@ class Trajectories:
         return to_rows(self.given, np.asarray(self.mask), self.names, backend=backend)
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
-        """Writes the table of `to_dataframe` to a .csv, .parquet or .nc file, whole or not at all.
+        """Writes the table of `to_dataframe` to a file, whole or not at all.
 
         Args:
-            path: of the file. An earlier file is replaced once the new one is complete.
+            path: of the file, with an ending that `from_file` reads. An earlier file is replaced
+                once the new one is complete.
 
         Raises:
             ValueError: if the file's format is not known, or cannot hold an id or a name.
-            ImportError: if pyarrow, which writes Parquet, is missing.
+            ImportError: if the library that writes .parquet or .xlsx is missing.
             OSError: if the system cannot write the file. An earlier file is then unchanged.
         """
         from np_latentode.data.files import write_table

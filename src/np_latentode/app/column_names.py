@@ -1,0 +1,88 @@
+"""Column names as they are typed: several in one text, separated by commas."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from np_latentode.data.files import read_names
+
+__all__ = ["named_values", "split_names"]
+
+
+def named_values(
+    data: Path, values: Sequence[str] | None, log: Sequence[str] | None, **names: Any
+) -> dict[str, list[str]]:
+    """The arguments `values` and `log` of `fit_table`, from texts with names and commas.
+
+    Args:
+        data: the table. It is read if there are commas.
+        values, log: the texts.
+        names: the arguments id, time, feature and value.
+    """
+
+    def known() -> list[str]:
+        # The columns of a wide table need no column of values to be listed.
+        own = names if names["feature"] is not None else names | {"values": [*(values or ())]}
+        return read_names(data, **own)
+
+    split = split_names("values", values, known)
+    return {"values": split, "log": split_names("log", log, lambda: split or known())}
+
+
+def split_names(
+    option: str, given: Sequence[str] | None, known: Callable[[], Sequence[str]]
+) -> list[str]:
+    """The names in the texts of an option.
+
+    A name may hold commas itself: if it is quoted, as in '"a,b",c', or if the table has it. Blanks
+    around a name are left out.
+
+    Args:
+        option: the name of the option.
+        given: its texts.
+        known: returns the names that the table has; it is called if there are commas.
+
+    Raises:
+        ValueError: naming the option, if there is nothing on one side of a comma, quotes are not
+            closed, or a text can be split in several ways.
+    """
+    return [name for text in given or () for name in _split(option, text, known)]
+
+
+def _split(option: str, text: str, known: Callable[[], Sequence[str]]) -> list[str]:
+    pieces = text.split(",")
+    if any(piece.strip().startswith('"') for piece in pieces):
+        try:
+            [pieces] = csv.reader([text], strict=True, skipinitialspace=True)
+        except (csv.Error, ValueError) as error:
+            raise ValueError(
+                f"{option} must close each quote at the end of a name; got {text!r}."
+            ) from error
+        ways = []
+    else:
+        ways = _ways(pieces, {*known()}) if len(pieces) > 1 else []
+    if len(ways) > 1:
+        raise ValueError(
+            f"{option} must name columns in one way; got {text!r}, which may mean {ways[0]} or "
+            f"{ways[1]}. Quote a name that holds commas, or repeat the option for each name."
+        )
+    names = ways[0] if ways else [piece.strip() for piece in pieces]
+    if "" in names:
+        raise ValueError(f"{option} must be names separated by commas; got {text!r}.")
+    return names
+
+
+def _ways(pieces: Sequence[str], known: set[str]) -> list[list[str]]:
+    """All ways to join neighbouring pieces into known names."""
+    if not pieces:
+        return [[]]
+    names = [",".join(pieces[:k]).strip() for k in range(1, len(pieces) + 1)]
+    return [
+        [name, *rest]
+        for k, name in enumerate(names, 1)
+        if name in known
+        for rest in _ways(pieces[k:], known)
+    ]

@@ -1,0 +1,73 @@
+"""Columns: the names of those columns of a table that are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Columns"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns that are read, as text; all others may hold anything.
+
+    Args:
+        id, time: of ids and times.
+        values: of measurements. With `feature`, the entries of that column which are read, or none
+            for all of them.
+        feature, value: in a table with one row per measurement, the columns of what was measured
+            and of the result.
+    """
+
+    id: str
+    time: str
+    values: tuple[str, ...]
+    feature: str | None = None
+    value: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        id: str | int,
+        time: str | int,
+        values: Sequence[str | int] | int = (),
+        feature: str | int | None = None,
+        value: str | int | None = None,
+    ) -> Columns:
+        """The columns that a user names.
+
+        Raises:
+            ValueError: if the names are not different, or one is missing.
+        """
+        names = [values] if isinstance(values, (str, int)) else values
+        pair = [None if name is None else str(name) for name in (feature, value)]
+        self = cls(str(id), str(time), tuple(map(str, names)), *pair)
+        if (feature is None) != (value is None):
+            raise ValueError(
+                "feature and value must be given together, the column of what was measured and the "
+                f"column of the result; got {feature!r} and {value!r}."
+            )
+        if not self.numbers or len(set(self.read)) != len(self.read):
+            what = "id, time and values" if feature is None else "id, time, feature and value"
+            least = ", and values at least one" if feature is None else ""
+            raise ValueError(f"{what} must name different columns{least}; got {[*self.read]}.")
+        if len(set(self.values)) != len(self.values):
+            raise ValueError(f"values must name different features; got {[*self.values]}.")
+        return self
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns that hold texts: ids, and what was measured."""
+        return (self.id,) if self.feature is None else (self.id, self.feature)
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The columns that hold measurements."""
+        return self.values if self.value is None else (self.value,)
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return (self.id, self.time, *self.texts[1:], *self.numbers)

@@ -1,0 +1,197 @@
+"""Long tables: one row per measurement, as a column for each feature."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+
+from np_latentode.data.columns import Columns
+from np_latentode.data.entries import shown
+from np_latentode.data.problems import Problems
+
+__all__ = ["asked_rows", "feature_names", "gather", "numbered", "spread", "warn_of_mixture"]
+
+
+def numbered(entries: Iterable[Any]) -> tuple[list[Any], np.ndarray]:
+    """The distinct entries in the order of their first rows, and the place of each among them."""
+    places: dict[Any, int] = {}
+    codes = np.array([places.setdefault(entry, len(places)) for entry in entries], int)
+    return [*places], codes
+
+
+def asked_rows(what: Sequence[str | None], columns: Columns) -> np.ndarray:
+    """True for the rows of the features that are read; `what` was measured in each row."""
+    return np.array([not columns.values or name in columns.values for name in what], bool)
+
+
+def spread(
+    frame: nw.DataFrame, columns: Columns, problems: Problems
+) -> tuple[nw.DataFrame, tuple[str, ...]]:
+    """A long table with a column for each feature instead of one for all, and the features.
+
+    A row stays a row, with a single measurement. Of a row whose feature is not read, only the id
+    counts: it stays if it is the first of its id, as such an id is still a trajectory.
+
+    Args:
+        frame: a table with rows; ids, times, features and values.
+        columns: their names.
+        problems: gets the rows without a feature, and goes on with the rows that stay.
+
+    Raises:
+        ValueError: if none of the features occurs, or one is called as the column of ids or times.
+    """
+    what = _measured(frame, columns)
+    if not columns.values:
+        absent = [name is None for name in what]
+        rule = "must say in each row what was measured"
+        problems.check(str(columns.feature), rule, absent, lambda row: "nothing")
+        problems.raise_if_any()
+    features = _features(what, columns)
+    asked = asked_rows(what, columns)
+    stays = asked | _first_rows(frame[columns.id])
+    rows = np.flatnonzero(stays)
+    problems.keep(stays)
+    problems.called |= {name: f"{columns.value!r} of {name!r}" for name in features}
+    where = {name: np.array([x == name for x in what], bool)[rows] for name in features}
+    table = {
+        columns.id: _taken(frame[columns.id], rows),
+        columns.time: _taken(frame[columns.time], _with_times(frame[columns.time], rows, asked)),
+        **_columns(_taken(frame[str(columns.value)], rows), where),
+    }
+    return nw.from_dict(table, backend=frame.implementation), features
+
+
+def feature_names(frame: nw.DataFrame, columns: Columns) -> list[str]:
+    """The features of a long table, in the order of their first rows."""
+    return _known(_measured(frame, columns))
+
+
+def _known(what: Sequence[str | None]) -> list[str]:
+    return [*dict.fromkeys(name for name in what if name is not None)]
+
+
+def _measured(frame: nw.DataFrame, columns: Columns) -> list[str | None]:
+    """What was measured in each row, None where nothing is said."""
+    return [_as_text(entry) for entry in _entries(frame[str(columns.feature)])]
+
+
+def _features(what: Sequence[str | None], columns: Columns) -> tuple[str, ...]:
+    known = _known(what)
+    features = columns.values or tuple(known)
+    if not {*features} & {*known}:
+        raise ValueError(
+            f"values must be entries of column {columns.feature!r}; got {shown([*features])}, and "
+            f"it has {shown(known)}."
+        )
+    if taken := {columns.id, columns.time} & {*features}:
+        raise ValueError(
+            "features must not have the names of the columns of id and time; got "
+            f"{shown(sorted(taken))} in column {columns.feature!r}."
+        )
+    return features
+
+
+def _entries(column: nw.Series) -> list[Any]:
+    """The entries, None where there is none."""
+    pairs = zip(column.to_list(), column.is_null().to_list(), strict=True)
+    return [None if null or entry != entry else entry for entry, null in pairs]
+
+
+def _as_text(entry: Any) -> str | None:
+    # In pandas, integers beside a missing entry are floats.
+    if isinstance(entry, float) and entry.is_integer():
+        entry = int(entry)
+    return None if entry is None else str(entry)
+
+
+def _first_rows(column: nw.Series) -> np.ndarray:
+    """True for the first row of each id."""
+    first, seen = [], {None}
+    for entry in _entries(column):
+        first.append(entry not in seen)
+        seen.add(entry)
+    return np.array(first, bool)
+
+
+def _taken(column: nw.Series, rows: np.ndarray) -> nw.Series:
+    return column if np.array_equal(rows, np.arange(len(column))) else column[rows.tolist()]
+
+
+def _with_times(column: nw.Series, rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """The rows whose times to take: rows that only give their id need none of their own."""
+    able = np.flatnonzero(asked & ~column.is_null().to_numpy())
+    instead = able[0] if len(able) else np.flatnonzero(asked)[0]
+    return np.where(asked[rows], rows, instead)
+
+
+def _columns(column: nw.Series, where: dict[str, np.ndarray]) -> dict[str, nw.Series]:
+    """The column of values, once for each feature, empty where another one was measured."""
+    backend = column.implementation
+    if column.dtype.is_numeric() or column.dtype == nw.Boolean:
+        values = column.cast(nw.Float64).to_numpy().astype(float)
+        made = {name: np.where(here, values, np.nan) for name, here in where.items()}
+        return {name: nw.new_series(name, x, backend=backend) for name, x in made.items()}
+    entries = _entries(column)
+    made = {
+        name: [x if mine else None for x, mine in zip(entries, here.tolist(), strict=True)]
+        for name, here in where.items()
+    }
+    return {name: nw.new_series(name, x, backend=backend) for name, x in made.items()}
+
+
+def gather(who: np.ndarray, when: np.ndarray, what: np.ndarray) -> np.ndarray:
+    """Values (row, feature), with those of one id and time in the first of their rows.
+
+    Several measurements of one feature at one time stay observations of their own, in the order of
+    the table: the k-th of each feature come together.
+
+    Args:
+        who: the number of each row's id.
+        when, what: times (row,), and values (row, feature), NaN where not measured.
+    """
+    rows, features = np.nonzero(~np.isnan(what))
+    ids, times = who[rows], when[rows]
+    # np.lexsort is stable, and sorts by its last key first.
+    order = np.lexsort((features, times, ids))
+    rank = np.empty(len(rows), int)
+    rank[order] = _counted(ids[order], times[order], features[order])
+    order = np.lexsort((rank, times, ids))
+    starts = _counted(ids[order], times[order], rank[order]) == 0
+    first = np.empty(len(rows), int)
+    first[order] = rows[order][starts][np.cumsum(starts) - 1]
+    gathered = np.full(what.shape, np.nan)
+    gathered[first, features] = what[rows, features]
+    return gathered
+
+
+def _counted(*keys: np.ndarray) -> np.ndarray:
+    """The number of earlier rows with the same keys; equal ones are neighbours."""
+    count = len(keys[0])
+    new = np.ones(count, bool)
+    new[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
+    starts = np.flatnonzero(new)
+    return np.arange(count) - starts[np.cumsum(new) - 1]
+
+
+def warn_of_mixture(who: np.ndarray, when: np.ndarray, what: np.ndarray, columns: Columns) -> None:
+    """Warns of a column that may hold different measurements, as its rows share id and time."""
+    if columns.feature is not None or len(columns.values) != 1:
+        return
+    measured = ~np.isnan(what[:, 0])
+    _, at, count = np.unique(
+        np.stack([who[measured], when[measured]]), axis=1, return_inverse=True, return_counts=True
+    )
+    shared = int((count[at] > 1).sum())
+    if 2 * shared > len(at):
+        warnings.warn(
+            f"feature and value (--feature, --value) must name the columns of what was measured "
+            f"and of the result, if {columns.values[0]!r} holds different measurements; got "
+            f"{shared} of {len(at)} rows that share {columns.id!r} and {columns.time!r} with "
+            "another row, and they are read as repeated measurements of one kind.",
+            skip_file_prefixes=(str(Path(__file__).parents[1]),),
+        )

@@ -1,0 +1,79 @@
+"""Names are split at commas, but for those that hold commas themselves."""
+
+import pandas as pd
+import pytest
+
+from np_latentode.app.column_names import named_values, split_names
+from np_latentode.data.files import write_table
+
+
+def split(*texts, known=()):
+    return split_names("values", texts, lambda: known)
+
+
+@pytest.mark.parametrize(
+    ("texts", "known", "names"),
+    [
+        (["a,b"], ["a", "b", "c"], ["a", "b"]),
+        ([" a , b ", "c"], ["a", "b", "c"], ["a", "b", "c"]),
+        (["a,b"], ["a,b"], ["a,b"]),
+        (["a,b"], ["a, b", "a,b"], ["a,b"]),
+        (["a, b,c"], ["a, b", "c"], ["a, b", "c"]),
+        (["a,b,c,d"], ["a", "b,c", "d", "c"], ["a", "b,c", "d"]),
+        (['"a,b",c'], ["a", "b", "a,b", "c"], ["a,b", "c"]),
+        (['a, "b, c"'], [], ["a", "b, c"]),
+        (['"say ""a"""'], [], ['say "a"']),
+        (['5" pipe,c'], [], ['5" pipe', "c"]),
+        (["a,b"], ["a", "c"], ["a", "b"]),
+        (["3"], [], ["3"]),
+        ([], ["a"], []),
+    ],
+)
+def test_names_are_those_of_the_table(texts, known, names):
+    assert split(*texts, known=known) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bili,", "values must be names separated by commas; got 'bili,'."),
+        (",", "values must be names separated by commas; got ','."),
+        ("", "values must be names separated by commas; got ''."),
+        ("a,,b", "values must be names separated by commas; got 'a,,b'."),
+        ('"a,b', "values must close each quote at the end of a name; got '\"a,b'."),
+        ('"a"b,c', "values must close each quote at the end of a name; got '\"a\"b,c'."),
+    ],
+)
+def test_a_text_that_names_nothing_is_refused_in_a_sentence(text, message):
+    with pytest.raises(ValueError, match=r"^values must") as caught:
+        split(text, known=["a", "b"])
+    assert str(caught.value) == message
+
+
+def test_a_text_that_can_be_split_in_two_ways_is_refused():
+    message = r"in one way; got 'a,b', which may mean \['a', 'b'\] or \['a,b'\]\. Quote a name"
+    with pytest.raises(ValueError, match=message):
+        split("a,b", known=["a", "b", "a,b"])
+
+
+def test_the_table_is_read_only_where_there_are_commas(tmp_path):
+    names = dict(id="who", time="day", feature=None, value=None)
+    found = named_values(tmp_path / "none.csv", ["x"], ["x"], **names)
+    assert found == {"values": ["x"], "log": ["x"]}
+    with pytest.raises(FileNotFoundError):
+        named_values(tmp_path / "none.csv", ["x,y"], None, **names)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".tsv", ".xlsx", ".parquet", ".nc"])
+def test_names_with_commas_are_found_in_every_format(tmp_path, ending):
+
+    path = tmp_path / f"data{ending}"
+    write_table(pd.DataFrame({"who": ["a"], "day": [1.0], "b, total": [1.0], "c": [2.0]}), path)
+    names = dict(id="who", time="day", feature=None, value=None)
+    found = named_values(path, ["b, total,c"], ["b, total"], **names)
+    assert found == {"values": ["b, total", "c"], "log": ["b, total"]}
+    long = pd.DataFrame({"who": "a", "day": 1.0, "test": ["b, total", "c"], "result": 1.0})
+    write_table(long, path)
+    names |= dict(feature="test", value="result")
+    assert named_values(path, ["b, total,c"], ["b, total"], **names) == found
+    assert named_values(path, None, ["b, total"], **names)["log"] == ["b, total"]
