@@ -50,10 +50,17 @@ def run(*arguments):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A directory with a table, a fit of it, and what that printed."""
+def labs(tmp_path_factory):
+    """A directory with a table."""
     home = tmp_path_factory.mktemp("home")
     make_table().to_csv(home / "labs.csv", index=False)
+    return home
+
+
+@pytest.fixture(scope="module")
+def home(labs):
+    """The directory with the table, a fit of it, and what that printed."""
+    home = labs
     outcome = run("fit", home / "labs.csv", *COLUMNS, "--output-dir", home / "run", "--steps", 150)
     assert outcome.exit_code == 0, outcome.output
     (home / "printed").write_text(outcome.output)
@@ -83,6 +90,7 @@ def test_a_fit_writes_and_prints_what_it_promises(home):
     assert load(home / "run" / "fit").model.scaling.labels.log == ("bili",)
 
 
+@pytest.mark.slow
 def test_what_was_held_out_is_written_beside_its_forecasts_in_its_own_units(home):
     table = pd.read_csv(home / "run" / "heldout.csv", dtype={"patient": str})
     original = make_table().set_index("patient")
@@ -98,6 +106,7 @@ def test_what_was_held_out_is_written_beside_its_forecasts_in_its_own_units(home
     assert (table["q0.05"] < table["q0.95"]).all()
 
 
+@pytest.mark.slow
 def test_the_same_fit_is_not_done_again(home, monkeypatch):
     monkeypatch.setattr(fit_table, "fit", None)
     arguments = ["fit", home / "labs.csv", *COLUMNS, "--output-dir", home / "run"]
@@ -206,9 +215,9 @@ def test_ahead_is_counted_from_each_last_visit(home, tmp_path):
     ],
 )
 def test_a_fit_that_cannot_be_is_refused_before_anything_is_computed(
-    home, arguments, message, monkeypatch
+    labs, arguments, message, monkeypatch
 ):
-    monkeypatch.chdir(home)
+    monkeypatch.chdir(labs)
     monkeypatch.setattr(fit_table, "fit", None)
     make_table().rename(columns={"patient": "mean"}).to_csv("named.csv", index=False)
     make_table().assign(z=1).rename(columns={"z": "bili"}).to_csv("twice.csv", index=False)
@@ -216,7 +225,7 @@ def test_a_fit_that_cannot_be_is_refused_before_anything_is_computed(
     outcome = run("fit", *arguments, "--output-dir", "refused")
     assert outcome.exit_code == 2
     assert message in " ".join(outcome.output.split())
-    assert not (home / "refused").exists()
+    assert not (labs / "refused").exists()
 
 
 @pytest.mark.parametrize(
@@ -263,17 +272,18 @@ def test_a_fit_of_too_few_is_refused(tmp_path):
     assert "data must hold more than 2 trajectories" in " ".join(outcome.output.split())
 
 
-def test_a_disk_that_cannot_be_written_is_another_exit_code(home, monkeypatch):
+def test_a_disk_that_cannot_be_written_is_another_exit_code(labs, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(fit_table, "fit", full)
-    options = [*COLUMNS, "--output-dir", home / "full"]
-    outcome = run("fit", home / "labs.csv", *options)
+    options = [*COLUMNS, "--output-dir", labs / "full"]
+    outcome = run("fit", labs / "labs.csv", *options)
     assert outcome.exit_code == 1
     assert "No space left" in outcome.output
 
 
+@pytest.mark.slow
 def test_dynamics_that_diverge_are_reported_in_a_sentence(home, monkeypatch, tmp_path):
     def diverging(rng_key, fitted, context, times, *, num_samples):
         assert not fitted.model.solver.throw
@@ -296,14 +306,14 @@ def test_help_has_an_example(command):
     assert "Example" in outcome.output
 
 
-def test_a_unit_given_for_numeric_times_is_said_to_be_ignored(home, monkeypatch):
+def test_a_unit_given_for_numeric_times_is_said_to_be_ignored(labs, monkeypatch):
     monkeypatch.setattr(fit_table, "fit", lambda *_, **__: (_ for _ in ()).throw(OSError("stop")))
-    labs = make_table()
-    labs.assign(day=range(len(labs))).to_csv(home / "counted.csv", index=False)
+    table = make_table()
+    table.assign(day=range(len(table))).to_csv(labs / "counted.csv", index=False)
     said = "unit W is ignored, as the times in column 'day' are numbers"
-    for table, ignored in (("counted.csv", True), ("labs.csv", False)):
-        options = ["--unit", "W", "--output-dir", home / "never"]
-        outcome = run("fit", home / table, *COLUMNS, *options)
+    for name, ignored in (("counted.csv", True), ("labs.csv", False)):
+        options = ["--unit", "W", "--output-dir", labs / "never"]
+        outcome = run("fit", labs / name, *COLUMNS, *options)
         assert outcome.exit_code == 1
         assert (said in outcome.output) == ignored
 

@@ -34,11 +34,7 @@ def finished(tmp_path_factory):
 
     def train_shorter(name, *arguments, steps, **options):
         # Of the fit under another prior, only its place in the results is tested.
-        steps = steps if name == "normal" else 100
-        trained = train(name, *arguments, steps=steps, **options)
-        # What follows is compiled for longer than it runs.
-        jax.config.update("jax_disable_most_optimizations", True)
-        return trained
+        return train(name, *arguments, steps=steps if name == "normal" else 100, **options)
 
     def compare_priors(found, *arguments, **options):
         before.update(figures=set(found.figures), metrics=set(found.metrics))
@@ -53,7 +49,6 @@ def finished(tmp_path_factory):
         patch.setattr(experiment, "_compare_priors", compare_priors)
         options = ["--steps", str(STEPS), "--prior", "mixture"]
         outcome = CliRunner().invoke(app, ["spirals", "--output-dir", str(path), *options])
-    jax.config.update("jax_disable_most_optimizations", False)
     assert outcome.exit_code == 0, outcome.output
     return path, outcome.output, json.loads((path / "metrics.json").read_text()), before
 

@@ -191,7 +191,11 @@ def test_a_solve_that_fails_costs_a_step_and_not_the_training(pair, spirals):
     def explosive():
         return lambda t, z: 1e3 * z**3
 
-    model, guide = latent_ode(spirals[:10], latent_dim=2, dynamics=explosive, rngs=nnx.Rngs(0))
+    rngs = nnx.Rngs(0)
+    encoder = MeanEncoder(2, 4, rngs=rngs)
+    model, guide = latent_ode(
+        spirals[:10], latent_dim=2, dynamics=explosive, encoder=encoder, rngs=rngs
+    )
     with pytest.raises(FloatingPointError, match="None of the steps 1 to 3 was finite"):
         fit(jax.random.key(0), model, guide, spirals[:10], num_steps=3, progress=False)
     assert model.solver.throw
