@@ -77,7 +77,8 @@ Values = Annotated[
     typer.Option(
         help="Columns of the measured values, separated by commas or repeated. They hold numbers, "
         "and are empty where nothing was measured. A name with a comma may be quoted, as in "
-        "'\"a,b\",c'. With --feature: the entries of that column to read.  [default: all of them]"
+        "'\"a,b\",c'. With --feature: the entries of that column to read. "
+        "Left out, all of them are."
     ),
 ]
 Feature = Annotated[

@@ -35,6 +35,8 @@ def read_csv(data: bytes, name: str, columns: Columns) -> tuple[pd.DataFrame, Pr
       converted to UTC.
     - Numbers are those that Python's `float` reads, with "." before the fraction, but without
       underscores. true and false are not numbers.
+    - In a table with one row per measurement, nothing but the id is read of a row whose feature is
+      not asked for.
     - Where semicolons separate fields, a column may have decimal commas, such as 1,5. Points are
       then errors in it, as they may stand for thousands.
 

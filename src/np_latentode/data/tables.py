@@ -1,4 +1,4 @@
-"""Tables: conversion of long data frames, one row per visit, to trajectories and back."""
+"""Tables: conversion of data frames, one row per visit, to trajectories and back."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ class Trajectories:
         origin: Any = None,
         unit: str = "D",
     ) -> T:
-        """Trajectories from a long table: each row holds an id, a time, and measurements.
+        """Trajectories from a table: each row holds an id, a time, and measurements.
 
         Rows may come in any order, and trajectories come in the order of their first rows. Several
         rows of one id and time are separate observations, in the order of the table. A row without
@@ -183,7 +183,7 @@ class Trajectories:
         origin: Any = None,
         unit: str = "D",
     ) -> T:
-        """Trajectories from a file that holds a long table; see `from_dataframe`.
+        """Trajectories from a file that holds a table; see `from_dataframe`.
 
         Args:
             path: of a .csv, .tsv, .xlsx, .parquet or .nc (netCDF) file; .csv and .tsv may be
@@ -213,7 +213,7 @@ class Trajectories:
         return self
 
     def to_dataframe(self, *, backend: Any = "pandas") -> Any:
-        """A long table of the observations: one row per id and time, empty where not observed.
+        """A table of the observations: one row per id and time, empty where not observed.
 
         Times and values are those of the original table, to the last bit.
 
