@@ -161,19 +161,10 @@ def _read_off(
     slopes: Float[Array, "step trajectory latent"],
 ) -> Float[Array, "trajectory time latent"]:
     """The cubic Hermite polynomial through states and slopes, at each trajectory's times."""
+    # In the form of weights (trajectory, time, step), its memory would grow with max_steps.
     read = functools.partial(interpax.interp1d, method="cubic", extrap=True)
-    if times.shape[1] < 4 * len(grid):
-        each = jax.vmap(lambda t, z, dz: read(t, grid, z, fx=dz), in_axes=(0, 1, 1))
-        return each(times, states, slopes)
-    # The polynomial is linear in states and slopes. With many times per step, multiplying by its
-    # weights takes two thirds of the time: no gradients have to be scattered back to the states.
-    unit = jnp.eye(len(grid), dtype=states.dtype)
-    each = jax.vmap(lambda t, z, dz: read(t, grid, z, fx=dz), in_axes=(0, None, None))
-    # In full precision: GPUs would otherwise use a lower one.
-    product = functools.partial(jnp.einsum, "its,sil->itl", precision=jax.lax.Precision.HIGHEST)
-    return product(each(times, unit, 0 * unit), states) + product(
-        each(times, 0 * unit, unit), slopes
-    )
+    each = jax.vmap(lambda t, z, dz: read(t, grid, z, fx=dz), in_axes=(0, 1, 1))
+    return each(times, states, slopes)
 
 
 def _raise_if_failed(z: Array, diverged: Array, result: diffrax.RESULTS, solver: Solver) -> Array:
