@@ -358,8 +358,7 @@ def test_bad_solvers_are_refused(untyped, match, arguments):
 
 
 @pytest.mark.slow
-def test_many_times_per_step_are_read_as_few_are():
-    """There are two ways to evaluate the polynomial; the number of times per step chooses."""
+def test_neither_max_steps_nor_the_number_of_times_changes_what_is_read():
     times = jnp.sort(jax.random.uniform(jax.random.key(0), (3, 60), maxval=4.0), axis=1)
     z0 = jnp.array([[1.0, 0.0], [0.0, 1.0], [2.0, -1.0]])
 
@@ -378,3 +377,19 @@ def test_many_times_per_step_are_read_as_few_are():
     # Few times per solve, with the same solver.
     few = jnp.concatenate([solve(field, z0, t, solver=tight) for t in jnp.split(times, 6, 1)], 1)
     np.testing.assert_allclose(one, few, atol=1e-4)
+
+
+def test_memory_of_a_solve_does_not_grow_with_max_steps_at_each_time():
+    def needed(num_times, max_steps):
+        def squared(z0, times):
+            solver = Solver(diffrax.Euler(), max_steps=max_steps)
+            return (solve(lambda t, z: -z, z0, times, solver=solver) ** 2).sum()
+
+        shapes = (jax.ShapeDtypeStruct((3, *more), jnp.float32) for more in [(2,), (num_times,)])
+        compiled = jax.jit(jax.grad(squared)).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    of_few, of_many = (needed(10, max_steps) for max_steps in (16, 256))
+    assert needed(2_000, 256) - of_many < 1.1 * (needed(2_000, 16) - of_few)
+    # As weights for each time and step, 257 numbers for each of 6,000 times would be 6 MiB.
+    assert needed(2_000, 256) < 2**20

@@ -19,11 +19,12 @@ from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.conditioning import MOSTLY_PARTS
 from np_latentode.data.entries import reads_otherwise
 from np_latentode.data.files import write_table
+from np_latentode.data.given import table_times, table_values
 from np_latentode.data.scaling import Scaling
-from np_latentode.data.tables import forecast_columns, table_times, table_values, tidy_forecast
+from np_latentode.data.tables import forecast_columns, tidy_forecast
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.calibration import calibration
-from np_latentode.forecasts.prediction import forecast
+from np_latentode.forecasts.prediction import forecast, forecast_observed, in_table_units
 from np_latentode.forecasts.scores import score_forecast, score_levels
 from np_latentode.programs.assemble import latent_ode
 from np_latentode.programs.fitted import Fitted
@@ -272,8 +273,7 @@ def _score(parts: _Parts, fitted: Fitted, seed: int) -> _Scores:
     # If the dynamics diverge for one trajectory, the others' scores are still of use.
     fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
     found = calibration(score_key, fitted, context, target)
-    at = np.where(np.asarray(target.observed), target.given.times, parts.t0)
-    draws = forecast(draw_key, fitted, context, at, num_samples=500)
+    draws = forecast_observed(draw_key, fitted, context, target, num_samples=500)
     # In standard deviations of each feature in the training data, as it is modelled.
     scale = fitted.model.scaling.scale
     methods = {"latent ODE": score_forecast(target, scale, found)}
@@ -290,7 +290,7 @@ def _score(parts: _Parts, fitted: Fitted, seed: int) -> _Scores:
         "forecasts": _forecast_figure(draw_key, fitted, context, target, parts.t0),
         "calibration": plots.plot_calibration(found),
     }
-    return _Scores(metrics, figures, _compared(draws, at, target))
+    return _Scores(metrics, figures, _compared(draws, target))
 
 
 def _forecast_figure(
@@ -305,13 +305,17 @@ def _forecast_figure(
     return plot_forecasts(context[most], draws, times, target=target[most])
 
 
-def _compared(draws: dict[str, Any], times: np.ndarray, target: Trajectories) -> Any:
-    """The observations, each beside its forecast, with the times and values of the table."""
-    names, given = target.names, target.given
-    table = tidy_forecast(draws, times, names, quantiles=QUANTILES)
-    table[names.time] = np.repeat(table_times(given, names).ravel(), target.num_features)
-    table.insert(3, "observed", table_values(given, names).ravel())
-    return table[np.asarray(target.mask).ravel()]
+def _compared(draws: dict[str, Any], target: Trajectories) -> Any:
+    """The observations, each beside its forecast; the draws are at the observed times."""
+    seen, names = np.asarray(target.observed), target.names
+    when, what = table_times(target.given, names)[seen], table_values(target.given, names)[seen]
+    # A trajectory of one time for each observed time.
+    each = names.select(np.nonzero(seen)[0])
+    x = in_table_units(draws, target.offset, names)["x"][:, :, None]
+    table = tidy_forecast({"x": x}, target.given.times[seen][:, None], each, quantiles=QUANTILES)
+    table[names.time] = np.repeat(when, target.num_features)
+    table.insert(3, "observed", what.ravel())
+    return table[np.asarray(target.mask)[seen].ravel()]
 
 
 def _write(

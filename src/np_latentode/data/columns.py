@@ -18,6 +18,7 @@ class Columns:
             for all of them.
         feature, value: in a table with one row per measurement, the columns of what was measured
             and of the result.
+        start: of the time from which the times of each id are counted.
     """
 
     id: str
@@ -25,6 +26,7 @@ class Columns:
     values: tuple[str, ...]
     feature: str | None = None
     value: str | None = None
+    start: str | None = None
 
     @classmethod
     def of(
@@ -35,6 +37,7 @@ class Columns:
         values: Sequence[str | int] | int = (),
         feature: str | int | None = None,
         value: str | int | None = None,
+        start: str | int | None = None,
     ) -> Columns:
         """The columns that a user names.
 
@@ -42,7 +45,7 @@ class Columns:
             ValueError: if the names are not different, or one is missing.
         """
         names = [values] if isinstance(values, (str, int)) else values
-        pair = [None if name is None else str(name) for name in (feature, value)]
+        pair = [None if name is None else str(name) for name in (feature, value, start)]
         self = cls(str(id), str(time), tuple(map(str, names)), *pair)
         if (feature is None) != (value is None):
             raise ValueError(
@@ -68,6 +71,12 @@ class Columns:
         return self.values if self.value is None else (self.value,)
 
     @property
+    def times(self) -> tuple[str, ...]:
+        """The columns that hold times."""
+        return (self.time,) if self.start is None else (self.time, self.start)
+
+    @property
     def read(self) -> tuple[str, ...]:
         """All columns that are read."""
-        return (self.id, self.time, *self.texts[1:], *self.numbers)
+        start = () if self.start is None else (self.start,)
+        return (self.id, self.time, *self.texts[1:], *start, *self.numbers)

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 
 from np_latentode.data.columns import Columns
@@ -14,7 +15,7 @@ from np_latentode.data.entries import reads_otherwise
 from np_latentode.data.problems import Problems
 from np_latentode.data.records import Records, column_names, read_records
 
-__all__ = ["check_texts", "csv_column_names", "read_csv", "write_csv"]
+__all__ = ["check_texts", "csv_column_names", "read_csv", "without_zones", "write_csv"]
 
 SEPARATORS = (",", ";", "\t")
 """The characters that may separate the fields of a file."""
@@ -134,7 +135,26 @@ def write_csv(df: pd.DataFrame, separator: str = ",") -> bytes:
         ValueError: if a text in it would be read as a different text.
     """
     check_texts(df)
+    columns = {name: _in_utc(column) for name, column in df.items()}
+    df = pd.DataFrame(columns, index=df.index)
     return df.to_csv(index=False, lineterminator="\n", sep=separator).encode()
+
+
+def without_zones(df: pd.DataFrame) -> pd.DataFrame:
+    """The table with dates of UTC in place of dates with a time zone."""
+    zoned = df.select_dtypes("datetimetz")
+    return df.assign(
+        **{str(name): zoned[name].dt.tz_convert("UTC").dt.tz_localize(None) for name in zoned}
+    )
+
+
+def _in_utc(dates: pd.Series) -> pd.Series:
+    """Dates with a time zone as texts that end with Z, the sign of UTC; others as they are."""
+    if not isinstance(dates.dtype, pd.DatetimeTZDtype):
+        return dates
+    naive = dates.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy("datetime64[us]")
+    unit = "s" if (naive == naive.astype("datetime64[s]")).all() else "us"
+    return pd.Series(np.datetime_as_string(naive, unit=unit, timezone="UTC"), dates.index)
 
 
 def check_texts(df: pd.DataFrame) -> None:

@@ -81,8 +81,10 @@ def read_times(
     *,
     comma: bool = False,
     needed: np.ndarray | None = None,
-) -> np.ndarray:
-    """Floats or dates, whichever is more frequent; NaN or NaT for entries of another kind.
+) -> tuple[np.ndarray, bool]:
+    """Floats or dates, whichever is more frequent, and whether the dates have a time zone.
+
+    Entries of another kind become NaN or NaT. Dates with a time zone are converted to UTC.
 
     Args:
         entries, name, problems, comma: as for `read_numbers`.
@@ -101,7 +103,8 @@ def read_times(
     others = needed & np.array([k != kind for k, _ in times], bool)
     problems.check(name, rule, others, lambda row: shown(entries[row]))
     dtype, none = (float, np.nan) if kind == "number" else ("datetime64[us]", None)
-    return np.array([time if k == kind else none for k, time in times], dtype)
+    zone = kind == "date with a zone"
+    return np.array([time if k == kind else none for k, time in times], dtype), zone
 
 
 def _time(entry: str, number: Callable[[str], float | None]) -> tuple[str, Any]:

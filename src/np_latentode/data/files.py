@@ -16,14 +16,16 @@ import pandas as pd
 import xarray as xr
 
 from np_latentode.data.atomic import write_bytes
+from np_latentode.data.clocks import start_column
 from np_latentode.data.columns import Columns
-from np_latentode.data.csv_files import csv_column_names, read_csv, write_csv
+from np_latentode.data.csv_files import csv_column_names, read_csv, without_zones, write_csv
 from np_latentode.data.excel_files import read_sheet, write_excel
 from np_latentode.data.frames import as_frame
+from np_latentode.data.given import Rows
 from np_latentode.data.long_tables import feature_names
 from np_latentode.data.problems import MalformedRows, Problems
 from np_latentode.data.records import column_names, read_records
-from np_latentode.data.tables import Rows, from_rows
+from np_latentode.data.tables import from_rows
 
 __all__ = ["check_path", "read_names", "read_rows", "read_table", "write_table"]
 
@@ -32,6 +34,7 @@ def read_rows(
     path: str | os.PathLike[str],
     *,
     log: Sequence[str | int] | int = (),
+    since: str | None = None,
     origin: Any = None,
     unit: str = "D",
     **names: Any,
@@ -41,12 +44,14 @@ def read_rows(
     Arguments and errors are those of `Trajectories.from_file`; `names` are those of columns.
     """
     try:
-        columns = Columns.of(**names)
+        columns = Columns.of(**names, start=start_column(since))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     df, problems = _read(path, columns)
     try:
-        return from_rows(df, columns, log=log, origin=origin, unit=unit, problems=problems)
+        return from_rows(
+            df, columns, log=log, since=since, origin=origin, unit=unit, problems=problems
+        )
     except MalformedRows:
         raise
     except ValueError as error:
@@ -140,6 +145,7 @@ def _read_netcdf(data: bytes) -> pd.DataFrame:
 
 
 def _write_netcdf(df: pd.DataFrame) -> bytes:
+    df = without_zones(df)
     # The name of the dimension must differ from the names of all variables.
     row = "row"
     while row in df.columns:

@@ -38,7 +38,9 @@ def as_frame(df: Any, columns: Columns, problems: Problems) -> nw.DataFrame:
             f"{shown(_all_names(df, frame))}."
         )
     frame = _without_empty_rows(df, frame.select(columns.read), problems)
-    return _with_times(frame, columns.time, problems)
+    for name in columns.times:
+        frame = _with_times(frame, name, problems)
+    return frame
 
 
 def _all_names(df: Any, frame: nw.DataFrame) -> list[str]:
@@ -102,5 +104,6 @@ def _with_times(frame: nw.DataFrame, name: str, problems: Problems) -> nw.DataFr
         return frame
     texts = iter(known)
     entries = ["" if null else next(texts).strip(BLANKS) for null in nulls]
-    times = read_times(entries, name, problems)
-    return frame.with_columns(nw.new_series(name, times, backend=frame.implementation))
+    times, zone = read_times(entries, name, problems)
+    series = nw.new_series(name, times, backend=frame.implementation)
+    return frame.with_columns(series.dt.replace_time_zone("UTC") if zone else series)

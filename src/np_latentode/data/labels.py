@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,10 @@ class Labels:
         log: the features whose values are logarithms of the table's entries.
         feature, value: the names of the columns of what was measured and of the result, if the
             table had a row for each measurement.
+        since: times are counted from each id's own start: its first row, if this is "first", or the
+            entry in the column of this name. None if one clock is for all.
+        zone: whether the table's dates had a time zone. They are then in UTC.
+        starts: with `since`, the start of each trajectory, counted as the other times were.
     """
 
     ids: tuple[Any, ...]
@@ -49,15 +54,23 @@ class Labels:
     log: tuple[str, ...] = ()
     feature: str | None = None
     value: str | None = None
+    since: str | None = None
+    zone: bool = False
+    starts: tuple[float, ...] = ()
 
     def select(self, index: Any) -> Labels:
         """The labels of the trajectories that an index array or a slice selects."""
         picked = np.arange(len(self.ids))[index]
-        return replace(self, ids=tuple(self.ids[i] for i in picked))
+        starts = tuple(self.starts[i] for i in picked) if self.starts else ()
+        return replace(self, ids=tuple(self.ids[i] for i in picked), starts=starts)
 
     def like(self, other: Labels) -> bool:
         """Whether values and times have the same meaning in both tables."""
-        ours, theirs = ((x.features, x.origin, x.unit, x.log) for x in (self, other))
+        ours, theirs = (
+            # With a start for each id, it does not matter from when the starts are counted.
+            (x.features, x.unit, x.log, x.since, x.zone, None if x.since else x.origin)
+            for x in (self, other)
+        )
         return ours == theirs
 
     def own_units(self, values: Any) -> np.ndarray:
@@ -101,6 +114,8 @@ class Labels:
     def counted(self, dates: Any) -> np.ndarray:
         """Dates as times, counted in the unit from the origin on; the inverse of `calendar`.
 
+        With `since`, the result has one row per trajectory, as each has its own start.
+
         Raises:
             ValueError: if the table held numbers for times, or `dates` are not dates.
         """
@@ -110,21 +125,45 @@ class Labels:
             )
         try:
             if isinstance(dates, str):
-                match = DATE.fullmatch(dates)
-                if match is None or match["zone"]:
-                    raise ValueError("NumPy would also read other texts, such as today")
+                dates = self._parsed(dates)
             since = np.asarray(dates, "datetime64[us]") - self.origin
-            return np.asarray(since / UNITS[self.unit])
         except (TypeError, ValueError) as error:
-            raise ValueError(f"dates must be dates; got {dates!r}.") from error
+            kind = "dates with a time zone" if self.zone else "dates"
+            raise ValueError(f"dates must be {kind}; got {dates!r}.") from error
+        return self.from_starts(np.asarray(since / UNITS[self.unit]))
+
+    def _parsed(self, text: str) -> Any:
+        match = DATE.fullmatch(text)
+        if match is None or bool(match["zone"]) != self.zone:
+            raise ValueError("NumPy would also read other texts, such as today")
+        date = datetime.fromisoformat(text)
+        return date.astimezone(UTC).replace(tzinfo=None) if self.zone else date
+
+    def from_starts(self, times: np.ndarray) -> np.ndarray:
+        """Times on the clock of all as times on the clock of each trajectory, in rows."""
+        if not self.starts:
+            return times
+        return times - np.reshape(self.starts, (-1, *[1] * max(0, times.ndim - 1)))
 
     def __str__(self) -> str:
-        times = "" if self.origin is None else f", times in {self.unit} from {self.origin}"
+        clock = ""
+        if self.since is not None:
+            start = "each first row" if self.since == "first" else repr(self.since)
+            clock = f", times in {self.unit or 'numbers'} since {start}"
+        elif self.origin is not None:
+            clock = f", times in {self.unit} from {self.origin}{'Z' if self.zone else ''}"
         names = (f"log({name})" if name in self.log else name for name in self.features)
-        return f"values {', '.join(names)}{times}"
+        return f"values {', '.join(names)}{clock}"
 
     def calendar(self, times: np.ndarray) -> np.ndarray:
-        """Times as in the table: numbers, or dates to the microsecond."""
+        """Times as in the table: numbers, or dates to the microsecond.
+
+        Args:
+            times: of any shape; with `since`, one row per trajectory.
+        """
+        if self.starts:
+            times = np.asarray(times, float)
+            times = times + np.reshape(self.starts, (-1, *[1] * max(0, times.ndim - 1)))
         if self.origin is None or self.unit is None:
             return times
         step = UNITS[self.unit] / np.timedelta64(1, "us")

@@ -61,6 +61,7 @@ def spread(
     table = {
         columns.id: _taken(frame[columns.id], rows),
         columns.time: _taken(frame[columns.time], _with_times(frame[columns.time], rows, asked)),
+        **{name: _taken(frame[name], rows) for name in columns.times[1:]},
         **_columns(_taken(frame[str(columns.value)], rows), where),
     }
     return nw.from_dict(table, backend=frame.implementation), features

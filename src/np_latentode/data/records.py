@@ -82,9 +82,12 @@ def _table(
         if needed is not None and not needed.all():
             asked = [x if need else "" for x, need in zip(asked, needed.tolist(), strict=True)]
         table[name] = read_numbers(asked, name, problems, comma=comma)
-    when = entries[columns.time]
-    table[columns.time] = read_times(when, columns.time, problems, comma=comma, needed=needed)
-    return pd.DataFrame({name: table[name] for name in columns.read})
+    frame = pd.DataFrame(table)
+    for name in columns.times:
+        when = entries[name]
+        times, zone = read_times(when, name, problems, comma=comma, needed=needed)
+        frame[name] = pd.Series(times).dt.tz_localize("UTC") if zone else times
+    return frame.reindex(columns=[*columns.read])
 
 
 def column_names(records: Records, name: str) -> list[str]:

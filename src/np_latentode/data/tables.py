@@ -3,75 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import narwhals as nw
 import numpy as np
-from jaxtyping import Float
 
+from np_latentode.data.clocks import FIRST, Clock, read_clock, since_start
 from np_latentode.data.columns import Columns
 from np_latentode.data.frames import as_frame
-from np_latentode.data.labels import UNITS, Labels
+from np_latentode.data.given import Given, Rows, table_times, table_values
+from np_latentode.data.labels import Labels
 from np_latentode.data.long_tables import gather, numbered, spread, warn_of_mixture
 from np_latentode.data.offset import Offset
 from np_latentode.data.problems import Problems
 
 __all__ = [
-    "Given",
-    "Rows",
     "forecast_columns",
     "from_rows",
-    "pad_rows",
-    "table_times",
-    "table_values",
     "tidy_forecast",
     "to_rows",
 ]
-
-
-class Given(NamedTuple):
-    """Times and values as they were given, in double precision; padded as in `Trajectories`."""
-
-    times: Float[np.ndarray, "trajectory time"]
-    """Dates are counted from the origin of the labels on."""
-    values: Float[np.ndarray, "trajectory time feature"]
-    """As they are modelled: logarithms, where the labels say so."""
-    table_times: np.ndarray | None = None
-    """The dates of the table, if it had dates."""
-    table_values: np.ndarray | None = None
-    """The values in the table, if logarithms of some are taken."""
-
-    def select(self, index: Any) -> Given:
-        """Those of the trajectories that an index selects."""
-        return self._make(None if array is None else array[index] for array in self)
-
-
-class Rows(NamedTuple):
-    """A table's rows, and which of them belong to each trajectory."""
-
-    columns: Given
-    """Times and values, one entry per row of the table."""
-    of_each: list[np.ndarray]
-    """The rows of each trajectory that hold a measurement, in the order of their times."""
-    labels: Labels
-
-
-def pad_rows(rows: Rows) -> tuple[Given, np.ndarray]:
-    """Times and values of each trajectory, padded, and the mask of what was observed."""
-    lengths = np.array([len(mine) for mine in rows.of_each])
-    slots = np.arange(max(1, lengths.max()))
-    mine = np.zeros((len(lengths), len(slots)), int)
-    present = slots < lengths[:, None]
-    mine[present] = np.concatenate(rows.of_each)
-    # A padded slot repeats the last row. A trajectory without rows has the earliest row's time.
-    last = np.take_along_axis(mine, np.maximum(lengths - 1, 0)[:, None], axis=1)
-    measured = mine[present]
-    first = measured[np.argmin(rows.columns.times[measured])] if measured.size else 0
-    mine = np.where(present, mine, np.where(lengths[:, None] > 0, last, first))
-    padded = rows.columns.select(mine)
-    mask = present[..., None] & ~np.isnan(padded.values)
-    return padded._replace(values=np.where(mask, padded.values, 0.0)), mask
 
 
 def from_rows(
@@ -79,6 +31,7 @@ def from_rows(
     columns: Columns,
     *,
     log: Sequence[str | int] | int = (),
+    since: str | None = None,
     origin: Any = None,
     unit: str = "D",
     problems: Problems | None = None,
@@ -100,20 +53,44 @@ def from_rows(
     if strange := [name for name in log if name not in values]:
         raise ValueError(f"log must name columns among values, {[*values]}; got {strange}.")
     who = _ids(frame[id], id, problems)
-    when, dates, origin, counted = _times(frame[time], time, origin, unit, problems)
+    clock = read_clock(frame[time], time, _numbers, problems, origin=origin, unit=unit)
+    _check_size(clock.times, time, problems)
     own = np.stack([_values(frame[name], name, name in log, problems) for name in values], axis=1)
     problems.raise_if_any()
     ids, codes = numbered(who)
+    if since is not None:
+        clock = _with_own_starts(clock, codes, since, frame, unit, problems)
+    when = clock.times
     if columns.feature is not None:
         own = gather(codes, when, own)
     warn_of_mixture(codes, when, own, columns)
     logged = tuple(name for name in values if name in log)
     pair = (columns.feature, columns.value)
-    labels = Labels(tuple(ids), values, id, time, origin, counted, logged, *pair)
+    count = (clock.origin, clock.unit)
+    labels = Labels(
+        tuple(ids), values, id, time, *count, logged, *pair, since, clock.zone, clock.starts
+    )
     what = labels.modelled(own)
     of_each = _rows_by_id(codes, when, what)
     _check_precision(frame[time], id, time, when, of_each, problems)
-    return Rows(Given(when, what, dates, own if logged else None), of_each, labels)
+    return Rows(Given(when, what, clock.table_times, own if logged else None), of_each, labels)
+
+
+def _with_own_starts(
+    clock: Clock,
+    codes: np.ndarray,
+    since: str,
+    frame: nw.DataFrame,
+    unit: str,
+    problems: Problems,
+) -> Clock:
+    """The times of the rows since the start of their id."""
+    starts = None
+    if since != FIRST:
+        origin = clock.origin
+        starts = read_clock(frame[since], since, _numbers, problems, origin=origin, unit=unit)
+        problems.raise_if_any()
+    return since_start(clock, codes, since, starts, problems)
 
 
 def _rows_by_id(codes: np.ndarray, when: np.ndarray, what: np.ndarray) -> list[np.ndarray]:
@@ -156,17 +133,7 @@ def to_rows(given: Given, mask: np.ndarray, labels: Labels, *, backend: Any) -> 
         labels.time: table_times(given, labels)[i, k],
         **{name: seen[:, j] for j, name in enumerate(labels.features)},
     }
-    return _to_native(columns, labels.features, backend)
-
-
-def table_times(given: Given, labels: Labels) -> np.ndarray:
-    """The times in the table, to the last bit where they are known."""
-    return labels.calendar(given.times) if given.table_times is None else given.table_times
-
-
-def table_values(given: Given, labels: Labels) -> np.ndarray:
-    """The values in the table, to the last bit where they are known."""
-    return labels.own_units(given.values) if given.table_values is None else given.table_values
+    return _to_native(columns, labels, labels.features, backend)
 
 
 def tidy_forecast(
@@ -207,11 +174,11 @@ def tidy_forecast(
             f"got {names}."
         )
     x = np.asarray(draws["x"], dtype=float)
-    when = _draw_times(x, times, labels)
+    when = labels.calendar(_draw_times(x, times, labels))
     i, k, j = (index.ravel() for index in np.indices(x.shape[1:]))
     columns = {
         labels.id: [labels.ids[n] for n in i],
-        labels.time: labels.calendar(when[i, k]),
+        labels.time: when[i, k],
         "feature": [labels.features[d] for d in j],
         "mean": x.mean(0)[i, k, j],
         "sd": x.std(0)[i, k, j],
@@ -219,7 +186,7 @@ def tidy_forecast(
     levels = np.quantile(x, quantiles, axis=0)
     for name, level in zip(names[len(columns) :], levels, strict=True):
         columns[name] = level[i, k, j]
-    return _to_native(columns, (), backend)
+    return _to_native(columns, labels, (), backend)
 
 
 def _check_quantiles(quantiles: list[float]) -> None:
@@ -251,9 +218,13 @@ def forecast_columns(quantiles: Sequence[float]) -> list[str]:
     return ["feature", "mean", "sd", *(f"q{q:g}" for q in quantiles)]
 
 
-def _to_native(columns: dict[str, Any], with_nulls: Sequence[str], backend: Any) -> Any:
+def _to_native(
+    columns: dict[str, Any], labels: Labels, with_nulls: Sequence[str], backend: Any
+) -> Any:
     """A data frame of the backend, with null for NaN in the columns `with_nulls`."""
     frame = nw.from_dict(columns, backend=backend)
+    if labels.zone:
+        frame = frame.with_columns(nw.col(labels.time).dt.replace_time_zone("UTC"))
     return frame.with_columns(nw.col(*with_nulls).fill_nan(None) if with_nulls else []).to_native()
 
 
@@ -310,59 +281,3 @@ def _check_size(numbers: np.ndarray, name: str, problems: Problems) -> None:
     largest = float(jnp.finfo(jnp.result_type(float)).max)
     rule = f"must be at most {largest:.1e} in size, as floats of JAX are"
     problems.check(name, rule, np.abs(numbers) > largest, lambda row: numbers[row])
-
-
-def _times(
-    column: nw.Series, name: str, origin: Any, unit: str, problems: Problems
-) -> tuple[np.ndarray, np.ndarray | None, np.datetime64 | None, str | None]:
-    """Times as floats; dates also as dates, with the origin and the unit of their count."""
-    if unit not in UNITS:
-        raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}.")
-    dates = _dates(column)
-    entries = column.to_list()
-    if dates is None:
-        if origin is not None:
-            raise ValueError(
-                f"origin must be left out where column {name!r} holds numbers; got {origin!r}."
-            )
-        try:
-            when = _numbers(column, name)
-        except ValueError as error:
-            entry = next((x for x in entries if x is not None), None)
-            raise ValueError(
-                f"column {name!r} must hold numbers, dates or datetimes; got {column.dtype}, such "
-                f"as {entry!r}. Convert text with pandas.to_datetime or polars' str.to_datetime."
-            ) from error
-        absent = ~np.isfinite(when)
-    else:
-        absent = np.isnat(dates)
-        try:
-            # NaT if the column holds no date at all.
-            start = np.sort(dates)[0] if origin is None else np.datetime64(origin, "us")
-        except ValueError as error:
-            raise ValueError(f"origin must be a date; got {origin!r}.") from error
-        origin = start
-        when = (dates - start) / UNITS[unit]
-    rule = "must hold a time in each row"
-    problems.check(name, rule, absent, lambda row: repr(entries[row]))
-    _check_size(when, name, problems)
-    return when, dates, origin, None if dates is None else unit
-
-
-def _dates(column: nw.Series) -> np.ndarray | None:
-    """Dates in UTC, to the microsecond; None if the column does not hold dates."""
-    if column.dtype == nw.Object:
-        # In pandas, dates are objects. NumPy would read a number among them as microseconds.
-        known = column.drop_nulls().to_list()
-        if not known or not all(hasattr(entry, "isoformat") for entry in known):
-            return None
-        nulls = zip(column.is_null().to_list(), column.to_list(), strict=True)
-        try:
-            return np.array([None if null else x for null, x in nulls], dtype="datetime64[us]")
-        except (TypeError, ValueError):
-            return None
-    if column.dtype not in (nw.Date, nw.Datetime):
-        return None
-    if getattr(column.dtype, "time_zone", None):
-        column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    return column.cast(nw.Datetime("us")).to_numpy().astype("datetime64[us]")

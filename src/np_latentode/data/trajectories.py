@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from np_latentode.data.clocks import start_column
 from np_latentode.data.columns import Columns
+from np_latentode.data.given import Given, Rows, pad_rows
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import (
     Numbers,
@@ -26,7 +28,7 @@ from np_latentode.data.numbers import (
 )
 from np_latentode.data.offset import Offset
 from np_latentode.data.ragged import pad
-from np_latentode.data.tables import Given, Rows, from_rows, pad_rows, to_rows
+from np_latentode.data.tables import from_rows, to_rows
 
 __all__ = ["Trajectories"]
 
@@ -133,6 +135,7 @@ class Trajectories:
         feature: str | int | None = None,
         value: str | int | None = None,
         log: Sequence[str | int] | int = (),
+        since: str | None = None,
         origin: Any = None,
         unit: str = "D",
     ) -> T:
@@ -156,6 +159,9 @@ class Trajectories:
                 all features.
             log: the columns among `values` that are modelled by their logarithm. `values` of the
                 trajectories are then logarithms; tables and figures stay in the column's own units.
+            since: "first" counts the times of each id from its first row on. The name of a column
+                counts them from the entry there, such as a birth or an operation. Tables and
+                figures keep the table's own times. Default: one clock for all ids.
             origin: the date from which times are counted. Default: the first date. A table to
                 forecast from must get the origin of the training table, `train.labels.origin`.
             unit: the unit in which dates are counted: W, D, h, m or s.
@@ -166,8 +172,10 @@ class Trajectories:
                 the column and what came.
             ValueError: if the table lacks a column, has no rows, or holds text.
         """
-        columns = Columns.of(id=id, time=time, values=values, feature=feature, value=value)
-        return cls._from_rows(from_rows(df, columns, log=log, origin=origin, unit=unit))
+        names: dict[str, Any] = dict(id=id, time=time, values=values, feature=feature, value=value)
+        columns = Columns.of(**names, start=start_column(since))
+        rows = from_rows(df, columns, log=log, since=since, origin=origin, unit=unit)
+        return cls._from_rows(rows)
 
     @classmethod
     def from_file[T: Trajectories](
@@ -180,6 +188,7 @@ class Trajectories:
         feature: str | int | None = None,
         value: str | int | None = None,
         log: Sequence[str | int] | int = (),
+        since: str | None = None,
         origin: Any = None,
         unit: str = "D",
     ) -> T:
@@ -189,7 +198,7 @@ class Trajectories:
             path: of a .csv, .tsv, .xlsx, .parquet or .nc (netCDF) file; .csv and .tsv may be
                 compressed, as .csv.gz. `csv_files.read_csv` says how texts are read; ids stay text.
                 Of .xlsx, the first sheet is read. An index and coordinates are columns.
-            id, time, values, feature, value, log, origin, unit: as in `from_dataframe`.
+            id, time, values, feature, value, log, since, origin, unit: as in `from_dataframe`.
 
         Raises:
             MalformedRows: a ValueError that lists all rows that cannot be read: lines of a CSV file
@@ -202,7 +211,8 @@ class Trajectories:
         from np_latentode.data.files import read_rows
 
         names = dict(id=id, time=time, values=values, feature=feature, value=value)
-        return cls._from_rows(read_rows(path, **names, log=log, origin=origin, unit=unit))
+        rows = read_rows(path, **names, log=log, since=since, origin=origin, unit=unit)
+        return cls._from_rows(rows)
 
     @classmethod
     def _from_rows[T: Trajectories](cls: type[T], rows: Rows) -> T:

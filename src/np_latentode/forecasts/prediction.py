@@ -18,6 +18,7 @@ from np_latentode.data.numbers import Numbers, is_concrete
 from np_latentode.data.offset import Offset
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.modules import bind_prior
+from np_latentode.programs.buckets import buckets
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.plate import check_context, prediction_times
@@ -25,9 +26,9 @@ from np_latentode.programs.plate import check_context, prediction_times
 __all__ = [
     "decode",
     "draw_and_score",
-    "draw_forecast",
     "draw_x",
     "forecast",
+    "forecast_observed",
     "in_table_units",
     "log_likelihood",
     "log_predictive",
@@ -36,6 +37,9 @@ __all__ = [
     "prior",
     "prior_predictive",
 ]
+
+DRAWS_AT_ONCE = 10
+"""The number of draws that are solved side by side."""
 
 
 def prior(fitted: Fitted) -> dist.Distribution:
@@ -104,7 +108,7 @@ def decode(
     z0: Float[Array, "draw trajectory latent"],
     times: Float[ArrayLike, "trajectory time"],
     *,
-    draws_at_once: int = 10,
+    draws_at_once: int = DRAWS_AT_ONCE,
 ) -> dict[str, Any]:
     """Decodes given z0 at given times: `z0`, `x_mean` and `x`, in the units of the table.
 
@@ -129,15 +133,18 @@ def draw_x(
     times: Float[Array, "trajectory time"],
     offset: Offset,
     *,
-    draws_at_once: int = 10,
+    slots: tuple[np.ndarray, ...] | None = None,
+    draws_at_once: int = DRAWS_AT_ONCE,
 ) -> dict[str, Array]:
-    """Draws of `z0`, `x_mean` and `x` as they are modelled: all numbers are less the offset."""
-    return _draw_x(rng_key, fitted, z0, times, offset, min(draws_at_once, len(z0)))
+    """Draws of `z0`, `x_mean` and `x` as they are modelled: all numbers are less the offset.
+
+    They are at all times; or at the given slots only, with one axis (slot,) in place of two.
+    """
+    max_steps, at_once = fitted.model.steps_to(times, offset), min(draws_at_once, len(z0))
+    return _draw_x(rng_key, fitted, z0, times, slots, offset, at_once, max_steps)
 
 
-def in_table_units(
-    draws: dict[str, Array], offset: Offset, labels: Labels | None
-) -> dict[str, Any]:
+def in_table_units(draws: dict[str, Any], offset: Offset, labels: Labels | None) -> dict[str, Any]:
     """Draws in the units of the table: with the offset, and exp of logarithms."""
     if not is_concrete(draws["x"]):
         return draws
@@ -168,12 +175,19 @@ def observed_times(model: LatentODE, trajectories: Trajectories) -> Float[Array,
     return jnp.where(trajectories.observed, trajectories.times, t0)
 
 
-@partial(jax.jit, static_argnums=(4, 5))
+@partial(jax.jit, static_argnums=(5, 6, 7))
 def _draw_x(
-    rng_key: Array, fitted: Fitted, z0s: Array, times: Array, offset: Offset, draws_at_once: int
+    rng_key: Array,
+    fitted: Fitted,
+    z0s: Array,
+    times: Array,
+    slots: tuple[Array, Array] | None,
+    offset: Offset,
+    draws_at_once: int,
+    max_steps: int,
 ) -> dict[str, Array]:
     # Of numbers that are less the offset: the model need not subtract it again.
-    model = fitted.model.less(offset)
+    model = fitted.model.less(offset).with_solver(max_steps=max_steps)
     # Once z0 is given, the model uses nothing of the context but its number of trajectories.
     shape = (z0s.shape[1], 1, len(model.scaling.loc))
     nothing = Trajectories.tree_unflatten(
@@ -187,7 +201,10 @@ def _draw_x(
 
     def explain(key_and_z0: tuple[Array, Array]) -> dict[str, Array]:
         sites = _run(model, fitted.params, *key_and_z0, nothing, times)
-        return {name: sites[name]["value"] for name in ("z0", "x_mean", "x")}
+        x = {name: sites[name]["value"] for name in ("x_mean", "x")}
+        if slots is not None:
+            x = jax.tree.map(lambda a: a[slots], x)
+        return {"z0": key_and_z0[1], **x}
 
     keys = jax.random.split(rng_key, len(z0s))
     return jax.lax.map(explain, (keys, z0s), batch_size=draws_at_once)
@@ -211,7 +228,7 @@ def log_likelihood(
     z0: Float[Array, "draw trajectory latent"],
     trajectories: Trajectories,
     *,
-    draws_at_once: int = 10,
+    draws_at_once: int = DRAWS_AT_ONCE,
 ) -> Float[Array, "draw trajectory time feature"]:
     """log p(x | z0) under the trained networks: one term per observation, 0 where unobserved.
 
@@ -224,19 +241,23 @@ def log_likelihood(
         draws_at_once: the number of draws solved side by side, which bounds the memory.
     """
     check_fitted(fitted)
-    return _log_likelihood(fitted, z0, trajectories, min(draws_at_once, len(z0)))
+    max_steps = fitted.model.steps_to(trajectories.times, trajectories.offset)
+    return _log_likelihood(fitted, z0, trajectories, min(draws_at_once, len(z0)), max_steps)
 
 
-@partial(jax.jit, static_argnums=3)
+@partial(jax.jit, static_argnums=(3, 4))
 def _log_likelihood(
-    fitted: Fitted, z0s: Array, trajectories: Trajectories, draws_at_once: int
+    fitted: Fitted, z0s: Array, trajectories: Trajectories, draws_at_once: int, max_steps: int
 ) -> Array:
-    def score(z0: Array) -> Array:
-        x = _run(fitted.model, fitted.params, 0, z0, trajectories)["x"]
-        # Before to_event summed it over times and features.
-        return x["fn"].base_dist.log_prob(x["value"])
-
+    score = partial(_score, fitted, trajectories, max_steps)
     return jax.lax.map(score, z0s, batch_size=draws_at_once)
+
+
+def _score(fitted: Fitted, trajectories: Trajectories, max_steps: int, z0: Array) -> Array:
+    model = fitted.model.with_solver(max_steps=max_steps)
+    x = _run(model, fitted.params, 0, z0, trajectories)["x"]
+    # Before to_event summed it over times and features.
+    return x["fn"].base_dist.log_prob(x["value"])
 
 
 def log_predictive(
@@ -253,8 +274,32 @@ def log_predictive(
         target: observations of the same trajectories.
     """
     check_fitted(fitted)
-    log_liks = log_likelihood(fitted, z0, target)
-    return jax.nn.logsumexp(log_liks, axis=0) - jnp.log(len(z0))
+    max_steps = fitted.model.steps_to(target.times, target.offset)
+    if not is_concrete(target.mask):
+        return _log_predictive(fitted, z0, target, max_steps)
+    # By buckets, as nothing has to be solved for the padding after a short trajectory.
+    log_p = jnp.zeros(target.values.shape, target.values.dtype)
+    for rows, some in buckets(target):
+        found = _log_predictive(fitted, z0[:, rows], some, max_steps)
+        log_p = log_p.at[rows, : found.shape[1]].set(found)
+    return log_p
+
+
+@partial(jax.jit, static_argnums=3)
+def _log_predictive(fitted: Fitted, z0s: Array, target: Trajectories, max_steps: int) -> Array:
+    """Summed over a few draws at a time, so that memory does not grow with their number."""
+    score = jax.vmap(partial(_score, fitted, target, max_steps))
+
+    def add(total: Array, some: Array) -> tuple[Array, None]:
+        return jnp.logaddexp(total, jax.nn.logsumexp(score(some), axis=0)), None
+
+    whole = len(z0s) // DRAWS_AT_ONCE * DRAWS_AT_ONCE
+    total = jnp.full(target.values.shape, -jnp.inf, target.values.dtype)
+    chunks = z0s[:whole].reshape(-1, DRAWS_AT_ONCE, *z0s.shape[1:])
+    total, _ = jax.lax.scan(add, total, chunks)
+    if whole < len(z0s):
+        total, _ = add(total, z0s[whole:])
+    return jnp.where(target.mask, total - jnp.log(len(z0s)), 0.0)
 
 
 def forecast(
@@ -264,7 +309,7 @@ def forecast(
     times: Numbers,
     *,
     num_samples: int = 200,
-    draws_at_once: int = 10,
+    draws_at_once: int = DRAWS_AT_ONCE,
 ) -> dict[str, Any]:
     """Draws from the posterior predictive at new times, like `Predictive(model, guide=guide)`.
 
@@ -297,26 +342,53 @@ def forecast(
     offset = context.offset
     at = prediction_times(times, len(context), fitted.model.scaling, offset=offset, name="times")
     _check_reach(fitted.model, times)
-    draws = draw_forecast(
-        rng_key, fitted, context, at, num_samples, offset=offset, draws_at_once=draws_at_once
-    )
+    z0_key, x_key = jax.random.split(rng_key)
+    z0 = _draw_codes(z0_key, fitted, context, num_samples)
+    draws = draw_x(x_key, fitted, z0, at, offset, draws_at_once=draws_at_once)
     return in_table_units(draws, offset, context.labels or fitted.model.scaling.labels)
 
 
-def draw_forecast(
+def forecast_observed(
     rng_key: Array,
     fitted: Fitted,
     context: Trajectories,
-    times: Float[Array, "trajectory time"],
-    num_samples: int,
+    target: Trajectories,
     *,
-    offset: Offset,
-    draws_at_once: int = 10,
-) -> dict[str, Array]:
-    """Draws of a forecast as they are modelled: times and x are less the offset."""
+    num_samples: int = 200,
+) -> dict[str, np.ndarray]:
+    """Draws as those of `forecast`, at the observed times of a target and at no others.
+
+    Args:
+        rng_key: a key.
+        fitted: the fit.
+        context: the known observations of each trajectory.
+        target: later observations of the same trajectories.
+        num_samples: the number of draws.
+
+    Returns:
+        `z0` (draw, trajectory, latent), and `x_mean` and `x` (draw, slot, feature), as they are
+        modelled and less the target's offset. The slots are those of `target.observed`, one
+        trajectory after the other.
+    """
+    model, observed = fitted.model, np.asarray(target.observed)
+    check_context(context, model.scaling)
+    _check_reach(model, target.given.times[observed])
     z0_key, x_key = jax.random.split(rng_key)
     z0 = _draw_codes(z0_key, fitted, context, num_samples)
-    return draw_x(x_key, fitted, z0, times, offset, draws_at_once=draws_at_once)
+    place = np.full(observed.shape, -1)
+    place[observed] = np.arange(observed.sum())
+    shape = (num_samples, observed.sum(), target.num_features)
+    draws = {name: np.empty(shape, target.values.dtype) for name in ("x_mean", "x")}
+    some = buckets(target)
+    for k, (rows, part) in enumerate(some):
+        key = x_key if len(some) == 1 else jax.random.fold_in(x_key, k)
+        slots = np.nonzero(np.asarray(part.observed))
+        at = observed_times(model, part)
+        made = draw_x(key, fitted, z0[:, rows], at, target.offset, slots=slots)
+        where = place[rows[slots[0]], slots[1]]
+        for name, values in draws.items():
+            values[:, where] = made[name]
+    return {"z0": np.asarray(z0), **draws}
 
 
 def _check_reach(model: LatentODE, times: Numbers) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -37,14 +35,8 @@ def check_q[Q: dist.Distribution | None](q: Q, model: LatentODE, context: Trajec
 
 def enough_steps(model: LatentODE, context: Trajectories) -> int:
     """The `max_steps` that this context needs. A larger one costs time, even if it is not used."""
-    solver = model.solver
-    if solver.dt0 is None or not isinstance(solver.controller, diffrax.ConstantStepSize):
-        return solver.max_steps
     # The model solves to every slot, also to those whose observations `before` or `split` hid.
-    end = max(0.0, float(model.scaling.less(context.offset).scale_times(context.times).max()))
-    needed = math.ceil(end / solver.dt0) + 1
-    # Rounded up to a power of two, as JAX compiles another program for each number.
-    return min(solver.max_steps, 2 ** math.ceil(math.log2(needed)))
+    return model.steps_to(context.times, context.offset)
 
 
 def with_networks_fixed(

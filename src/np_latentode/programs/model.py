@@ -11,7 +11,7 @@ import numpyro
 from jaxtyping import ArrayLike
 
 from np_latentode.data.conditioning import Conditioning
-from np_latentode.data.numbers import Numbers
+from np_latentode.data.numbers import Numbers, is_concrete
 from np_latentode.data.offset import Offset
 from np_latentode.data.scaling import Scaling, check_scaling
 from np_latentode.data.trajectories import Trajectories
@@ -150,6 +150,17 @@ class LatentODE:
         model = copy.copy(self)
         model.scaling = self.scaling.less(offset)
         return model
+
+    def steps_to(self, times: Numbers, offset: Offset) -> int:
+        """The `max_steps` of a solve to the latest of these times, which are less an offset.
+
+        Inside of JAX's transformations times are not known, and the solver's own are returned.
+        """
+        if not is_concrete(times):
+            return self.solver.max_steps
+        return self.solver.steps_to(
+            float(self.scaling.less(offset).scale_times(jnp.asarray(times)).max())
+        )
 
     def with_prior(self, prior: Part) -> LatentODE:
         """The same model under another prior."""

@@ -13,8 +13,8 @@ import xarray
 from jaxtyping import Array
 
 from np_latentode.data.checks import check_counts
+from np_latentode.data.given import table_values
 from np_latentode.data.numbers import Numbers
-from np_latentode.data.tables import table_values
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import (
     draw_x,

@@ -11,8 +11,8 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from np_latentode.data.given import table_times, table_values
 from np_latentode.data.numbers import Numbers
-from np_latentode.data.tables import table_times, table_values
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.report.panels import DATA, MODEL, TRUTH, panels
 

@@ -1,0 +1,65 @@
+"""What was given: times and values in double precision, before JAX rounds them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from np_latentode.data.labels import Labels
+
+__all__ = ["Given", "Rows", "pad_rows", "table_times", "table_values"]
+
+
+class Given(NamedTuple):
+    """Times and values as they were given, in double precision; padded as in `Trajectories`."""
+
+    times: np.ndarray
+    """Shape (trajectory, time). Dates are counted; the labels say from when and in which unit."""
+    values: np.ndarray
+    """Shape (trajectory, time, feature), as modelled: logarithms, where the labels say so."""
+    table_times: np.ndarray | None = None
+    """The times in the table, if `times` are counted from another origin."""
+    table_values: np.ndarray | None = None
+    """The values in the table, if `values` holds logarithms of some."""
+
+    def select(self, index: Any) -> Given:
+        """Those of the trajectories that an index selects."""
+        return self._make(None if array is None else array[index] for array in self)
+
+
+class Rows(NamedTuple):
+    """A table's rows, and which of them belong to each trajectory."""
+
+    columns: Given
+    """Times and values, one entry per row of the table."""
+    of_each: list[np.ndarray]
+    """The rows of each trajectory that hold a measurement, in the order of their times."""
+    labels: Labels
+
+
+def pad_rows(rows: Rows) -> tuple[Given, np.ndarray]:
+    """Times and values of each trajectory, padded, and the mask of what was observed."""
+    lengths = np.array([len(mine) for mine in rows.of_each])
+    slots = np.arange(max(1, lengths.max()))
+    mine = np.zeros((len(lengths), len(slots)), int)
+    present = slots < lengths[:, None]
+    mine[present] = np.concatenate(rows.of_each)
+    # A padded slot repeats the last row. A trajectory without rows has the earliest row's time.
+    last = np.take_along_axis(mine, np.maximum(lengths - 1, 0)[:, None], axis=1)
+    measured = mine[present]
+    first = measured[np.argmin(rows.columns.times[measured])] if measured.size else 0
+    mine = np.where(present, mine, np.where(lengths[:, None] > 0, last, first))
+    padded = rows.columns.select(mine)
+    mask = present[..., None] & ~np.isnan(padded.values)
+    return padded._replace(values=np.where(mask, padded.values, 0.0)), mask
+
+
+def table_times(given: Given, labels: Labels) -> np.ndarray:
+    """The times in the table, to the last bit where they are known."""
+    return labels.calendar(given.times) if given.table_times is None else given.table_times
+
+
+def table_values(given: Given, labels: Labels) -> np.ndarray:
+    """The values in the table, to the last bit where they are known."""
+    return labels.own_units(given.values) if given.table_values is None else given.table_values
