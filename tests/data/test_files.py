@@ -143,7 +143,9 @@ def test_malformed_rows_are_exactly_those_reported(folder, rows):
     assert caught.value.problems == expected
     said = str(caught.value)
     assert said.startswith(str(folder / "fuzzed.csv"))
-    assert all(sentence in said for _, sentence in expected[:5])
+    # Refusals that differ in their line only are one.
+    kinds = dict.fromkeys(sentence.rpartition(" ")[0] for _, sentence in expected)
+    assert all(kind in said for kind in [*kinds][:5])
 
 
 @pytest.mark.slow

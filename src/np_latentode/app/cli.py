@@ -71,6 +71,7 @@ def fit(
     feature: options.Feature = None,
     value: options.Value = None,
     log: options.Log = None,
+    since: options.Since = None,
     unit: options.Unit = None,
     holdout: options.Holdout = 0.2,
     latent_dim: options.LatentDim = 4,
@@ -86,7 +87,9 @@ def fit(
     PNG. After an interruption the same command goes on; a finished fit is not repeated.
     """
     given: dict[str, Any] = dict(id=id, time=time, feature=feature, value=value, unit=unit)
-    given |= dict(holdout=holdout, latent_dim=latent_dim, steps=steps, patience=patience)
+    given |= dict(
+        since=since, holdout=holdout, latent_dim=latent_dim, steps=steps, patience=patience
+    )
     given |= dict(batch_size=batch_size, seed=seed, overwrite=overwrite)
     with _reported("fit"):
         from np_latentode.app.column_names import named_values
@@ -242,7 +245,8 @@ def _reported(command: str) -> Iterator[None]:
             )
             yield
     except KeyboardInterrupt:
-        typer.echo(f"np-latentode {command}: interrupted.", err=True)
+        again = " The same command goes on from here." if command == "fit" else ""
+        typer.echo(f"np-latentode {command}: interrupted.{again}", err=True)
         raise typer.Exit(130) from None
     except (ValueError, ImportError, FloatingPointError, OSError) as error:
         typer.echo(f"np-latentode {command}: {error}", err=True)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,32 +14,30 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from np_latentode.app.held_out import QUANTILES, finite, score_held_out
+from np_latentode.app.summaries import scores_table, trajectories_table, verdicts
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.conditioning import MOSTLY_PARTS
 from np_latentode.data.entries import reads_otherwise
+from np_latentode.data.far import usual, warn_user
 from np_latentode.data.files import write_table
-from np_latentode.data.given import table_times, table_values
 from np_latentode.data.scaling import Scaling
-from np_latentode.data.tables import forecast_columns, tidy_forecast
+from np_latentode.data.tables import forecast_columns
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.calibration import calibration
-from np_latentode.forecasts.prediction import forecast, forecast_observed, in_table_units
-from np_latentode.forecasts.scores import score_forecast, score_levels
 from np_latentode.programs.assemble import latent_ode
 from np_latentode.programs.fitted import Fitted
 from np_latentode.storage.results import MARKER, check_output_dir, result_dir
-from np_latentode.storage.saving import save
+from np_latentode.storage.saving import FIT, save
 from np_latentode.training.fit import fit
 
-__all__ = ["FIT", "fit_table"]
+__all__ = ["fit_table"]
 
 VALIDATION = 0.15
 """The share of the trajectories for validation, of those that are not held out."""
 
-FIT = "fit"
-"""The name of the fit's directory in the output directory."""
-
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+FEWEST_TRAINED = 5
+FEWEST_HELD_OUT = 2
+"""The fewest trajectories for training and, if any, to hold out: less say nothing of others."""
 
 
 def fit_table(
@@ -53,6 +50,7 @@ def fit_table(
     feature: str | None = None,
     value: str | None = None,
     log: Sequence[str] = (),
+    since: str | None = None,
     unit: str | None = None,
     holdout: float = 0.2,
     latent_dim: int = 4,
@@ -73,7 +71,7 @@ def fit_table(
         data: a file that `Trajectories.from_file` reads.
         output_dir: where the fit, metrics.json, heldout.csv and figures go. Until the fit is
             finished, its checkpoints are in a directory beside it.
-        id, time, values, feature, value, log: as in `Trajectories.from_dataframe`.
+        id, time, values, feature, value, log, since: as in `Trajectories.from_dataframe`.
         unit: of dates, as there. Default: D.
         holdout: the share of the trajectories to hold out; 0 for none.
         latent_dim: of the model.
@@ -93,10 +91,12 @@ def fit_table(
     columns |= dict(unit=unit or "D")
     if feature is not None or value is not None:
         columns |= dict(feature=feature, value=value)
+    if since is not None:
+        columns |= dict(since=since)
     settings: dict[str, Any] = dict(**columns, holdout=holdout, latent_dim=latent_dim, steps=steps)
     settings |= dict(patience=patience, batch_size=batch_size, seed=seed)
     _check(settings)
-    trajectories = Trajectories.from_file(data, **columns)
+    trajectories = _without_far_times(Trajectories.from_file(data, **columns))
     settings = {"data": hashlib.sha256(data.read_bytes()).hexdigest(), **settings}
     say = print if progress else _say_nothing
     checkpoints = _checkpoint_dir(output_dir, settings)
@@ -108,9 +108,12 @@ def fit_table(
     parts = _divide(trajectories, holdout, seed)
     say(_described(data, trajectories, parts, unit, checkpoints))
     fitted = _fit(parts, settings, checkpoints, progress=progress)
-    scores = _score(parts, fitted, seed)
+    _, *keys = _keys(seed)
+    scores = score_held_out((keys[0], keys[1]), fitted, parts.train, parts.test, parts.t0)
     metrics = {"settings": settings, **_fit_metrics(parts, fitted), **scores.metrics}
-    _write(output_dir, fitted, metrics, scores, overwrite=overwrite)
+    _write(output_dir, fitted, metrics, scores.held_out, overwrite=overwrite)
+    # After the fit is safe, as no figure may cost it.
+    _draw(output_dir, scores.figures)
     _end(checkpoints, say, f"{_summary(metrics)}\nresults in {output_dir}")
     return metrics
 
@@ -127,7 +130,7 @@ def _end(checkpoints: Path, say: Callable[[str], None], text: str) -> None:
 def _described(
     data: Path, trajectories: Trajectories, parts: _Parts, unit: str | None, checkpoints: Path
 ) -> str:
-    lines = [f"{data}: {trajectories}: {parts}"]
+    lines = [f"{data}: {trajectories_table(trajectories)}", str(parts)]
     names = trajectories.names
     if unit is not None and names.origin is None:
         lines.append(f"unit {unit} is ignored, as the times in column {names.time!r} are numbers")
@@ -152,15 +155,6 @@ class _Parts(NamedTuple):
             f"{len(self.train)} for training, {len(self.validation)} for validation, "
             f"{held_out} held out"
         )
-
-
-class _Scores(NamedTuple):
-    """Scores, figures and tables of a fit."""
-
-    metrics: dict[str, Any]
-    figures: dict[str, Any]
-    held_out: Any
-    """The table heldout.csv, None if nothing was held out."""
 
 
 def _check(settings: dict[str, Any]) -> None:
@@ -196,18 +190,27 @@ def _check_names(trajectories: Trajectories) -> None:
         )
 
 
+def _without_far_times(trajectories: Trajectories) -> Trajectories:
+    """Leaves out the observations whose time is far outside; reading has warned of them."""
+    times, observed = trajectories.given.times, np.asarray(trajectories.observed)
+    near = observed.copy()
+    near[observed] = usual(times[observed])
+    return trajectories if (near == observed).all() else trajectories.keep(near)
+
+
 def _divide(trajectories: Trajectories, holdout: float, seed: int) -> _Parts:
     """A random partition; to be forecast, a trajectory must be observed at two times or more."""
     times_observed = np.asarray(trajectories.observed).sum(1)
     order = np.random.default_rng(seed).permutation(len(trajectories))
     able = order[times_observed[order] > 1]
-    num_test = max(1, round(holdout * len(trajectories))) if holdout else 0
+    num_test = max(FEWEST_HELD_OUT, round(holdout * len(trajectories))) if holdout else 0
     num_validation = max(1, round(VALIDATION * (len(trajectories) - num_test)))
-    if len(able) <= num_test + num_validation:
+    needed = num_test + num_validation + FEWEST_TRAINED
+    if len(able) < needed:
         raise ValueError(
-            f"data must hold more than {num_test + num_validation} trajectories that were observed "
-            f"at two times or more, {num_test} to hold out and {num_validation} for validation; "
-            f"got {len(able)} of {len(trajectories)}."
+            f"data must hold {needed} ids or more that were observed at two times or more: "
+            f"{FEWEST_TRAINED} to train on, {num_validation} for validation, and {num_test} to "
+            f"hold out; got {len(able)} of {len(trajectories)}."
         )
     test, validation = np.split(able[: num_test + num_validation], [num_test])
     train = np.setdiff1d(np.arange(len(trajectories)), np.concatenate([test, validation]))
@@ -254,84 +257,29 @@ def _fit_metrics(parts: _Parts, fitted: Fitted) -> dict[str, Any]:
         "validated_by": len(parts.validation),
         "steps_taken": len(history.losses),
         "best_step": history.best_step,
-        "validation": _finite(history.validation.min()),
+        "validation": finite(history.validation.min()),
         "seconds": float(history.seconds[-1]),
     }
 
 
-def _score(parts: _Parts, fitted: Fitted, seed: int) -> _Scores:
-    """Scores, figures and the table of forecasts of those held out."""
-    # Imported after training, as training should not wait for matplotlib.
-    from np_latentode.report import plots
-
-    history, train = fitted.history, parts.train
-    _, score_key, draw_key = _keys(seed)
-    training = plots.plot_training(history.losses, num_trajectories=len(train), history=history)
-    if parts.test is None:
-        return _Scores({}, {"training": training}, None)
-    context, target = parts.test.split()
-    # If the dynamics diverge for one trajectory, the others' scores are still of use.
-    fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
-    found = calibration(score_key, fitted, context, target)
-    draws = forecast_observed(draw_key, fitted, context, target, num_samples=500)
-    # In standard deviations of each feature in the training data, as it is modelled.
-    scale = fitted.model.scaling.scale
-    methods = {"latent ODE": score_forecast(target, scale, found)}
-    methods |= score_levels(train, context, target, scale)
-    metrics = {
-        "held_out": len(parts.test),
-        "methods": {
-            name: {key: _finite(number) for key, number in scores.items()}
-            for name, scores in methods.items()
-        },
-    }
-    figures = {
-        "training": training,
-        "forecasts": _forecast_figure(draw_key, fitted, context, target, parts.t0),
-        "calibration": plots.plot_calibration(found),
-    }
-    return _Scores(metrics, figures, _compared(draws, target))
-
-
-def _forecast_figure(
-    rng_key: Array, fitted: Fitted, context: Trajectories, target: Trajectories, t0: float
-) -> Any:
-    """The four trajectories with the longest forecasts."""
-    from np_latentode.report.fans import plot_forecasts
-
-    times = np.linspace(t0, target.given.times.max(), 100)
-    most = np.argsort(-np.asarray(target.observed).sum(1), kind="stable")[:4]
-    draws = forecast(rng_key, fitted, context[most], times)
-    return plot_forecasts(context[most], draws, times, target=target[most])
-
-
-def _compared(draws: dict[str, Any], target: Trajectories) -> Any:
-    """The observations, each beside its forecast; the draws are at the observed times."""
-    seen, names = np.asarray(target.observed), target.names
-    when, what = table_times(target.given, names)[seen], table_values(target.given, names)[seen]
-    # A trajectory of one time for each observed time.
-    each = names.select(np.nonzero(seen)[0])
-    x = in_table_units(draws, target.offset, names)["x"][:, :, None]
-    table = tidy_forecast({"x": x}, target.given.times[seen][:, None], each, quantiles=QUANTILES)
-    table[names.time] = np.repeat(when, target.num_features)
-    table.insert(3, "observed", what.ravel())
-    return table[np.asarray(target.mask)[seen].ravel()]
-
-
 def _write(
-    output_dir: Path, fitted: Fitted, metrics: dict[str, Any], scores: _Scores, *, overwrite: bool
+    output_dir: Path, fitted: Fitted, metrics: dict[str, Any], held_out: Any, *, overwrite: bool
 ) -> None:
     with result_dir(output_dir, overwrite=overwrite) as directory:
         save(directory / FIT, fitted)
-        if scores.held_out is not None:
-            write_table(scores.held_out, directory / "heldout.csv")
-        for name, figure in scores.figures.items():
-            figure.savefig(directory / f"{name}.png")
+        if held_out is not None:
+            write_table(held_out, directory / "heldout.csv")
         (directory / MARKER).write_text(json.dumps(metrics, indent=2) + "\n")
 
 
-def _finite(number: float) -> float | None:
-    return float(number) if np.isfinite(number) else None
+def _draw(output_dir: Path, figures: dict[str, Callable[[], Any]]) -> None:
+    """Draws each figure by itself; one that fails is warned of."""
+    for name, draw in figures.items():
+        try:
+            draw().savefig(output_dir / f"{name}.png")
+        # matplotlib and ArviZ raise exceptions of many types.
+        except Exception as error:
+            warn_user(f"The figure {name}.png could not be drawn: {error}.")
 
 
 def _finished(output_dir: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -345,17 +293,13 @@ def _finished(output_dir: Path, settings: dict[str, Any]) -> dict[str, Any] | No
 
 
 def _summary(metrics: dict[str, Any]) -> str:
-    lines = [
-        f"best at step {metrics['best_step']} of {metrics['steps_taken']}, in "
-        f"{metrics['seconds']:.0f} s"
-    ]
+    steps, taken = metrics["settings"]["steps"], metrics["steps_taken"]
+    lines = [f"best at step {metrics['best_step']} of {taken}, in {metrics['seconds']:.0f} s"]
+    if taken < steps:
+        patience = metrics["settings"]["patience"]
+        lines.append(
+            f"stopped before {steps} steps, as {patience} steps brought no better validation score"
+        )
     if "methods" in metrics:
-        columns = ("rmse", "crps", "coverage_90")
-        title = f"forecasts of {metrics['held_out']} held out"
-        lines += ["", f"{title:30s}" + "".join(f"{name:>14s}" for name in columns)]
-        for name, scores in metrics["methods"].items():
-            known = (scores.get(c) for c in columns)
-            cells = (f"{'-':>14s}" if x is None else f"{x:14.3f}" for x in known)
-            lines.append(f"{name:30s}" + "".join(cells))
-        lines.append("(of the later half of the observed times, in standard deviations)")
+        lines += ["", scores_table(metrics), *verdicts(metrics)]
     return "\n".join(lines)

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from np_latentode.app.fit_table import FIT
 from np_latentode.data.atomic import write_bytes
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.files import check_path, write_table
@@ -74,13 +73,14 @@ def forecast_table(
     for path in (output, *([picture] if plot else [])):
         if path.exists() and not overwrite:
             raise ValueError(f"output must be new; got {path}, which exists (--overwrite).")
-    fitted = load(run_dir / FIT)
+    fitted = load(run_dir)
     labels = fitted.model.scaling.labels
     if labels is None:
         raise ValueError(f"run must be a fit of a table; got {run_dir}, whose columns are unknown.")
     context = _read(fitted.model, labels, data)
     times = _times_ahead(fitted.model, context, labels, until, ahead, points)
-    made = _forecast(jax.random.key(seed), fitted, context, times, draws)
+    name = "until" if ahead is None else "ahead"
+    made = _forecast(jax.random.key(seed), fitted, context, times, draws, name)
     table = tidy_forecast(made, times, context.names, quantiles=quantiles)
     write_table(table, output)
     if plot:
@@ -101,7 +101,7 @@ def _read(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
     columns: dict[str, Any] = dict(
         id=labels.id, time=labels.time, values=labels.features, log=labels.log
     )
-    columns |= dict(feature=labels.feature, value=labels.value)
+    columns |= dict(feature=labels.feature, value=labels.value, since=labels.since)
     try:
         context = Trajectories.from_file(
             data, **columns, origin=labels.origin, unit=labels.unit or "D"
@@ -117,7 +117,12 @@ def _read(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
 
 
 def _forecast(
-    rng_key: Array, fitted: Fitted, context: Trajectories, times: np.ndarray, num_samples: int
+    rng_key: Array,
+    fitted: Fitted,
+    context: Trajectories,
+    times: np.ndarray,
+    num_samples: int,
+    name: str,
 ) -> dict[str, Any]:
     """Draws, or an error that names a trajectory whose dynamics diverge."""
     fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
@@ -126,7 +131,7 @@ def _forecast(
     if not finite.all():
         who = context.names.ids[int(np.argmin(finite))]
         raise ValueError(
-            f"until must be where the dynamics are finite; those of {np.sum(~finite)} of "
+            f"{name} must be where the dynamics are finite; those of {np.sum(~finite)} of "
             f"{len(context)}, {context.names.id} {who} for one, diverge before. Forecast less far, "
             "or train longer."
         )
@@ -146,11 +151,17 @@ def _check_known(model: LatentODE, context: Trajectories, labels: Labels, data: 
         raise ValueError(
             f"{data} must hold numbers in column {labels.time!r}, as the table fitted; got dates."
         )
+    if labels.zone != context.names.zone:
+        kinds = {True: "dates with a time zone", False: "dates without a time zone"}
+        raise ValueError(
+            f"{data} must hold {kinds[labels.zone]} in column {labels.time!r}, as the table "
+            f"fitted; got {kinds[context.names.zone]}."
+        )
     times = np.where(np.asarray(context.observed), context.given.times, np.inf)
     early, t0 = times.min(1), model.scaling.t0
     if (first := early.min()) < t0:
-        who = context.names.ids[int(early.argmin())]
-        start, when = (labels.calendar(np.array([t]))[0] for t in (t0, first))
+        one = context.names.select([int(early.argmin())])
+        who, (start, when) = one.ids[0], one.calendar(np.array([[t0, first]]))[0]
         raise ValueError(
             f"{data} must not go back before {start}, where the table fitted begins; got "
             f"{labels.id} {who} at {when}. Fit a table that goes back as far."
@@ -169,23 +180,34 @@ def _times_ahead(
     times = np.where(observed, context.given.times, -np.inf)
     # A trajectory without observations is forecast from t0 on.
     last = np.maximum(times.max(1), model.scaling.t0)
-    end = last + ahead if ahead is not None else np.full(len(last), _time(until, labels))
+    names = context.names
+    end = last + ahead if ahead is not None else np.broadcast_to(_time(until, names), last.shape)
     if late := np.flatnonzero(last >= end).tolist():
-        who = context.names.ids[late[0]]
-        when = labels.calendar(last[late[0] :][:1])[0]
+        one = names.select(late[:1])
+        if ahead is not None:
+            raise ValueError(
+                f"ahead must be long enough to change a time; got {ahead}, and {labels.id} "
+                f"{one.ids[0]} was last observed at {one.calendar(last[late[:1]])[0]}."
+            )
         raise ValueError(
             f"until must be later than what is known; got {until}, and {len(late)} of {len(last)} "
-            f"were observed then or later, {labels.id} {who} at {when}. Give ahead instead."
+            f"were observed then or later, {labels.id} {one.ids[0]} at "
+            f"{one.calendar(last[late[:1]])[0]}. Give ahead instead."
         )
     return np.linspace(last, end, points + 1, axis=1)[:, 1:]
 
 
-def _time(until: str | None, labels: Labels) -> float:
+def _time(until: str | None, labels: Labels) -> np.ndarray:
+    """The time in the table's clock as one for all trajectories, or one for each."""
     try:
-        time = float(labels.counted(until)) if labels.unit else float(str(until))
+        if labels.unit:
+            time = labels.counted(until)
+        else:
+            time = labels.from_starts(np.asarray(float(str(until))))
     except ValueError as error:
-        kind = "a date such as 2020-01-31" if labels.unit else "a number"
+        date = "2020-01-31T12:00Z" if labels.zone else "2020-01-31"
+        kind = f"a date such as {date}" if labels.unit else "a number"
         raise ValueError(f"until must be {kind}, as {labels.time!r} is; got {until!r}.") from error
-    if not np.isfinite(time):
+    if not np.isfinite(time).all():
         raise ValueError(f"until must be finite; got {until!r}.")
     return time

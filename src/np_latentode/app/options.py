@@ -38,6 +38,7 @@ __all__ = [
     "Seed",
     "SeedOfAll",
     "SeedOfDraws",
+    "Since",
     "Splits",
     "Steps",
     "StepsOfEach",
@@ -93,6 +94,13 @@ Value = Annotated[
 Log = Annotated[
     list[str] | None,
     typer.Option(help="Those of the values to model by their logarithm; they must be positive."),
+]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        help="Count the times of each id from its own start: first, its first row; or the name of "
+        "a column with a time for each id, such as a birth. Default: one clock for all ids."
+    ),
 ]
 Unit = Annotated[
     str | None,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import narwhals as nw
@@ -12,6 +10,7 @@ import numpy as np
 
 from np_latentode.data.columns import Columns
 from np_latentode.data.entries import shown
+from np_latentode.data.far import warn_user
 from np_latentode.data.problems import Problems
 
 __all__ = ["asked_rows", "feature_names", "gather", "numbered", "spread", "warn_of_mixture"]
@@ -189,10 +188,9 @@ def warn_of_mixture(who: np.ndarray, when: np.ndarray, what: np.ndarray, columns
     )
     shared = int((count[at] > 1).sum())
     if 2 * shared > len(at):
-        warnings.warn(
+        warn_user(
             f"feature and value (--feature, --value) must name the columns of what was measured "
             f"and of the result, if {columns.values[0]!r} holds different measurements; got "
             f"{shared} of {len(at)} rows that share {columns.id!r} and {columns.time!r} with "
-            "another row, and they are read as repeated measurements of one kind.",
-            skip_file_prefixes=(str(Path(__file__).parents[1]),),
+            "another row, and they are read as repeated measurements of one kind."
         )

@@ -27,8 +27,7 @@ class MalformedRows(ValueError):  # noqa: N818 - the name says what the error ho
     def __init__(self, problems: Iterable[tuple[int, str]], name: str = ""):
         self.problems = tuple(sorted(problems, key=lambda problem: problem[0]))
         self.name = name
-        said = "; ".join(sentence for _, sentence in self.problems[:SHOWN])
-        more = len(self.problems) - SHOWN
+        said, more = _said([sentence for _, sentence in self.problems])
         rows = len({row for row, _ in self.problems})
         count = f"{rows} row{'s' if rows > 1 else ''} cannot be read: "
         super().__init__(
@@ -40,6 +39,24 @@ class MalformedRows(ValueError):  # noqa: N818 - the name says what the error ho
 
     def __reduce__(self):
         return type(self), (self.problems, self.name)
+
+
+def _said(sentences: Sequence[str]) -> tuple[str, int]:
+    """The first few sentences, and the number of rows that they leave out.
+
+    Sentences that differ in their row only are one: "... in lines 2, 3 and 7".
+    """
+    found: dict[str, list[str]] = {}
+    for sentence in sentences:
+        what, _, row = sentence.rpartition(" ")
+        found.setdefault(what, []).append(row)
+    told, said = 0, []
+    for what, rows in [*found.items()][:SHOWN]:
+        shown = rows[:SHOWN]
+        listed = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+        said.append(f"{what}{'s' if len(shown) > 1 else ''} {listed}")
+        told += len(shown)
+    return "; ".join(said), len(sentences) - told
 
 
 class Problems:
@@ -65,6 +82,10 @@ class Problems:
     def add(self, number: int, column: str, what: str) -> None:
         """Adds an error for one row and column, unless there is one already."""
         self.found.setdefault((number, column), what)
+
+    def number(self, row: int) -> int:
+        """The number of a row in messages."""
+        return row if self.numbers is None else int(self.numbers[row])
 
     def check(self, column: str, rule: str, bad: Any, got: Callable[[int], Any]) -> None:
         """Adds an error for each row where `bad` is True.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from np_latentode.data.far import usual, warn_user
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import is_concrete
 from np_latentode.data.offset import Offset
@@ -69,11 +70,15 @@ class Scaling:
 
         `loc` and `scale` are mean and standard deviation of each feature's observed values. The
         unit of time is a fifth of the span from t0 to the latest observation. The unit of a
-        constant feature is its absolute value, or 1 if that is 0.
+        constant feature is its absolute value, or 1 if that is 0. Numbers far outside, more than
+        ten times the range of 90% of the numbers away from it, change no unit.
+
+        Warns if the trajectories hardly overlap in time, as with patients who enter one by one.
 
         Args:
             train: the trajectories that the model will be fitted on.
-            t0: the time of z0. Default: the earliest observed time of `train`.
+            t0: the time of z0. Default: the earliest observed time of `train`, if it is not far
+                outside.
 
         Raises:
             ValueError: if a feature is never observed, or an observation is earlier than t0.
@@ -87,15 +92,18 @@ class Scaling:
                 f"got none of {', '.join(train.names.features[j] for j in never)}."
             )
         times = given.times[mask.any(-1)]
+        times = times[usual(times)]
         t0 = float(times.min()) if t0 is None else float(t0)
-        loc = np.mean(values, axis=(0, 1), where=mask)
-        sd = np.std(values, axis=(0, 1), where=mask)
+        known = [values[..., j][mask[..., j]] for j in range(train.num_features)]
+        near = [x[usual(x)] for x in known]
+        loc, sd = np.array([x.mean() for x in near]), np.array([x.std() for x in near])
         size = np.where(loc == 0, 1.0, np.abs(loc))
         # Rounding gives a constant feature a standard deviation of a few units in the last place.
         constant = sd <= np.abs(loc) * 8 * np.finfo(float).eps
         span = max(float(times.max()) - t0, 0.0)
         scaling = cls(loc, np.where(constant, size, sd), t0, (span or 1.0) / SPAN, train.labels)
         scaling.check(train, name="train")
+        _warn_of_staggered(train)
         return scaling
 
     def check(self, trajectories: Trajectories, *, name: str) -> None:
@@ -169,6 +177,24 @@ class Scaling:
     @staticmethod
     def _as_array(numbers: ArrayLike) -> Array:
         return jnp.asarray(numbers, dtype=jnp.result_type(float))
+
+
+def _warn_of_staggered(train: Trajectories) -> None:
+    """Warns if most trajectories are short beside the differences between their first times."""
+    observed, times = np.asarray(train.observed), train.given.times
+    several = observed.sum(1) > 1
+    if several.sum() < 5 or train.names.since is not None:
+        return
+    first = np.min(times, axis=1, where=observed, initial=np.inf)[several]
+    last = np.max(times, axis=1, where=observed, initial=-np.inf)[several]
+    low, high = np.quantile(first, [0.1, 0.9])
+    if high - low > 2 * np.median(last - first):
+        length = np.median(last - first)
+        warn_user(
+            f"train hardly overlaps in time: half of the trajectories last {length:.3g} or less, "
+            f"but their first times lie {high - low:.3g} apart. If the time since each one's start "
+            "says more than one clock for all, read the table with since='first' (--since first)."
+        )
 
 
 def check_scaling(scaling: object) -> Scaling:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 
 from np_latentode.data.clocks import FIRST, Clock, read_clock, since_start
 from np_latentode.data.columns import Columns
+from np_latentode.data.far import warn_of_far_rows
 from np_latentode.data.frames import as_frame
 from np_latentode.data.given import Given, Rows, table_times, table_values
 from np_latentode.data.labels import Labels
@@ -71,9 +73,23 @@ def from_rows(
         tuple(ids), values, id, time, *count, logged, *pair, since, clock.zone, clock.starts
     )
     what = labels.modelled(own)
+    _warn_of_far_rows(clock, what, own, labels, problems)
     of_each = _rows_by_id(codes, when, what)
     _check_precision(frame[time], id, time, when, of_each, problems)
     return Rows(Given(when, what, clock.table_times, own if logged else None), of_each, labels)
+
+
+def _warn_of_far_rows(
+    clock: Clock, what: np.ndarray, own: np.ndarray, labels: Labels, problems: Problems
+) -> None:
+    when = np.where(np.isnan(what).all(1), np.nan, clock.times)
+    entries = clock.times if clock.table_times is None else clock.table_times
+    consequence = "the unit of time is that of the others, and a fit must do without them"
+    warn_of_far_rows(labels.time, when, lambda row: entries[row], problems, consequence)
+    consequence = "its unit is that of the others, but a fit still explains them"
+    for j, name in enumerate(labels.features):
+        entry = partial(lambda j, row: own[row, j], j)
+        warn_of_far_rows(name, what[:, j], entry, problems, consequence)
 
 
 def _with_own_starts(

@@ -1,41 +1,58 @@
-"""Scores of forecasts over all observations of a target."""
+"""Scores of forecasts over all observations of a target, of the network and of baselines."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import scoringrules
 from jaxtyping import Bool, Float
+from scipy.stats import norm
 
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts import baselines
 from np_latentode.forecasts.calibration import Calibration
 
-__all__ = ["BAND", "score", "score_forecast", "score_levels", "within_band"]
+__all__ = [
+    "BAND",
+    "Forecasts",
+    "of_calibration",
+    "of_levels",
+    "of_mixed_models",
+    "score",
+    "score_features",
+    "within_band",
+]
 
 BAND = 0.9
 """The central band whose coverage is reported."""
 
 
+class Forecasts(NamedTuple):
+    """Forecasts of a target, shape (trajectory, time, feature), as its values are modelled."""
+
+    mean: Float[np.ndarray, "trajectory time feature"]
+    crps: Float[np.ndarray, "trajectory time feature"] | None = None
+    """Of each forecast distribution. Default: that of a forecast without uncertainty, which is its
+    absolute error."""
+    inside: Bool[np.ndarray, "trajectory time feature"] | None = None
+    """True where the observation lies within the central 90%. Default: the forecasts are no
+    distributions, and coverage is not reported."""
+
+
 def score(
-    target: Trajectories,
-    unit: Float[np.ndarray, " feature"],
-    mean: Float[np.ndarray, "trajectory time feature"],
-    crps: Float[np.ndarray, "trajectory time feature"] | None = None,
-    inside: Bool[np.ndarray, "trajectory time feature"] | None = None,
+    target: Trajectories, unit: Float[np.ndarray, " feature"], forecasts: Forecasts
 ) -> dict[str, float]:
     """RMSE, CRPS and coverage over all observations of a target, in the features' units.
 
     Args:
         target: the observations.
         unit: the unit of each feature, such as its standard deviation in the training data.
-        mean: the forecast means, as the target's values are modelled.
-        crps: the CRPS of each forecast distribution. Default: that of the mean as a forecast
-            without uncertainty, which is its absolute error.
-        inside: True where the observation lies within the central 90% of its forecast. Default:
-            coverage is not reported.
+        forecasts: of the target.
     """
-    seen = np.asarray(target.mask)
-    error = mean - target.given.values
-    crps = np.abs(error) if crps is None else crps
+    seen, inside = np.asarray(target.mask), forecasts.inside
+    error = forecasts.mean - target.given.values
+    crps = np.abs(error) if forecasts.crps is None else forecasts.crps
     scores = {
         "rmse": float(np.sqrt(np.mean((error / unit)[seen] ** 2))),
         "crps": float(np.mean((crps / unit)[seen])),
@@ -43,34 +60,50 @@ def score(
     return scores if inside is None else scores | {"coverage_90": float(inside[seen].mean())}
 
 
-def score_forecast(
-    target: Trajectories, unit: Float[np.ndarray, " feature"], found: Calibration
-) -> dict[str, float]:
-    """The scores of a forecast at the target's times.
-
-    Args:
-        target, unit: as in `score`.
-        found: as `calibration` returns it.
-    """
-    mean = target.given.values + found.error
-    return score(target, unit, mean, found.crps, within_band(found.pit))
-
-
-def score_levels(
-    train: Trajectories,
-    context: Trajectories,
-    target: Trajectories,
-    unit: Float[np.ndarray, " feature"],
+def score_features(
+    target: Trajectories, unit: Float[np.ndarray, " feature"], forecasts: Forecasts
 ) -> dict[str, dict[str, float]]:
-    """The scores of two baselines that are constant in time: training mean and last value."""
+    """The scores of each feature that was observed, by its name."""
+    scores, mask = {}, np.asarray(target.mask)
+    for j, name in enumerate(target.names.features):
+        alone = mask & (np.arange(mask.shape[-1]) == j)
+        if alone.any():
+            scores[name] = score(target.keep(alone), unit, forecasts)
+    return scores
+
+
+def of_calibration(target: Trajectories, found: Calibration) -> Forecasts:
+    """The forecasts that `calibration` has compared with the target."""
+    return Forecasts(target.given.values + found.error, found.crps, within_band(found.pit))
+
+
+def of_levels(
+    train: Trajectories, context: Trajectories, target: Trajectories
+) -> dict[str, Forecasts]:
+    """Two baselines that are constant in time: training mean and last value."""
     after = target.given.times.max(keepdims=True).ravel()
     levels = {"constant": baselines.constant, "last value": baselines.last_value}
     return {
-        name: score(
-            target, unit, np.broadcast_to(predict(train, context, after), target.values.shape)
-        )
+        name: Forecasts(np.broadcast_to(predict(train, context, after), target.values.shape))
         for name, predict in levels.items()
     }
+
+
+def of_mixed_models(
+    train: Trajectories, context: Trajectories, target: Trajectories
+) -> dict[str, Forecasts]:
+    """A linear and a quadratic mixed model; see `mixed_model`.
+
+    Raises:
+        ImportError: if statsmodels is not installed.
+    """
+    times, x, *_ = target.given
+    found = {}
+    for name, degree in (("mixed model", 1), ("mixed model, quadratic", 2)):
+        mean, sd = baselines.mixed_model(train, context, times, degree=degree)
+        crps = np.asarray(scoringrules.crps_normal(x, mean, sd))
+        found[name] = Forecasts(mean, crps, within_band(norm.cdf(x, mean, sd)))
+    return found
 
 
 def within_band(pit: Float[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:

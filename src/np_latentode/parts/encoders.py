@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from np_latentode.parts.modules import mlp
+from np_latentode.parts.modules import gru_cell, mlp
 from np_latentode.parts.solve import Solver, solve
 
 __all__ = ["GRU", "ODERNN", "PathODE", "SummaryEncoder"]
@@ -52,7 +52,7 @@ class ODERNN(nnx.Module):
         if not isinstance(self.method, diffrax.AbstractSolver):
             raise ValueError(f"method must be a diffrax.AbstractSolver; got {method!r}.")
         self.field = mlp((hidden_dim, width, hidden_dim), rngs=rngs)
-        self.cell = nnx.GRUCell(2 * num_features, hidden_dim, rngs=rngs)
+        self.cell = gru_cell(2 * num_features, hidden_dim, rngs=rngs)
 
     def __call__(
         self,
@@ -150,7 +150,7 @@ class GRU(nnx.Module):
 
     def __init__(self, num_features: int, *, hidden_dim: int = 16, rngs: nnx.Rngs):
         self.num_features, self.hidden_dim = num_features, hidden_dim
-        self.cell = nnx.GRUCell(2 * num_features + 1, hidden_dim, rngs=rngs)
+        self.cell = gru_cell(2 * num_features + 1, hidden_dim, rngs=rngs)
 
     def __call__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -43,15 +44,11 @@ class _Autoregressive(nnx.Module):
     def __init__(self, dim: int, context_dim: int, width: int, order: Array, *, rngs: nnx.Rngs):
         self.context_dim = context_dim
         inputs = context_dim + dim
-        first = jnp.arange(context_dim)
+        places = [*range(context_dim), *(context_dim + order).tolist()]
         # NumPyro needs at least as many hidden units as inputs, to give each input a degree.
-        init, self.apply = AutoregressiveNN(
-            inputs,
-            [max(width, inputs)],
-            permutation=jnp.concatenate([first, context_dim + order]),
-            nonlinearity=stax.Elu,
-        )
-        weights, self.structure = jax.tree.flatten(init(rngs.params(), (inputs,))[1])
+        self.network = _Network(inputs, max(width, inputs), places)
+        weights = self.network.init(rngs.params(), (inputs,))[1]
+        weights, self.structure = jax.tree.flatten(weights)
         # With small weights in the last layer, the flow starts close to the identity.
         weights[-2:] = [0.01 * w for w in weights[-2:]]
         self.weights = nnx.List([nnx.Param(w) for w in weights])
@@ -63,9 +60,22 @@ class _Autoregressive(nnx.Module):
             if context is not None:
                 c = jnp.broadcast_to(context, (*x.shape[:-1], context.shape[-1]))
                 x = jnp.concatenate([c, x], axis=-1)
-            return tuple(out[..., self.context_dim :] for out in self.apply(params, x))
+            return tuple(out[..., self.context_dim :] for out in self.network.apply(params, x))
 
         return InverseAutoregressiveTransform(mean_and_log_scale)
+
+
+class _Network:
+    """NumPyro's autoregressive network; pickled by its arguments, as it consists of closures."""
+
+    def __init__(self, inputs: int, hidden: int, places: list[int]):
+        self.arguments = (inputs, hidden, places)
+        self.init, self.apply = AutoregressiveNN(
+            inputs, [hidden], permutation=jnp.array(places), nonlinearity=stax.Elu
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Network, self.arguments
 
 
 class FlowjaxParameters(nnx.Module):
@@ -103,14 +113,18 @@ class FlowjaxParameters(nnx.Module):
         )
         leaves, structure = jax.tree.flatten(trained)
         self.weights = nnx.List([nnx.Param(leaf) for leaf in leaves])
-        # In a closure: as attributes, nnx would treat untrained arrays as mutable state.
-        self.rebuild = lambda leaves: eqx.combine(jax.tree.unflatten(structure, leaves), rest)
+        # In a partial: as attributes, nnx would treat untrained arrays as mutable state.
+        self.rebuild = partial(_combine, structure, rest)
 
     def distribution(self, condition: Array | None = None) -> dist.Distribution:
         """The NumPyro distribution, one for each row of `condition`."""
         from paramax import unwrap
 
         return _FlowjaxDistribution(unwrap(self.rebuild([w[...] for w in self.weights])), condition)
+
+
+def _combine(structure: Any, rest: Any, leaves: list[Array]) -> Any:
+    return eqx.combine(jax.tree.unflatten(structure, leaves), rest)
 
 
 class _FlowjaxDistribution(dist.Distribution):

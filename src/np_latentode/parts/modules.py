@@ -24,6 +24,7 @@ __all__ = [
     "check_factors",
     "check_module",
     "feature_dim",
+    "gru_cell",
     "mlp",
     "output_shape",
     "parameter_names",
@@ -43,9 +44,27 @@ CALLS = {
 }
 
 
-def mlp(
-    sizes: Sequence[int], *, activation: Callable[[Array], Array] = jax.nn.silu, rngs: nnx.Rngs
-) -> nnx.Sequential:
+# Functions of JAX themselves cannot be pickled: in their module, their names are those of others.
+
+
+def silu(x: Array) -> Array:
+    return jax.nn.silu(x)
+
+
+def sigmoid(x: Array) -> Array:
+    return jax.nn.sigmoid(x)
+
+
+def tanh(x: Array) -> Array:
+    return jnp.tanh(x)
+
+
+def gru_cell(inputs: int, hidden_dim: int, *, rngs: nnx.Rngs) -> nnx.GRUCell:
+    """flax's GRU cell, made so that it can be pickled."""
+    return nnx.GRUCell(inputs, hidden_dim, gate_fn=sigmoid, activation_fn=tanh, rngs=rngs)
+
+
+def mlp(sizes: Sequence[int], *, rngs: nnx.Rngs) -> nnx.Sequential:
     """A multilayer perceptron with layers of the given sizes; the last layer is linear.
 
     The activation is SiLU. With tanh and biases of zero, the network would start as an odd
@@ -54,7 +73,7 @@ def mlp(
     """
     layers: list[Callable[..., Any]] = []
     for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nnx.Linear(inputs, outputs, rngs=rngs), activation]
+        layers += [nnx.Linear(inputs, outputs, rngs=rngs), silu]
     return nnx.Sequential(*layers[:-1])
 
 

@@ -137,25 +137,33 @@ def plot_calibration(calibration: Calibration) -> Figure:
     alone = np.array(
         [rng.choice(p[s]) for p, s in zip(calibration.pit, seen, strict=True) if s.any()]
     )
-    points, ecdf, lower, upper = ecdf_pit(alone, 0.95, 1_000, rng=rng)
     with panels(1, 3, size=(3.6, 3.3)) as (figure, axes):
         histogram, difference, coverage = axes[0]
         _unit_histogram(histogram, pit)
         histogram.set(xlabel="PIT", ylabel="density", title="uniform if calibrated")
-        difference.fill_between(
-            points, lower - points, upper - points, color="0.85", label="95%, simultaneous"
-        )
-        difference.plot(points, ecdf - points, color=MODEL, label="observed")
+        # ArviZ needs two numbers.
+        if len(alone) > 1:
+            _ecdf_difference(difference, alone, rng)
         difference.axhline(0, color="black", lw=0.8, ls=":")
         difference.set(
-            xlabel="PIT, one per trajectory", ylabel="ECDF - uniform", title="inside if calibrated"
+            xlabel="PIT, one per trajectory",
+            ylabel="ECDF - uniform",
+            title="inside if calibrated" if len(alone) > 1 else "needs two trajectories",
         )
         named = difference.get_legend_handles_labels()
-        figure.legend(*named, loc="outside lower center", ncols=len(named[1]))
+        figure.legend(*named, loc="outside lower center", ncols=max(1, len(named[1])))
         coverage.plot([0, 1], [0, 1], color="black", lw=0.8, ls=":")
         coverage.plot(calibration.levels, calibration.coverage, "o-", color=MODEL)
         coverage.set(xlabel="level of the band", ylabel="share inside", title="coverage")
         return figure
+
+
+def _ecdf_difference(axis: Axes, pit: np.ndarray, rng: np.random.Generator) -> None:
+    points, ecdf, lower, upper = ecdf_pit(pit, 0.95, 1_000, rng=rng)
+    axis.fill_between(
+        points, lower - points, upper - points, color="0.85", label="95%, simultaneous"
+    )
+    axis.plot(points, ecdf - points, color=MODEL, label="observed")
 
 
 def _unit_histogram(axis: Any, values: np.ndarray) -> None:

@@ -17,7 +17,10 @@ from np_latentode.programs.params import initial_params
 from np_latentode.storage.arrays import fill, read, write
 from np_latentode.storage.descriptions import build, describe
 
-__all__ = ["describe_parts", "load", "save"]
+__all__ = ["FIT", "describe_parts", "load", "save"]
+
+FIT = "fit"
+"""The name of a fit's directory in the output directory of `np-latentode fit`."""
 
 OF_MODEL = ("dynamics", "decoder", "prior", "likelihood", "solver")
 OF_GUIDE = ("encoder", "posterior")
@@ -56,7 +59,7 @@ def load(
     """Reads a fit that `save` wrote. The files hold no code.
 
     Args:
-        path: the directory.
+        path: the directory; or the output directory of `np-latentode fit`, which holds one.
         dynamics, decoder, prior, likelihood, solver, encoder, posterior: parts of your own, built
             as they were for training. An error names a missing one. The library's own parts need
             not be given.
@@ -65,13 +68,16 @@ def load(
         ValueError: if `path` holds no fit, if the fit is damaged, if a part of your own is missing,
             or if a part has other parameters than the saved one.
     """
-    arrays, settings = read(Path(path))
+    path = Path(path)
+    if (path / FIT).is_dir():
+        path = path / FIT
+    arrays, settings = read(path)
     if settings.get("kind") != "fit":
         raise ValueError(f"{path} must be what `save` wrote; got a {settings.get('kind')}.")
     given = dict(dynamics=dynamics, decoder=decoder, prior=prior, likelihood=likelihood)
     given |= dict(solver=solver, encoder=encoder, posterior=posterior)
     try:
-        parts = _build_parts(Path(path), settings["parts"], given)
+        parts = _build_parts(path, settings["parts"], given)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} must be of this version of np_latentode; got a description that does not fit "

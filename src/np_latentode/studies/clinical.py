@@ -10,19 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scoringrules
 from flax import nnx
 from jaxtyping import Array, Float
-from scipy.stats import norm
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.conditioning import MOSTLY_PARTS
 from np_latentode.data.scaling import Scaling
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts import baselines
 from np_latentode.forecasts.calibration import Calibration, calibration
 from np_latentode.forecasts.prediction import forecast
-from np_latentode.forecasts.scores import BAND, score, score_forecast, score_levels, within_band
+from np_latentode.forecasts.scores import BAND, of_calibration, of_levels, of_mixed_models, score
 from np_latentode.parts.decoder import MLPDecoder
 from np_latentode.parts.encoders import SummaryEncoder
 from np_latentode.parts.likelihoods import StudentTLikelihood
@@ -147,11 +144,12 @@ def _one_split(patients: Trajectories, seed: int, steps: int, *, progress: bool)
         progress=progress,
     )
     found = calibration(score_key, fitted, context, target, num_samples=DRAWS)
-    scores = {"latent ODE": score_forecast(target, unit, found)}
     seconds = time.perf_counter() - started
     times = np.linspace(0.0, patients.given.times.max(), 60)
+    made = {"latent ODE": of_calibration(target, found)}
+    made |= of_levels(others, context, target) | of_mixed_models(others, context, target)
     return _Split(
-        scores=scores | _score_others(others, context, target, unit),
+        scores={name: score(target, unit, forecasts) for name, forecasts in made.items()},
         seconds=seconds,
         best_step=fitted.history.best_step,
         calibration=found,
@@ -174,20 +172,6 @@ def _networks(train: Trajectories, seed: int) -> tuple[LatentODE, AmortizedGuide
         likelihood=StudentTLikelihood(df=5.0),
         rngs=rngs,
     )
-
-
-def _score_others(
-    train: Trajectories, context: Trajectories, target: Trajectories, unit: np.ndarray
-) -> dict[str, dict[str, float]]:
-    """The scores of forecasts without a network."""
-    times, x, *_ = target.given
-    scores = score_levels(train, context, target, unit)
-    for name, degree in (("mixed model", 1), ("mixed model, quadratic", 2)):
-        mean, sd = baselines.mixed_model(train, context, times, degree=degree)
-        crps = np.asarray(scoringrules.crps_normal(x, mean, sd))
-        inside = within_band(norm.cdf(x, mean, sd))
-        scores[name] = score(target, unit, mean, crps, inside)
-    return scores
 
 
 def _pooled(parts: list[Calibration]) -> Calibration:

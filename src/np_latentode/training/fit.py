@@ -186,6 +186,7 @@ def _train(rng_key: Array, plan: _Plan, progress: bool) -> _Progress:
     started = saved = time.perf_counter()
     done = first = _start(rng_key, plan)
     with tqdm(total=plan.num_steps, initial=done.steps, disable=not progress, unit="step") as bar:
+        bar.set_postfix_str("compiling")
         try:
             for done in _advance(rng_key, plan, first, started):
                 bar.set_postfix_str(_summary(done.history, plan.num_trajectories), refresh=False)

@@ -1,0 +1,159 @@
+"""How good the forecasts of held-out trajectories are: scores, figures and heldout.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array
+
+from np_latentode.data.far import warn_user
+from np_latentode.data.given import table_times, table_values
+from np_latentode.data.tables import tidy_forecast
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.calibration import calibration
+from np_latentode.forecasts.prediction import forecast, forecast_observed, in_table_units
+from np_latentode.forecasts.scores import (
+    Forecasts,
+    of_calibration,
+    of_levels,
+    of_mixed_models,
+    score,
+    score_features,
+)
+from np_latentode.programs.fitted import Fitted
+
+__all__ = ["QUANTILES", "HeldOutScores", "finite", "score_held_out"]
+
+MOST_MIXED = 3_000
+"""The highest number of trajectories to which mixed models are fitted for comparison."""
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""The quantiles in heldout.csv."""
+
+
+class HeldOutScores(NamedTuple):
+    """Scores, figures and tables of a fit."""
+
+    metrics: dict[str, Any]
+    figures: dict[str, Callable[[], Any]]
+    """By name, to be drawn."""
+    held_out: Any
+    """The table heldout.csv, None if nothing was held out."""
+
+
+def score_held_out(
+    keys: tuple[Array, Array],
+    fitted: Fitted,
+    train: Trajectories,
+    test: Trajectories | None,
+    t0: float,
+) -> HeldOutScores:
+    """Scores, figures and the table of forecasts of those held out.
+
+    Args:
+        keys: of the scores and of the draws.
+        fitted: the fit.
+        train: what it was trained on.
+        test: those held out, if any.
+        t0: where the figure of forecasts begins.
+    """
+    # Imported after training, as training should not wait for matplotlib.
+    from np_latentode.report import plots
+
+    history, (score_key, draw_key) = fitted.history, keys
+    figures: dict[str, Callable[[], Any]] = {
+        "training": partial(
+            plots.plot_training, history.losses, num_trajectories=len(train), history=history
+        )
+    }
+    if test is None:
+        return HeldOutScores({}, figures, None)
+    context, target = test.split()
+    # If the dynamics diverge for one trajectory, the others' scores are still of use.
+    fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
+    found = calibration(score_key, fitted, context, target)
+    draws = forecast_observed(draw_key, fitted, context, target, num_samples=500)
+    figures["forecasts"] = partial(_forecast_figure, draw_key, fitted, context, target, t0)
+    figures["calibration"] = partial(plots.plot_calibration, found)
+    made = {"latent ODE": of_calibration(target, found), **_others(train, context, target)}
+    # In standard deviations of each feature in the training data, as it is modelled.
+    metrics = _scored(made, target, fitted.model.scaling.scale)
+    return HeldOutScores({"held_out": len(test), **metrics}, figures, _compared(draws, target))
+
+
+def _others(
+    train: Trajectories, context: Trajectories, target: Trajectories
+) -> dict[str, Forecasts]:
+    """The forecasts of baselines."""
+    made = of_levels(train, context, target)
+    if len(train) > MOST_MIXED:
+        warn_user(f"No mixed model is compared: more than {MOST_MIXED} ids take it too long.")
+        return made
+    try:
+        return made | of_mixed_models(train, context, target)
+    except ImportError:
+        warn_user("No mixed model is compared: pip install 'np-latentode[data]' for one.")
+    # statsmodels raises exceptions of many types where a mixed model cannot be estimated.
+    except Exception as error:
+        warn_user(f"No mixed model is compared, as it cannot be estimated: {error}.")
+    return made
+
+
+def _scored(made: dict[str, Forecasts], target: Trajectories, unit: np.ndarray) -> dict[str, Any]:
+    """The scores of each method, over all features and for each, with the observed spread."""
+
+    def known(scores: dict[str, float]) -> dict[str, float | None]:
+        return {key: finite(number) for key, number in scores.items()}
+
+    values, mask = target.given.values, np.asarray(target.mask)
+    return {
+        "observed_sd": {
+            name: float(values[..., j][mask[..., j]].std())
+            for j, name in enumerate(target.names.features)
+            if mask[..., j].any()
+        },
+        "methods": {
+            name: {
+                **known(score(target, unit, forecasts)),
+                "columns": {
+                    column: known(scores)
+                    for column, scores in score_features(target, unit, forecasts).items()
+                },
+            }
+            for name, forecasts in made.items()
+        },
+    }
+
+
+def _forecast_figure(
+    rng_key: Array, fitted: Fitted, context: Trajectories, target: Trajectories, t0: float
+) -> Any:
+    """The four trajectories with the longest forecasts."""
+    from np_latentode.report.fans import plot_forecasts
+
+    times = np.linspace(t0, target.given.times.max(), 100)
+    most = np.argsort(-np.asarray(target.observed).sum(1), kind="stable")[:4]
+    draws = forecast(rng_key, fitted, context[most], times)
+    return plot_forecasts(context[most], draws, times, target=target[most])
+
+
+def _compared(draws: dict[str, Any], target: Trajectories) -> Any:
+    """The observations, each beside its forecast; the draws are at the observed times."""
+    seen, names = np.asarray(target.observed), target.names
+    when, what = table_times(target.given, names)[seen], table_values(target.given, names)[seen]
+    # A trajectory of one time for each observed time.
+    each = names.select(np.nonzero(seen)[0])
+    x = in_table_units(draws, target.offset, names)["x"][:, :, None]
+    table = tidy_forecast({"x": x}, target.given.times[seen][:, None], each, quantiles=QUANTILES)
+    table[names.time] = np.repeat(when, target.num_features)
+    table.insert(3, "observed", what.ravel())
+    return table[np.asarray(target.mask)[seen].ravel()]
+
+
+def finite(number: float) -> float | None:
+    """The number, or None where JSON has no word for it."""
+    return float(number) if np.isfinite(number) else None

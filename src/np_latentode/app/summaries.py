@@ -1,0 +1,146 @@
+"""What the command `fit` says: what it read, how good the forecasts are, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from np_latentode.data.given import table_times, table_values
+from np_latentode.data.labels import Labels
+from np_latentode.data.trajectories import Trajectories
+
+__all__ = ["scores_table", "trajectories_table", "verdicts"]
+
+OURS = "latent ODE"
+"""The name of the fit among the methods."""
+
+COVERED = (0.85, 0.95)
+"""The shares within the 90% band that are not remarked upon."""
+
+
+def trajectories_table(trajectories: Trajectories) -> str:
+    """What was read: ids, rows, times, and the numbers of each column."""
+    names, given = trajectories.names, trajectories.given
+    mask = np.asarray(trajectories.mask)
+    seen = mask.any(-1)
+    first, last = _ends(table_times(given, names)[seen])
+    gaps = np.concatenate([np.diff(t[s]) for t, s in zip(given.times, seen, strict=True)])
+    gap = f", median gap {np.median(gaps):.3g}{_in_unit(names)}" if gaps.size else ""
+    lines = [
+        f"read {len(trajectories)} ids and {seen.sum()} rows, from {first} to {last}{gap}; times "
+        f"are {clock(names)}"
+    ]
+    values = table_values(given, names)
+    rows: list[Sequence[str]] = [("column", "values", "missing", "lowest", "median", "highest")]
+    for j, name in enumerate(names.features):
+        x = values[..., j][mask[..., j]]
+        about = [f"{n:.4g}" for n in (x.min(), np.median(x), x.max())] if x.size else ["-"] * 3
+        rows.append((name, f"{x.size}", f"{1 - x.size / seen.sum():.0%}", *about))
+    return "\n".join([*lines, *_aligned(rows)])
+
+
+def _ends(times: np.ndarray) -> tuple[str, str]:
+    low, high = times.min(), times.max()
+    if times.dtype.kind == "M":
+        return str(low.astype("datetime64[m]")), str(high.astype("datetime64[m]"))
+    return f"{low:.10g}", f"{high:.10g}"
+
+
+def clock(names: Labels) -> str:
+    """What times are counted from, in words."""
+    unit = {"W": "weeks", "D": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+    counted = "numbers" if names.unit is None else unit[names.unit]
+    if names.since == "first":
+        return f"{counted} since the first row of each id"
+    if names.since is not None:
+        return f"{counted} since {names.since!r} of each id"
+    if names.origin is None:
+        return f"the numbers in {names.time!r}, one clock for all ids"
+    day = str(names.origin.astype("datetime64[m]"))
+    return f"{counted} since {day}{' UTC' if names.zone else ''}, one clock for all ids"
+
+
+def _in_unit(names: Labels) -> str:
+    return "" if names.unit is None else f" {names.unit}"
+
+
+def scores_table(metrics: dict[str, Any]) -> str:
+    """The scores of each method, over all columns and for each."""
+    shown = ("rmse", "crps", "coverage_90")
+    title = f"forecasts of {metrics['held_out']} held out"
+    rows: list[Sequence[str]] = [(title, "sd", *shown)]
+    methods = metrics["methods"]
+    for name, scores in methods.items():
+        rows.append((name, "", *(_cell(scores.get(key)) for key in shown)))
+    columns = metrics["observed_sd"]
+    for column, sd in columns.items() if len(columns) > 1 else ():
+        rows.append((column, f"{sd:.3g}", "", "", ""))
+        for name, scores in methods.items():
+            of_column = scores["columns"][column]
+            rows.append((f"  {name}", "", *(_cell(of_column.get(key)) for key in shown)))
+    if len(columns) == 1:
+        rows[1] = (rows[1][0], f"{next(iter(columns.values())):.3g}", *rows[1][2:])
+    note = (
+        "(Of the later half of the observed times. rmse and crps are in standard deviations of the "
+        "training data; sd is that of the held-out values, in the units that are modelled.)"
+    )
+    return "\n".join([*_aligned(rows), note])
+
+
+def verdicts(metrics: dict[str, Any]) -> list[str]:
+    """Sentences on what is beaten by a baseline, and on bands that do not hold."""
+    methods, said = metrics["methods"], []
+    ours = methods[OURS]
+    columns: dict[str, dict[str, dict[str, Any]]] = {
+        column: {name: scores["columns"][column] for name, scores in methods.items()}
+        for column in metrics["observed_sd"]
+    }
+    beaten = [text for column, scores in columns.items() if (text := _beaten(column, scores))]
+    if beaten:
+        said.append(
+            f"Better than the latent ODE by CRPS: {'; '.join(beaten)}. Prefer that forecast there, "
+            "or try more steps, or the logarithm of a skewed column (--log)."
+        )
+    for column, share in {"all columns": ours, **{c: s[OURS] for c, s in columns.items()}}.items():
+        covered = share.get("coverage_90")
+        if covered is not None and not COVERED[0] <= covered <= COVERED[1]:
+            narrow = covered < COVERED[0]
+            said.append(
+                f"The 90% bands of {column} hold {covered:.0%} of the held-out values: they are "
+                + (
+                    "too narrow. Trust them less than they say; more ids may help."
+                    if narrow
+                    else "wider than needed. More steps or more ids may narrow them."
+                )
+            )
+    return said
+
+
+def _beaten(column: str, scores: dict[str, dict[str, Any]]) -> str:
+    ours = scores[OURS]["crps"]
+    others = {n: s["crps"] for n, s in scores.items() if n != OURS and s["crps"] is not None}
+    best = min(others, key=lambda name: others[name])
+    if ours is not None and ours <= others[best]:
+        return ""
+    return f"{best} for {column} ({others[best]:.3f} against {_cell(ours).strip()})"
+
+
+def _cell(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3f}"
+
+
+def _aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+    """The rows as lines: the first column to the left, the others to the right."""
+    rows = [*rows]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return [
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(x.rjust(w) for x, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in rows
+    ]

@@ -1,0 +1,70 @@
+"""Numbers far outside: where most of them lie, and warnings of those that do not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from np_latentode.data.problems import Problems
+
+__all__ = ["usual", "warn_of_far_rows", "warn_user"]
+
+FAR = 10.0
+"""A number is far outside if it is this many times the range of 90% of the numbers beyond it."""
+FEWEST = 20
+"""With fewer numbers, one alone decides where 90% of them lie."""
+SHOWN = 5
+"""The number of rows that a warning names."""
+
+
+def usual(numbers: np.ndarray) -> np.ndarray:
+    """True for the numbers that are not far outside of the others.
+
+    With q the quantiles: q05 - FAR (q95 - q05) <= number <= q95 + FAR (q95 - q05).
+    """
+    if len(numbers) < FEWEST:
+        return np.ones(len(numbers), bool)
+    low, high = np.quantile(numbers, [0.05, 0.95])
+    reach = FAR * (high - low) if high > low else np.inf
+    return (low - reach <= numbers) & (numbers <= high + reach)
+
+
+def warn_of_far_rows(
+    column: str,
+    numbers: np.ndarray,
+    shown: Callable[[int], Any],
+    problems: Problems,
+    consequence: str,
+) -> None:
+    """Warns of the rows of a table that hold a number far outside, by their lines.
+
+    Args:
+        column: the name of the column.
+        numbers: its numbers; NaN where there is none.
+        shown: the entry of a row, as the table has it.
+        problems: knows the name of the table and the numbers of its rows.
+        consequence: what becomes of these rows; the end of the sentence.
+    """
+    known = np.flatnonzero(np.isfinite(numbers))
+    near = usual(numbers[known])
+    far = known[~near].tolist()
+    if not far:
+        return
+    kept = known[near]
+    low, high = (shown(int(kept[k(numbers[kept])])) for k in (np.argmin, np.argmax))
+    entries = [f"{shown(row)} in {problems.noun} {problems.number(row)}" for row in far[:SHOWN]]
+    more = f" and {len(far) - SHOWN} more" if len(far) > SHOWN else ""
+    name = f"{problems.name}: " if problems.name else ""
+    warn_user(
+        f"{name}column {column!r} holds {', '.join(entries)}{more}, far from all others, which lie "
+        f"between {low} and {high}; {consequence}."
+    )
+
+
+def warn_user(text: str) -> None:
+    """Warns at the line that called this library."""
+    warnings.warn(text, skip_file_prefixes=(str(Path(__file__).parents[1]),))
