@@ -24,7 +24,7 @@ from np_latentode.data.scaling import Scaling
 from np_latentode.data.tables import forecast_columns, tidy_forecast
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.calibration import calibration
-from np_latentode.forecasts.prediction import forecast, observed_times
+from np_latentode.forecasts.prediction import forecast, forecast_observed
 from np_latentode.forecasts.scores import score_forecast, score_levels
 from np_latentode.programs.assemble import latent_ode
 from np_latentode.programs.fitted import Fitted
@@ -264,8 +264,7 @@ def _score(parts: _Parts, fitted: Fitted, seed: int) -> _Scores:
     # If the dynamics diverge for one trajectory, the others' scores are still of use.
     fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
     found = calibration(score_key, fitted, context, target)
-    at = observed_times(fitted.model, target)
-    draws = forecast(draw_key, fitted, context, at, num_samples=500)
+    draws = forecast_observed(draw_key, fitted, context, target, num_samples=500)
     # In standard deviations of each feature in the training data, as it is modelled.
     scale = fitted.model.scaling.scale
     methods = {"latent ODE": score_forecast(target, scale, draws, found)}
@@ -282,7 +281,7 @@ def _score(parts: _Parts, fitted: Fitted, seed: int) -> _Scores:
         "forecasts": _forecast_figure(draw_key, fitted, context, target, parts.t0),
         "calibration": plots.plot_calibration(found),
     }
-    return _Scores(metrics, figures, _compared(draws, at, target))
+    return _Scores(metrics, figures, _compared(draws["x"], target))
 
 
 def _forecast_figure(
@@ -297,12 +296,17 @@ def _forecast_figure(
     return plot_forecasts(context[most], draws, times, target=target[most])
 
 
-def _compared(draws: dict[str, Array], times: Array, target: Trajectories) -> Any:
-    """The observations, each beside its forecast."""
-    names = target.names
-    table = tidy_forecast(draws, times, names, quantiles=QUANTILES)
-    table.insert(3, "observed", names.own_units(np.asarray(target.values)).ravel())
-    return table[np.asarray(target.mask).ravel()]
+def _compared(draws: np.ndarray, target: Trajectories) -> Any:
+    """The observations, each beside its forecast; the draws are at the observed times."""
+    observed = np.asarray(target.observed)
+    times, values, mask = (
+        np.asarray(a)[observed] for a in (target.times, target.values, target.mask)
+    )
+    # A trajectory of one time for each observed time.
+    names = target.names.select(np.nonzero(observed)[0])
+    table = tidy_forecast({"x": draws[:, :, None]}, times[:, None], names, quantiles=QUANTILES)
+    table.insert(3, "observed", names.own_units(values).ravel())
+    return table[mask.ravel()]
 
 
 def _write(

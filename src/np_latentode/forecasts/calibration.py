@@ -16,7 +16,7 @@ from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import (
     decode,
-    forecast,
+    forecast_observed,
     log_predictive,
     observed_times,
     posterior,
@@ -93,33 +93,34 @@ def calibration(
         raise ValueError(f"num_samples must be an integer of at least 2; got {num_samples!r}.")
     check_data(fitted.model, context, target, targets=True)
     forecast_key, tie_key = jax.random.split(rng_key)
-    times = observed_times(fitted.model, target)
-    forecasts = forecast(forecast_key, fitted, context, times, num_samples=num_samples)
-    draws, x = np.asarray(forecasts["x"]), np.asarray(target.values)
-    mask = np.asarray(target.mask)
+    forecasts = forecast_observed(forecast_key, fitted, context, target, num_samples=num_samples)
+    draws, slots = forecasts["x"], np.asarray(target.observed)
+    mask, x = np.asarray(target.mask), np.asarray(target.values)[slots]
 
     def where_observed(scores: np.ndarray) -> np.ndarray:
-        return np.where(mask, scores, np.nan)
+        everywhere = np.full(mask.shape, np.nan, scores.dtype)
+        everywhere[slots] = scores
+        return np.where(mask, everywhere, np.nan)
 
-    pit = where_observed(_pit(tie_key, draws, x))
+    share = np.asarray(jax.random.uniform(tie_key, mask.shape))[slots]
+    pit = where_observed(_pit(share, draws, x))
     inside = np.abs(pit[mask] - 0.5) <= np.array(levels)[:, None] / 2
-    log_density = np.asarray(log_predictive(fitted, forecasts["z0"], target))
+    log_density = np.asarray(log_predictive(fitted, jnp.asarray(forecasts["z0"]), target))
     return Calibration(
         levels=levels,
         coverage=inside.mean(-1),
         pit=pit,
         crps=where_observed(scoringrules.crps_ensemble(x, draws, m_axis=0)),
-        log_score=where_observed(-log_density),
+        log_score=where_observed(-log_density[slots]),
     )
 
 
-def _pit(rng_key: Array, draws: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The share of draws below each observation, random between ties.
+def _pit(share: np.ndarray, draws: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The share of draws below each observation, and the given share of the ties.
 
-    Without the randomness, counts and bits could never be calibrated.
+    If that share were not random, counts and bits could never be calibrated.
     """
     below, ties = (draws < x).sum(0), (draws == x).sum(0)
-    share = np.asarray(jax.random.uniform(rng_key, x.shape))
     return (below + share * (ties + 1)) / (len(draws) + 1)
 
 

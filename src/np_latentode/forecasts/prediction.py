@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 import numpyro.handlers as handlers
 from jaxtyping import Array, Float
@@ -15,6 +16,7 @@ from np_latentode.data.checks import check_counts
 from np_latentode.data.numbers import Numbers, is_concrete
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.modules import bind_prior
+from np_latentode.programs.buckets import buckets
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.plate import check_context, prediction_times
@@ -23,6 +25,7 @@ __all__ = [
     "decode",
     "draw_and_score",
     "forecast",
+    "forecast_observed",
     "log_likelihood",
     "log_predictive",
     "observed_times",
@@ -30,6 +33,9 @@ __all__ = [
     "prior",
     "prior_predictive",
 ]
+
+DRAWS_AT_ONCE = 10
+"""The number of draws that are solved side by side."""
 
 
 def prior(fitted: Fitted) -> dist.Distribution:
@@ -92,7 +98,7 @@ def decode(
     z0: Float[Array, "draw trajectory latent"],
     times: Float[Array, "trajectory time"],
     *,
-    draws_at_once: int = 10,
+    draws_at_once: int = DRAWS_AT_ONCE,
 ) -> dict[str, Array]:
     """Decodes given z0 at given times: `z0`, `x_mean` and `x`, in original units.
 
@@ -103,7 +109,8 @@ def decode(
         times: in original units.
         draws_at_once: the number of draws solved side by side, which bounds the memory.
     """
-    return _decode(rng_key, fitted, z0, times, min(draws_at_once, len(z0)))
+    max_steps = fitted.model.steps_to(times)
+    return _decode(rng_key, fitted, z0, times, None, min(draws_at_once, len(z0)), max_steps)
 
 
 def draw_and_score(
@@ -124,10 +131,17 @@ def observed_times(model: LatentODE, trajectories: Trajectories) -> Float[Array,
     return jnp.where(trajectories.observed, trajectories.times, model.scaling.t0)
 
 
-@partial(jax.jit, static_argnums=4)
+@partial(jax.jit, static_argnums=(5, 6))
 def _decode(
-    rng_key: Array, fitted: Fitted, z0s: Array, times: Array, draws_at_once: int
+    rng_key: Array,
+    fitted: Fitted,
+    z0s: Array,
+    times: Array,
+    slots: tuple[Array, Array] | None,
+    draws_at_once: int,
+    max_steps: int,
 ) -> dict[str, Array]:
+    """Draws at all times; or at the given slots only, with one axis (slot,) in place of two."""
     model = fitted.model
     # Once z0 is given, the model uses nothing of the context but its number of trajectories.
     shape = (z0s.shape[1], 1, len(model.scaling.loc))
@@ -141,21 +155,28 @@ def _decode(
     )
 
     def explain(key_and_z0: tuple[Array, Array]) -> dict[str, Array]:
-        sites = _run(fitted, *key_and_z0, nothing, times)
-        return {name: sites[name]["value"] for name in ("z0", "x_mean", "x")}
+        sites = _run(fitted, max_steps, *key_and_z0, nothing, times)
+        x = {name: sites[name]["value"] for name in ("x_mean", "x")}
+        return {
+            "z0": key_and_z0[1],
+            **(x if slots is None else jax.tree.map(lambda a: a[slots], x)),
+        }
 
     keys = jax.random.split(rng_key, len(z0s))
     return jax.lax.map(explain, (keys, z0s), batch_size=draws_at_once)
 
 
-def _run(fitted: Fitted, rng_key: Array | int, z0: Array, *args: Any) -> dict[str, Any]:
+def _run(
+    fitted: Fitted, max_steps: int, rng_key: Array | int, z0: Array, *args: Any
+) -> dict[str, Any]:
     """The sites of the trained model, given z0."""
+    model = fitted.model.with_solver(max_steps=max_steps)
     with (
         handlers.seed(rng_seed=rng_key),
         handlers.trace() as sites,
         handlers.substitute(data={**fitted.params, "z0": z0}),
     ):
-        fitted.model(*args)
+        model(*args)
     return sites
 
 
@@ -164,7 +185,7 @@ def log_likelihood(
     z0: Float[Array, "draw trajectory latent"],
     trajectories: Trajectories,
     *,
-    draws_at_once: int = 10,
+    draws_at_once: int = DRAWS_AT_ONCE,
 ) -> Float[Array, "draw trajectory time feature"]:
     """log p(x | z0) under the trained networks: one term per observation, 0 where unobserved.
 
@@ -176,19 +197,22 @@ def log_likelihood(
         trajectories: the observations.
         draws_at_once: the number of draws solved side by side, which bounds the memory.
     """
-    return _log_likelihood(fitted, z0, trajectories, min(draws_at_once, len(z0)))
+    max_steps = fitted.model.steps_to(trajectories.times)
+    return _log_likelihood(fitted, z0, trajectories, min(draws_at_once, len(z0)), max_steps)
 
 
-@partial(jax.jit, static_argnums=3)
+@partial(jax.jit, static_argnums=(3, 4))
 def _log_likelihood(
-    fitted: Fitted, z0s: Array, trajectories: Trajectories, draws_at_once: int
+    fitted: Fitted, z0s: Array, trajectories: Trajectories, draws_at_once: int, max_steps: int
 ) -> Array:
-    def score(z0: Array) -> Array:
-        x = _run(fitted, 0, z0, trajectories)["x"]
-        # Before to_event summed it over times and features.
-        return x["fn"].base_dist.log_prob(x["value"])
-
+    score = partial(_score, fitted, trajectories, max_steps)
     return jax.lax.map(score, z0s, batch_size=draws_at_once)
+
+
+def _score(fitted: Fitted, trajectories: Trajectories, max_steps: int, z0: Array) -> Array:
+    x = _run(fitted, max_steps, 0, z0, trajectories)["x"]
+    # Before to_event summed it over times and features.
+    return x["fn"].base_dist.log_prob(x["value"])
 
 
 def log_predictive(
@@ -204,8 +228,32 @@ def log_predictive(
         z0: draws given the context.
         target: observations of the same trajectories.
     """
-    log_liks = log_likelihood(fitted, z0, target)
-    return jax.nn.logsumexp(log_liks, axis=0) - jnp.log(len(z0))
+    max_steps = fitted.model.steps_to(target.times)
+    if not is_concrete(target.mask):
+        return _log_predictive(fitted, z0, target, max_steps)
+    # By buckets, as nothing has to be solved for the padding after a short trajectory.
+    log_p = jnp.zeros(target.values.shape, target.values.dtype)
+    for rows, some in buckets(target):
+        found = _log_predictive(fitted, z0[:, rows], some, max_steps)
+        log_p = log_p.at[rows, : found.shape[1]].set(found)
+    return log_p
+
+
+@partial(jax.jit, static_argnums=3)
+def _log_predictive(fitted: Fitted, z0s: Array, target: Trajectories, max_steps: int) -> Array:
+    """Summed over a few draws at a time, so that memory does not grow with their number."""
+    score = jax.vmap(partial(_score, fitted, target, max_steps))
+
+    def add(total: Array, some: Array) -> tuple[Array, None]:
+        return jnp.logaddexp(total, jax.nn.logsumexp(score(some), axis=0)), None
+
+    whole = len(z0s) // DRAWS_AT_ONCE * DRAWS_AT_ONCE
+    total = jnp.full(target.values.shape, -jnp.inf, target.values.dtype)
+    chunks = z0s[:whole].reshape(-1, DRAWS_AT_ONCE, *z0s.shape[1:])
+    total, _ = jax.lax.scan(add, total, chunks)
+    if whole < len(z0s):
+        total, _ = add(total, z0s[whole:])
+    return jnp.where(target.mask, total - jnp.log(len(z0s)), 0.0)
 
 
 def forecast(
@@ -215,7 +263,7 @@ def forecast(
     times: Numbers,
     *,
     num_samples: int = 200,
-    draws_at_once: int = 10,
+    draws_at_once: int = DRAWS_AT_ONCE,
 ) -> dict[str, Array]:
     """Draws from the posterior predictive at new times, like `Predictive(model, guide=guide)`.
 
@@ -248,6 +296,57 @@ def forecast(
     z0_key, x_key = jax.random.split(rng_key)
     z0 = _draw_codes(z0_key, fitted, context, num_samples)
     return decode(x_key, fitted, z0, at, draws_at_once=draws_at_once)
+
+
+def forecast_observed(
+    rng_key: Array,
+    fitted: Fitted,
+    context: Trajectories,
+    target: Trajectories,
+    *,
+    num_samples: int = 200,
+) -> dict[str, np.ndarray]:
+    """Draws as those of `forecast`, at the observed times of a target and at no others.
+
+    Args:
+        rng_key: a key.
+        fitted: the fit.
+        context: the known observations of each trajectory.
+        target: later observations of the same trajectories.
+        num_samples: the number of draws.
+
+    Returns:
+        `z0` (draw, trajectory, latent), and `x_mean` and `x` (draw, slot, feature), where the slots
+        are those of `target.observed`, one trajectory after the other.
+    """
+    model, observed = fitted.model, np.asarray(target.observed)
+    check_context(context, model.scaling)
+    times = observed_times(model, target)
+    _check_reach(model, times)
+    z0_key, x_key = jax.random.split(rng_key)
+    z0 = _draw_codes(z0_key, fitted, context, num_samples)
+    place = np.full(observed.shape, -1)
+    place[observed] = np.arange(observed.sum())
+    shape = (num_samples, observed.sum(), target.num_features)
+    draws = {name: np.empty(shape, target.values.dtype) for name in ("x_mean", "x")}
+    some = buckets(target)
+    max_steps = model.steps_to(times)
+    for k, (rows, part) in enumerate(some):
+        key = x_key if len(some) == 1 else jax.random.fold_in(x_key, k)
+        slots = np.nonzero(np.asarray(part.observed))
+        made = _decode(
+            key,
+            fitted,
+            z0[:, rows],
+            observed_times(model, part),
+            slots,
+            min(DRAWS_AT_ONCE, num_samples),
+            max_steps,
+        )
+        where = place[rows[slots[0]], slots[1]]
+        for name, values in draws.items():
+            values[:, where] = made[name]
+    return {"z0": np.asarray(z0), **draws}
 
 
 def _check_reach(model: LatentODE, times: Array) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -48,17 +46,18 @@ def score(
 def score_forecast(
     target: Trajectories,
     unit: Float[np.ndarray, " feature"],
-    draws: dict[str, Any],
+    draws: dict[str, np.ndarray],
     found: Calibration,
 ) -> dict[str, float]:
     """The scores of a forecast at the target's times.
 
     Args:
         target, unit: as in `score`.
-        draws: as `forecast` returns them; the RMSE is that of their mean curve.
+        draws: as `forecast_observed` returns them; the RMSE is that of their mean curve.
         found: as `calibration` returns it; CRPS and coverage are taken from it.
     """
-    mean = np.asarray(draws["x_mean"], float).mean(0)
+    mean = np.zeros(target.values.shape)
+    mean[np.asarray(target.observed)] = draws["x_mean"].mean(0, dtype=float)
     return score(target, unit, mean, found.crps, within_band(found.pit))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,9 +80,24 @@ class Solver:
     @property
     def reach(self) -> float:
         """The latest scaled time that max_steps can reach; infinite for adaptive steps."""
-        if self.dt0 is None or not isinstance(self.controller, diffrax.ConstantStepSize):
-            return float("inf")
-        return self.dt0 * self.max_steps
+        return float("inf") if (step := self._constant_step) is None else step * self.max_steps
+
+    def steps_to(self, end: float) -> int:
+        """The `max_steps` of a solve to the scaled time `end`. More cost time, even if not taken.
+
+        With constant steps, these are the steps to `end`, rounded up to a power of two, as JAX
+        compiles another program for each number. They are never more than `max_steps`. The number
+        of adaptive steps is not known, so `max_steps` is returned.
+        """
+        if (step := self._constant_step) is None:
+            return self.max_steps
+        # One more, in case that rounding leaves the last step a little short of the end.
+        needed = math.ceil(max(end, 0.0) / step) + 1
+        return min(self.max_steps, 2 ** (needed - 1).bit_length())
+
+    @property
+    def _constant_step(self) -> float | None:
+        return self.dt0 if isinstance(self.controller, diffrax.ConstantStepSize) else None
 
 
 def solve(

@@ -11,7 +11,7 @@ import numpyro
 from jaxtyping import ArrayLike
 
 from np_latentode.data.conditioning import Conditioning
-from np_latentode.data.numbers import Numbers
+from np_latentode.data.numbers import Numbers, is_concrete
 from np_latentode.data.scaling import Scaling, check_scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.likelihoods import (
@@ -138,6 +138,15 @@ class LatentODE:
         model = copy.copy(self)
         model.solver = replace(self.solver, **changes)
         return model
+
+    def steps_to(self, times: Numbers) -> int:
+        """The `max_steps` of a solve to the latest of these times, as in `Solver.steps_to`.
+
+        Inside of JAX's transformations times are not known, and the solver's own are returned.
+        """
+        if not is_concrete(times):
+            return self.solver.max_steps
+        return self.solver.steps_to(float(self.scaling.scale_times(jnp.asarray(times)).max()))
 
     def with_prior(self, prior: Part) -> LatentODE:
         """The same model under another prior."""

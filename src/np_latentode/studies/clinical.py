@@ -21,7 +21,7 @@ from np_latentode.data.scaling import Scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts import baselines
 from np_latentode.forecasts.calibration import Calibration, calibration
-from np_latentode.forecasts.prediction import forecast, observed_times
+from np_latentode.forecasts.prediction import forecast, forecast_observed
 from np_latentode.forecasts.scores import BAND, score, score_forecast, score_levels, within_band
 from np_latentode.parts.decoder import MLPDecoder
 from np_latentode.parts.encoders import SummaryEncoder
@@ -147,8 +147,7 @@ def _one_split(patients: Trajectories, seed: int, steps: int, *, progress: bool)
         progress=progress,
     )
     found = calibration(score_key, fitted, context, target, num_samples=DRAWS)
-    at = observed_times(fitted.model, target)
-    draws = forecast(mean_key, fitted, context, at, num_samples=DRAWS)
+    draws = forecast_observed(mean_key, fitted, context, target, num_samples=DRAWS)
     scores = {"latent ODE": score_forecast(target, unit, draws, found)}
     seconds = time.perf_counter() - started
     times = jnp.linspace(0.0, patients.times.max(), 60)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from np_latentode.data.checks import check_counts
 from np_latentode.data.conditioning import Conditioning, random_context
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.programs.buckets import buckets
 from np_latentode.programs.fitted import Fitted, History
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
@@ -29,6 +30,7 @@ from np_latentode.programs.plate import check_call, check_data
 from np_latentode.storage.arrays import digest, fill
 from np_latentode.storage.saving import describe_parts
 from np_latentode.training.checkpoints import Checkpoints
+from np_latentode.training.losses import BucketLoss, batch_sizes
 from np_latentode.training.optimizer import optimizer
 from np_latentode.training.validation import forecast_score, held_out_pair
 
@@ -65,6 +67,10 @@ def fit(
     conditioning=conditioning)`, a hundred per dispatch. A step that is not finite is skipped, as in
     `SVI.stable_update`. An ODE solve that fails is one cause.
 
+    If more than half of the padded data would be padding, as with one long trajectory beside short
+    ones, each step draws its share of the batch from each of several buckets of similar lengths.
+    The ELBO is estimated without bias either way; `BucketLoss` says how.
+
     Args:
         rng_key: a key.
         model, guide: the programs to train; they are not changed.
@@ -73,7 +79,7 @@ def fit(
             density of the target under forecasts from the context. For one `Trajectories` the pair
             is `validation.split()`: the second half of the observed times given the first.
         num_steps: the highest number of steps.
-        batch_size: trajectories per step. Default: all.
+        batch_size: trajectories per step, at least one of each bucket. Default: all.
         conditioning: picks what the guide sees of each trajectory in a step.
         optim: an optimizer of optax. Default: `optimizer(num_steps)`.
         kl_weight: `step -> weight` of the KL in both model and guide, positive, such as
@@ -102,21 +108,21 @@ def fit(
     held_out = held_out_pair(model, validation)
     _check_patience(patience, held_out)
     _check_kl_weight(kl_weight, num_steps)
-    svi = SVI(
-        # Then a solve that fails costs one step, not the whole training.
-        model.with_solver(throw=False),
-        guide,
-        optimizer(num_steps) if optim is None else optim,
-        Trace_ELBO() if loss is None else loss,
-        batch_size=batch_size,
-        conditioning=conditioning,
-    )
+    parts = tuple(bucket.trajectories for bucket in buckets(train))
+    loss, options = Trace_ELBO() if loss is None else loss, dict(batch_size=batch_size)
+    if len(parts) > 1:
+        loss, options = BucketLoss(loss, batch_sizes([*map(len, parts)], batch_size)), {}
+    optim = optimizer(num_steps) if optim is None else optim
+    # Without throw, a solve that fails costs one step, not the whole training.
+    silent = model.with_solver(throw=False)
+    solved = model.with_solver(throw=False, max_steps=model.steps_to(train.times))
+    svi = SVI(solved, guide, optim, loss, conditioning=conditioning, **options)
     checkpoints = None
     if checkpoint_dir is not None:
         settings = dict(num_steps=num_steps, batch_size=batch_size, patience=patience)
         data = dict(rng_key=rng_key, train=train, validation=held_out)
         checkpoints = _checkpoints(Path(checkpoint_dir), svi, settings, data)
-    plan = _Plan(svi, train, held_out, num_steps, patience, kl_weight, checkpoints)
+    plan = _Plan(svi, silent, parts, held_out, num_steps, patience, kl_weight, checkpoints)
     params, state, history = _train(rng_key, plan, progress)
     return Fitted(model, guide, params, history, state)
 
@@ -125,12 +131,24 @@ class _Plan(NamedTuple):
     """What a training consists of, apart from its random key."""
 
     svi: SVI
-    train: Trajectories
+    model: LatentODE
+    """As it was given, but that a solve that fails gives NaN."""
+    train: tuple[Trajectories, ...]
+    """The training data, in buckets."""
     held_out: tuple[Trajectories, Trajectories] | None
     num_steps: int
     patience: int | None
     kl_weight: Callable[[Array], ArrayLike] | None
     checkpoints: Checkpoints | None
+
+    @property
+    def data(self) -> Any:
+        """What the loss takes: a `BucketLoss` takes buckets, others take trajectories."""
+        return self.train if len(self.train) > 1 else self.train[0]
+
+    @property
+    def num_trajectories(self) -> int:
+        return sum(map(len, self.train))
 
     def finished(self, history: History) -> bool:
         taken = len(history.losses)
@@ -158,7 +176,7 @@ def _train(rng_key: Array, plan: _Plan, progress: bool) -> _Progress:
     with tqdm(total=plan.num_steps, initial=done.steps, disable=not progress, unit="step") as bar:
         try:
             for done in _advance(rng_key, plan, first, started):
-                bar.set_postfix_str(_summary(done.history, len(plan.train)), refresh=False)
+                bar.set_postfix_str(_summary(done.history, plan.num_trajectories), refresh=False)
                 bar.update(done.steps - bar.n)
                 if plan.checkpoints and time.perf_counter() - saved > SECONDS_BETWEEN:
                     plan.checkpoints.save(done.steps, done)
@@ -179,14 +197,14 @@ def _advance(rng_key: Array, plan: _Plan, done: _Progress, started: float) -> It
     score_key = jax.random.fold_in(rng_key, 1)
     before = sum(done.history.seconds[-1:])
     steps = dispatches(
-        plan.svi, done.state, plan.num_steps, plan.train, kl_weight=plan.kl_weight, start=done.steps
+        plan.svi, done.state, plan.num_steps, plan.data, kl_weight=plan.kl_weight, start=done.steps
     )
     while not plan.finished(done.history):
         state, losses = next(steps)
         params = plan.svi.get_params(state)
         score = None
         if plan.held_out is not None:
-            fitted = Fitted(plan.svi.model, plan.svi.guide, params)
+            fitted = Fitted(plan.model, plan.svi.guide, params)
             score = forecast_score(score_key, fitted, *plan.held_out)
         history = _append(done.history, losses, score, before + time.perf_counter() - started)
         best = history.best_step == len(history.losses)
@@ -266,10 +284,10 @@ def _start(rng_key: Array, plan: _Plan) -> _Progress:
         return plan.svi.get_params(state), state
 
     if plan.checkpoints is None or (arrays := plan.checkpoints.latest()) is None:
-        params, state = jax.jit(init)(plan.train)
+        params, state = jax.jit(init)(plan.train[0])
         return _Progress(params, state, History())
     history = History(*(arrays[f".history.{name}"] for name in History._fields))
-    params, state = jax.eval_shape(init, plan.train)
+    params, state = jax.eval_shape(init, plan.train[0])
     done = fill(_Progress(params, state, history), arrays, name="checkpoint_dir")
     # `fill` makes JAX arrays, often in single precision; the history stays in double.
     return done._replace(history=history)

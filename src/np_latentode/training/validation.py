@@ -45,13 +45,11 @@ def forecast_score(
     rng_key: Array, fitted: Fitted, context: Trajectories, target: Trajectories
 ) -> float:
     """-log p(target | context) per observation; infinite if an ODE solve fails."""
-    score = float(_negative_log_density(rng_key, fitted, context, target))
+    z0 = _draw_codes(rng_key, fitted, context)
+    score = -float(log_predictive(fitted, z0, target).sum() / target.mask.sum())
     return np.inf if np.isnan(score) else score
 
 
 @jax.jit
-def _negative_log_density(
-    rng_key: Array, fitted: Fitted, context: Trajectories, target: Trajectories
-) -> Array:
-    z0 = jnp.asarray(posterior(fitted, context).sample(rng_key, (NUM_DRAWS,)))
-    return -log_predictive(fitted, z0, target).sum() / target.mask.sum()
+def _draw_codes(rng_key: Array, fitted: Fitted, context: Trajectories) -> Array:
+    return jnp.asarray(posterior(fitted, context).sample(rng_key, (NUM_DRAWS,)))

@@ -1,0 +1,60 @@
+"""Trajectories in buckets of similar length."""
+
+import numpy as np
+import pytest
+
+from np_latentode import Trajectories
+from np_latentode.programs.buckets import buckets
+
+
+def of_lengths(lengths):
+    """Trajectories of one feature, whose values tell them apart."""
+    pairs = [(np.arange(n), 1.0 + i + np.arange(n)[:, None] / 100) for i, n in enumerate(lengths)]
+    return Trajectories.from_ragged(pairs, num_features=1)
+
+
+LENGTHS = {
+    "one long": [*range(4, 13)] * 10 + [1_000],
+    "first the long": [1_000, 5, 4, 6, 5],
+    "log-normal": np.random.default_rng(0).lognormal(3, 1.5, 200).astype(int),
+    "doublings": 2 ** np.arange(10),
+    "some empty": [0, 0, 0, 7, 30, 0, 200],
+}
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_padding_in_a_bucket_is_at_most_twofold(lengths):
+    found = buckets(of_lengths(lengths))
+    used = np.maximum(lengths, 1)
+    assert len(found) > 1
+    for rows, some in found:
+        assert some.times.size <= 2 * used[rows].sum()
+        assert some.times.shape == some.mask.shape[:2] == (len(rows), used[rows].max())
+    # Each doubling of the length adds a bucket at most, as each is a part of the program.
+    assert len(found) <= 2 + np.log2(used.max() / used.min())
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_each_trajectory_is_in_one_bucket_with_all_of_its_observations(lengths):
+    data = of_lengths(lengths)
+    found = buckets(data)
+    assert sorted(np.concatenate([rows for rows, _ in found])) == [*range(len(data))]
+    for rows, some in found:
+        whole = data[rows]
+        assert some.mask.sum() == whole.mask.sum()
+        np.testing.assert_array_equal(some.values[some.mask], whole.values[whole.mask])
+        np.testing.assert_array_equal(some.times[some.observed], whole.times[whole.observed])
+
+
+def test_trajectories_of_similar_length_stay_as_they_are():
+    data = of_lengths([*range(4, 13)] * 10)
+    ((rows, same),) = buckets(data)
+    assert same is data
+    assert rows.tolist() == [*range(90)]
+
+
+def test_slots_after_the_last_observation_do_not_count():
+    data = of_lengths([10] * 20 + [400])
+    early, late = data.before(9.0), data.after(9.0)
+    assert [len(some) for _, some in buckets(early)] == [21]
+    assert [some.times.shape for _, some in buckets(late)] == [(20, 1), (1, 400)]
