@@ -144,7 +144,8 @@ class _Plan(NamedTuple):
     @property
     def data(self) -> Any:
         """What the loss takes: a `BucketLoss` takes buckets, others take trajectories."""
-        return self.train if len(self.train) > 1 else self.train[0]
+        first, *others = self.train
+        return self.train if others else first
 
     @property
     def num_trajectories(self) -> int:
