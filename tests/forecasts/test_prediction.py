@@ -17,8 +17,11 @@ from np_latentode import (
     Trajectories,
     forecast,
     latent_ode,
+    log_likelihood,
+    log_predictive,
     posterior,
 )
+from np_latentode.forecasts.prediction import forecast_observed
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -219,3 +222,50 @@ def test_bad_input_is_refused(fitted, context, bad, rule):
             forecast(jax.random.key(0), fitted, **arguments)
     finally:
         jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.mark.slow
+def test_draws_at_observed_times_are_those_of_the_forecast(fitted, context):
+    key, at = jax.random.key(0), jnp.maximum(context.times, T0)
+    draws = forecast(key, fitted, context, at, num_samples=12)
+    observed = forecast_observed(key, fitted, context, context, num_samples=12)
+    np.testing.assert_array_equal(observed["z0"], draws["z0"])
+    for name in ("x_mean", "x"):
+        np.testing.assert_allclose(
+            observed[name], draws[name][:, context.observed], rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.fixture(scope="module")
+def uneven():
+    """Trajectories in two buckets, the long one in the middle."""
+    rng = np.random.default_rng(1)
+    pairs = [
+        (T0 + np.sort(rng.uniform(0, UNIT, n)), rng.normal(size=(n, NUM_FEATURES)))
+        for n in (3, 4, 60, 3)
+    ]
+    return Trajectories.from_ragged(pairs)
+
+
+@pytest.mark.slow
+def test_a_long_trajectory_changes_nothing_in_the_scores_of_short_ones(fitted, uneven):
+    z0 = posterior(fitted, uneven).sample(jax.random.key(0), (23,))
+    log_p = log_predictive(fitted, z0, uneven)
+    terms = log_likelihood(fitted, z0, uneven)
+    expected = jax.nn.logsumexp(terms, axis=0) - jnp.log(23)
+    np.testing.assert_allclose(log_p, expected, rtol=1e-4, atol=1e-4)
+    assert not np.any(log_p[~uneven.mask])
+    jitted = jax.jit(log_predictive)(fitted, z0, uneven)
+    np.testing.assert_allclose(log_p, jitted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_draws_of_uneven_trajectories_are_each_at_their_own_times(fitted, uneven):
+    draws = forecast_observed(jax.random.key(0), fitted, uneven, uneven, num_samples=15)
+    assert draws["x"].shape == (15, 70, NUM_FEATURES)
+    whole = forecast(jax.random.key(0), fitted, uneven, uneven.times, num_samples=15)
+    np.testing.assert_array_equal(draws["z0"], whole["z0"])
+    at = whole["x_mean"][:, uneven.observed]
+    np.testing.assert_allclose(draws["x_mean"], at, rtol=1e-4, atol=1e-4)
+    noise = (draws["x"] - draws["x_mean"]).std((0, 1))
+    np.testing.assert_allclose(noise, (whole["x"] - whole["x_mean"]).std((0, 1, 2)), rtol=0.2)

@@ -393,3 +393,16 @@ def test_memory_of_a_solve_does_not_grow_with_max_steps_at_each_time():
     assert needed(2_000, 256) - of_many < 1.1 * (needed(2_000, 16) - of_few)
     # As weights for each time and step, 257 numbers for each of 6,000 times would be 6 MiB.
     assert needed(2_000, 256) < 2**20
+
+
+def test_a_solver_knows_the_steps_to_a_time():
+    solver = Solver(dt0=0.5, max_steps=64)
+    assert [solver.steps_to(end) for end in (-1.0, 0.0, 0.4, 3.4, 3.6, 1e6)] == [1, 1, 2, 8, 16, 64]
+    adaptive = Solver(controller=diffrax.PIDController(rtol=1e-3, atol=1e-3), max_steps=64)
+    assert adaptive.steps_to(3.4) == 64
+    times = rows([0.0, 3.5])
+    needed = Solver(dt0=1 / 12, max_steps=Solver(dt0=1 / 12).steps_to(3.5))
+    assert needed.max_steps < Solver().max_steps
+    for one in (needed, Solver(dt0=1 / 12)):
+        z = solve(lambda t, z: -z, jnp.asarray(Z0), jnp.asarray(times), solver=one)
+        np.testing.assert_allclose(z[:, 1], np.exp(-3.5) * Z0, rtol=1e-3)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from np_latentode.data.atomic import write_bytes
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.files import check_path, write_table
-from np_latentode.data.labels import Labels
+from np_latentode.data.labels import Labels, shown_time
 from np_latentode.data.tables import tidy_forecast
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import forecast
@@ -161,7 +161,8 @@ def _check_known(model: LatentODE, context: Trajectories, labels: Labels, data: 
     early, t0 = times.min(1), model.scaling.t0
     if (first := early.min()) < t0:
         one = context.names.select([int(early.argmin())])
-        who, (start, when) = one.ids[0], one.calendar(np.array([[t0, first]]))[0]
+        who = one.ids[0]
+        start, when = map(shown_time, one.calendar(np.array([[t0, first]]))[0])
         raise ValueError(
             f"{data} must not go back before {start}, where the table fitted begins; got "
             f"{labels.id} {who} at {when}. Fit a table that goes back as far."
@@ -184,15 +185,16 @@ def _times_ahead(
     end = last + ahead if ahead is not None else np.broadcast_to(_time(until, names), last.shape)
     if late := np.flatnonzero(last >= end).tolist():
         one = names.select(late[:1])
+        when = shown_time(one.calendar(last[late[:1]])[0])
         if ahead is not None:
             raise ValueError(
                 f"ahead must be long enough to change a time; got {ahead}, and {labels.id} "
-                f"{one.ids[0]} was last observed at {one.calendar(last[late[:1]])[0]}."
+                f"{one.ids[0]} was last observed at {when}."
             )
         raise ValueError(
             f"until must be later than what is known; got {until}, and {len(late)} of {len(last)} "
             f"were observed then or later, {labels.id} {one.ids[0]} at "
-            f"{one.calendar(last[late[:1]])[0]}. Give ahead instead."
+            f"{when}. Give ahead instead."
         )
     return np.linspace(last, end, points + 1, axis=1)[:, 1:]
 

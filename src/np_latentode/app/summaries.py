@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from np_latentode.data.given import table_times, table_values
-from np_latentode.data.labels import Labels
+from np_latentode.data.labels import Labels, shown_time
 from np_latentode.data.trajectories import Trajectories
 
 __all__ = ["scores_table", "trajectories_table", "verdicts"]
@@ -42,10 +42,7 @@ def trajectories_table(trajectories: Trajectories) -> str:
 
 
 def _ends(times: np.ndarray) -> tuple[str, str]:
-    low, high = times.min(), times.max()
-    if times.dtype.kind == "M":
-        return str(low.astype("datetime64[m]")), str(high.astype("datetime64[m]"))
-    return f"{low:.10g}", f"{high:.10g}"
+    return shown_time(times.min()), shown_time(times.max())
 
 
 def clock(names: Labels) -> str:
@@ -58,8 +55,8 @@ def clock(names: Labels) -> str:
         return f"{counted} since {names.since!r} of each id"
     if names.origin is None:
         return f"the numbers in {names.time!r}, one clock for all ids"
-    day = str(names.origin.astype("datetime64[m]"))
-    return f"{counted} since {day}{' UTC' if names.zone else ''}, one clock for all ids"
+    day = f"{shown_time(names.origin)}{' UTC' if names.zone else ''}"
+    return f"{counted} since {day}, one clock for all ids"
 
 
 def _in_unit(names: Labels) -> str:
@@ -103,18 +100,15 @@ def verdicts(metrics: dict[str, Any]) -> list[str]:
             f"Better than the latent ODE by CRPS: {'; '.join(beaten)}. Prefer that forecast there, "
             "or try more steps, or the logarithm of a skewed column (--log)."
         )
-    for column, share in {"all columns": ours, **{c: s[OURS] for c, s in columns.items()}}.items():
-        covered = share.get("coverage_90")
-        if covered is not None and not COVERED[0] <= covered <= COVERED[1]:
-            narrow = covered < COVERED[0]
-            said.append(
-                f"The 90% bands of {column} hold {covered:.0%} of the held-out values: they are "
-                + (
-                    "too narrow. Trust them less than they say; more ids may help."
-                    if narrow
-                    else "wider than needed. More steps or more ids may narrow them."
-                )
-            )
+    for rule, advice in (
+        (lambda share: share < COVERED[0], "too narrow; trust them less. More ids may help"),
+        (lambda share: share > COVERED[1], "wider than needed. More steps or ids may narrow them"),
+    ):
+        shares = {"all columns": ours, **{c: s[OURS] for c, s in columns.items()}}
+        found = {name: scores["coverage_90"] for name, scores in shares.items()}
+        off = [f"{share:.0%} of {name}" for name, share in found.items() if rule(share)]
+        if off:
+            said.append(f"The 90% bands hold {', '.join(off)}: they are {advice}.")
     return said
 
 

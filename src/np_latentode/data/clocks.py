@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import narwhals as nw
 import numpy as np
 
+from np_latentode.data.far import usual
 from np_latentode.data.labels import UNITS
 from np_latentode.data.problems import Problems
 
@@ -53,7 +54,8 @@ def read_clock(
         column, name: of times.
         numbers: reads a column of numbers.
         problems: collects the rows without a time.
-        origin: the date from which dates are counted. Default: the first date.
+        origin: the date from which dates are counted. Default: the first one that is not far
+            outside of the others.
         unit: the unit in which dates are counted.
 
     Raises:
@@ -71,8 +73,7 @@ def read_clock(
         clock = Clock(_counted(column, name, numbers))
     else:
         try:
-            # NaT if the column holds no date at all.
-            start = np.sort(dates)[0] if origin is None else np.datetime64(origin, "us")
+            start = _first(dates) if origin is None else np.datetime64(origin, "us")
         except ValueError as error:
             raise ValueError(f"origin must be a date; got {origin!r}.") from error
         clock = Clock((dates - start) / UNITS[unit], dates, start, unit, zone)
@@ -80,6 +81,13 @@ def read_clock(
     rule = "must hold a time in each row"
     problems.check(name, rule, absent, lambda row: repr(entries[row]))
     return clock
+
+
+def _first(dates: np.ndarray) -> np.datetime64:
+    known = dates[~np.isnat(dates)]
+    if not known.size:
+        return np.datetime64("NaT", "us")
+    return known[usual(known.astype(float))].min()
 
 
 def _counted(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DATE", "UNITS", "Labels"]
+__all__ = ["DATE", "UNITS", "Labels", "shown_time"]
 
 UNITS = {
     "W": np.timedelta64(1, "W"),
@@ -24,6 +24,13 @@ DATE = re.compile(
     r"\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d([.,]\d+)?)?)?(?P<zone>Z|[+-]\d\d(:?\d\d)?)?)?", re.ASCII
 )
 """A date as text, in the extended format of ISO 8601."""
+
+
+def shown_time(time: Any) -> str:
+    """A time as a message shows it: a number, or a date without zeros at its end."""
+    if isinstance(time, np.datetime64):
+        return str(time).removesuffix(".000000").removesuffix(":00").removesuffix("T00:00")
+    return f"{time:.10g}"
 
 
 @dataclass(frozen=True)

@@ -191,8 +191,8 @@ def _warn_of_staggered(train: Trajectories) -> None:
     if high - low > 2 * np.median(last - first):
         length = np.median(last - first)
         warn_user(
-            f"train hardly overlaps in time: half of the trajectories last {length:.3g} or less, "
-            f"but their first times lie {high - low:.3g} apart. If the time since each one's start "
+            f"train hardly overlaps in time: half of the trajectories last {length:.4g} or less, "
+            f"but their first times lie {high - low:.4g} apart. If the time since each one's start "
             "says more than one clock for all, read the table with since='first' (--since first)."
         )
 

@@ -15,7 +15,7 @@ from np_latentode.data.columns import Columns
 from np_latentode.data.far import warn_of_far_rows
 from np_latentode.data.frames import as_frame
 from np_latentode.data.given import Given, Rows, table_times, table_values
-from np_latentode.data.labels import Labels
+from np_latentode.data.labels import Labels, shown_time
 from np_latentode.data.long_tables import gather, numbered, spread, warn_of_mixture
 from np_latentode.data.offset import Offset
 from np_latentode.data.problems import Problems
@@ -85,7 +85,7 @@ def _warn_of_far_rows(
     when = np.where(np.isnan(what).all(1), np.nan, clock.times)
     entries = clock.times if clock.table_times is None else clock.table_times
     consequence = "the unit of time is that of the others, and a fit must do without them"
-    warn_of_far_rows(labels.time, when, lambda row: entries[row], problems, consequence)
+    warn_of_far_rows(labels.time, when, lambda row: shown_time(entries[row]), problems, consequence)
     consequence = "its unit is that of the others, but a fit still explains them"
     for j, name in enumerate(labels.features):
         entry = partial(lambda j, row: own[row, j], j)
