@@ -39,7 +39,6 @@ from np_latentode import (
     refine,
 )
 from np_latentode.inference import nuts
-from np_latentode.inference.density import enough_steps
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -592,7 +591,7 @@ def test_a_context_that_is_none_is_refused(problem, untyped):
 def test_where_nothing_was_observed_before_t0_no_steps_are_needed(problem):
     nothing = Trajectories.from_ragged([((), ())], num_features=problem.data.num_features)
     assert problem.truth.scaling.t0 > 0
-    assert enough_steps(problem.model, nothing) == 1
+    assert problem.model.steps_to(nothing.times, nothing.offset) == 1
 
 
 @pytest.mark.parametrize(

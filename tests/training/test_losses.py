@@ -8,7 +8,6 @@ import numpyro.distributions as dist
 import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
-from np_latentode.data.buckets import buckets
 from numpyro.infer import SVI, Trace_ELBO
 
 from np_latentode import (
@@ -20,6 +19,7 @@ from np_latentode import (
     latent_ode,
     optimizer,
 )
+from np_latentode.data.buckets import buckets
 from np_latentode.training.losses import BucketLoss, batch_sizes
 
 pytestmark = [pytest.mark.usefixtures("compile_quickly"), pytest.mark.slow]

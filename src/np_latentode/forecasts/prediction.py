@@ -12,13 +12,13 @@ import numpyro.distributions as dist
 import numpyro.handlers as handlers
 from jaxtyping import Array, ArrayLike, Float
 
+from np_latentode.data.buckets import buckets
 from np_latentode.data.checks import check_counts
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import Numbers, is_concrete
 from np_latentode.data.offset import Offset
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.modules import bind_prior
-from np_latentode.programs.buckets import buckets
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.plate import check_context, prediction_times

@@ -17,7 +17,7 @@ from np_latentode.data.trajectories import Trajectories
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.model import LatentODE
 
-__all__ = ["check_q", "enough_steps", "log_joint", "whitening", "with_networks_fixed"]
+__all__ = ["check_q", "log_joint", "whitening", "with_networks_fixed"]
 
 
 def check_q[Q: dist.Distribution | None](q: Q, model: LatentODE, context: Trajectories) -> Q:
@@ -31,12 +31,6 @@ def check_q[Q: dist.Distribution | None](q: Q, model: LatentODE, context: Trajec
         came = q.shape() if isinstance(q, dist.Distribution) else type(q).__name__
         raise ValueError(f"q must be over z0, one per trajectory, shape {shape}; got {came}.")
     return q
-
-
-def enough_steps(model: LatentODE, context: Trajectories) -> int:
-    """The `max_steps` that this context needs. A larger one costs time, even if it is not used."""
-    # The model solves to every slot, also to those whose observations `before` or `split` hid.
-    return model.steps_to(context.times, context.offset)
 
 
 def with_networks_fixed(

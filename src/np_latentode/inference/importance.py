@@ -20,7 +20,7 @@ from xarray import DataArray
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import draw_and_score, posterior
-from np_latentode.inference.density import check_q, enough_steps, log_joint, with_networks_fixed
+from np_latentode.inference.density import check_q, log_joint, with_networks_fixed
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data
 
@@ -173,7 +173,7 @@ def _log_weights(
     With a target, the second is log p(target | z0).
     """
     model = fitted.model
-    max_steps = max(enough_steps(model, x) for x in (context, target) if x is not None)
+    max_steps = max(model.steps_to(x.times, x.offset) for x in (context, target) if x is not None)
     given = check_q(q, model, context)
     of = eqx.filter_jit(posterior)(fitted, context) if given is None else given
     weights, liks = _weigh(rng_key, fitted, context, target, of, num_samples, max_steps)

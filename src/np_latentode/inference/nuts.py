@@ -26,7 +26,6 @@ from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.inference.density import (
     check_q,
-    enough_steps,
     log_joint,
     whitening,
     with_networks_fixed,
@@ -115,7 +114,9 @@ def exact_posterior(
     check_data(fitted.model, context)
     check_q(q, fitted.model, context)
     start_key, *again_keys = jax.random.split(rng_key, 1 + NUM_REPEATS)
-    sampler = _Sampler(enough_steps(fitted.model, context), num_warmup, max_tree_depth)
+    sampler = _Sampler(
+        fitted.model.steps_to(context.times, context.offset), num_warmup, max_tree_depth
+    )
     state, lanes = _start(start_key, fitted, context, q, num_chains, sampler)
     state, draws = _run(state, lanes, fitted, num_samples, sampler, progress=progress)
     for repeat, again_key in enumerate(again_keys, start=1):

@@ -21,7 +21,6 @@ from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import draw_and_score, posterior
 from np_latentode.inference.density import (
-    enough_steps,
     log_joint,
     whitening,
     with_networks_fixed,
@@ -77,7 +76,7 @@ def refine(
     check_fitted(fitted)
     check_counts(num_steps=num_steps, num_particles=num_particles)
     check_data(fitted.model, context)
-    max_steps = enough_steps(fitted.model, context)
+    max_steps = fitted.model.steps_to(context.times, context.offset)
     return _refine(rng_key, fitted, context, max_steps, num_steps, num_particles)
 
 

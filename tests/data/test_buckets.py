@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from np_latentode.data.buckets import buckets
 
 from np_latentode import Trajectories
+from np_latentode.data.buckets import buckets
 
 
 def of_lengths(lengths):
