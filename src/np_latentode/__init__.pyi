@@ -21,7 +21,6 @@ from .forecasts.prediction import (
     forecast as forecast,
     log_likelihood as log_likelihood,
     log_predictive as log_predictive,
-    observed_times as observed_times,
     posterior as posterior,
     prior as prior,
     prior_predictive as prior_predictive,

@@ -170,3 +170,17 @@ def test_a_fit_of_one_precision_is_used_in_the_other(tmp_path, first):
     with jax.enable_x64(not first):
         draws = forecast(KEY, load(tmp_path / "fit"), moved(**far), [far["start"] + 0.012])
         assert np.isfinite(draws["x"]).all()
+
+
+def test_inside_of_jit_forecasts_are_in_the_units_of_the_table_too():
+    frame = moved(level=50.0).to_dataframe()
+    train = Trajectories.from_dataframe(
+        frame, id="id", time="time", values=["x_0", "x_1"], log=["x_1"]
+    )
+    fitted = untrained(train)
+    eager = forecast(KEY, fitted, train, ASKED)
+    jitted = jax.jit(lambda f, c: forecast(KEY, f, c, ASKED))(fitted, train)
+    np.testing.assert_allclose(jitted["x"], eager["x"], rtol=1e-3)
+    assert eager["x"][..., 1].mean() > 30
+    logs = decode(KEY, fitted, jnp.zeros((3, len(train), 2)), np.tile(ASKED, (len(train), 1)))
+    assert 30 < np.median(logs["x"][..., 1]) < 70

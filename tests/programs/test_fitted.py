@@ -1,5 +1,6 @@
 """A fit joins a model, its guide, and parameters that belong to both."""
 
+import pickle
 from dataclasses import FrozenInstanceError, replace
 
 import diffrax
@@ -12,9 +13,13 @@ from flax import nnx
 from numpyro.infer import SVI, Predictive, Trace_ELBO
 
 from np_latentode import (
+    GRU,
     Fitted,
+    FlowPosterior,
+    FlowPrior,
     History,
     MLPDynamics,
+    PathODE,
     Solver,
     StandardNormal,
     Trajectories,
@@ -168,3 +173,23 @@ TAKING_A_FIT = {
 def test_what_is_no_fit_is_refused_wherever_a_fit_is_taken(call):
     with pytest.raises(ValueError, match=r"^fitted must be a Fitted, .*; got dict"):
         call(PARAMS)
+
+
+@pytest.mark.parametrize("name", ["defaults", "flows", "path ODE", "GRU"])
+def test_model_guide_and_fit_can_be_pickled(name):
+    """As multiprocessing, joblib and Ray do."""
+    rngs, given = nnx.Rngs(0), {}
+    if name == "flows":
+        given = dict(
+            prior=FlowPrior(2, num_layers=1, rngs=rngs),
+            posterior=FlowPosterior(16, 2, num_layers=1, rngs=rngs),
+        )
+    elif name != "defaults":
+        kind = {"path ODE": PathODE, "GRU": GRU}[name]
+        given = dict(encoder=kind(TRAIN.num_features, rngs=rngs))
+    model, guide = latent_ode(TRAIN, latent_dim=2, rngs=rngs, **given)
+    fitted = Fitted(model, guide, initial_params(model, guide))
+    again, train = pickle.loads(pickle.dumps((fitted, TRAIN)))
+    q, p = posterior(fitted, TRAIN), posterior(again, train)
+    np.testing.assert_array_equal(p.sample(KEY), q.sample(KEY))
+    np.testing.assert_array_equal(train.given.times, TRAIN.given.times)

@@ -10,7 +10,7 @@ import narwhals as nw
 import numpy as np
 
 from np_latentode.data.far import usual
-from np_latentode.data.labels import UNITS
+from np_latentode.data.labels import UNITS, shown_time
 from np_latentode.data.problems import Problems
 
 __all__ = ["FIRST", "Clock", "read_clock", "since_start", "start_column"]
@@ -131,7 +131,8 @@ def since_start(
         of_each = starts.times[first]
         other = starts.times != of_each[ids]
         rule = "must hold one time for each id"
-        problems.check(since, rule, other, lambda row: starts.times[row])
+        entries = starts.times if starts.table_times is None else starts.table_times
+        problems.check(since, rule, other, lambda row: shown_time(entries[row]))
         problems.raise_if_any()
     own = clock.times if clock.table_times is None else clock.table_times
     times = clock.times - of_each[ids]

@@ -28,7 +28,9 @@ def usual(numbers: np.ndarray) -> np.ndarray:
     """
     if len(numbers) < FEWEST:
         return np.ones(len(numbers), bool)
-    low, high = np.quantile(numbers, [0.05, 0.95])
+    # Of the numbers themselves: between two of them, a rare one would seem far outside.
+    low = np.quantile(numbers, 0.05, method="lower")
+    high = np.quantile(numbers, 0.95, method="higher")
     reach = FAR * (high - low) if high > low else np.inf
     return (low - reach <= numbers) & (numbers <= high + reach)
 

@@ -57,6 +57,10 @@ def _picked(df: Any, names: Sequence[str]) -> Any:
         levels = _places([*df.index.names], [name for name in names if name not in found])
         for name, level in levels.items():
             picked[name] = df.index.get_level_values(level)
+        for name, column in picked.items():
+            # narwhals does not know zones whose names have other characters than letters.
+            if getattr(column.dtype, "tz", None) is not None:
+                picked[name] = column.dt.tz_convert("UTC")
         return picked
     if nw.dependencies.is_pyarrow_table(df):
         found = _places(df.column_names, names)

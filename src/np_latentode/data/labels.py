@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 __all__ = ["DATE", "UNITS", "Labels", "shown_time"]
@@ -80,7 +83,7 @@ class Labels:
         )
         return ours == theirs
 
-    def own_units(self, values: Any) -> np.ndarray:
+    def own_units(self, values: Any) -> Any:
         """Values, or draws of them, in the units of the table: exp of the features in `log`.
 
         Args:
@@ -89,7 +92,8 @@ class Labels:
         Raises:
             ValueError: if the number of features is not that of the labels.
         """
-        values = np.asarray(values)
+        known = not isinstance(values, jax.core.Tracer)
+        values = np.asarray(values) if known else values
         if values.shape[-1:] != (len(self.features),):
             raise ValueError(
                 f"values must have {len(self.features)} features on their last axis, as the "
@@ -98,6 +102,8 @@ class Labels:
         logged = self.logged
         if not logged.any():
             return values
+        if not known:
+            return jnp.where(logged, jnp.exp(jnp.where(logged, values, 0.0)), values)
         # In single precision, the exponential could overflow.
         own = values.astype(float)
         own[..., logged] = np.exp(own[..., logged])

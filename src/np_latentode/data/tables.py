@@ -15,7 +15,7 @@ from np_latentode.data.columns import Columns
 from np_latentode.data.far import warn_of_far_rows
 from np_latentode.data.frames import as_frame
 from np_latentode.data.given import Given, Rows, table_times, table_values
-from np_latentode.data.labels import Labels, shown_time
+from np_latentode.data.labels import UNITS, Labels, shown_time
 from np_latentode.data.long_tables import gather, numbered, spread, warn_of_mixture
 from np_latentode.data.offset import Offset
 from np_latentode.data.problems import Problems
@@ -103,9 +103,11 @@ def _with_own_starts(
     """The times of the rows since the start of their id."""
     starts = None
     if since != FIRST:
-        origin = clock.origin
-        starts = read_clock(frame[since], since, _numbers, problems, origin=origin, unit=unit)
+        starts = read_clock(frame[since], since, _numbers, problems, unit=unit)
         problems.raise_if_any()
+        if starts.origin is not None and clock.origin is not None:
+            times = starts.times + (starts.origin - clock.origin) / UNITS[unit]
+            starts = starts._replace(times=times)
     return since_start(clock, codes, since, starts, problems)
 
 

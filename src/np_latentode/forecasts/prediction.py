@@ -146,12 +146,12 @@ def draw_x(
 
 def in_table_units(draws: dict[str, Any], offset: Offset, labels: Labels | None) -> dict[str, Any]:
     """Draws in the units of the table: with the offset, and exp of logarithms."""
-    if not is_concrete(draws["x"]):
-        return draws
+    known = is_concrete(draws["x"])
     own: dict[str, Any] = dict(draws)
     for name in ("x_mean", "x"):
-        x = np.asarray(draws[name])
-        x = x + offset.row if any(offset.values) else x
+        x = np.asarray(draws[name]) if known else draws[name]
+        if any(offset.values):
+            x = x + (offset.row if known else jnp.asarray(offset.row, x.dtype))
         own[name] = labels.own_units(x) if labels else x
     return own
 

@@ -1,0 +1,180 @@
+"""What the command says of a table and of its forecasts, and what may not cost a fit."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from np_latentode import Trajectories, load
+from np_latentode.app import fit_table
+from np_latentode.app.cli import app
+from np_latentode.app.summaries import scores_table, trajectories_table, verdicts
+from np_latentode.report import plots
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+COLUMNS = ["--id", "who", "--time", "day", "--values", "a,b"]
+
+
+def make_table(count=30):
+    """Patients who enter over ten years, with visits on dates of a time zone."""
+    rng, rows = np.random.default_rng(0), []
+    for who in range(count):
+        entry = pd.Timestamp("2010-01-01T06:30+02:00") + pd.Timedelta(days=int(rng.integers(3650)))
+        days = np.sort(rng.choice(100, 5, replace=False))
+        x = np.cos(days / 15 + rng.normal(0, 0.2))
+        rows.append(
+            pd.DataFrame({"who": who, "day": entry + pd.to_timedelta(days, unit="D"), "a": x})
+        )
+    table = pd.concat(rows, ignore_index=True)
+    table["b"] = np.where(
+        rng.uniform(size=len(table)) < 0.25, np.nan, 1e6 + rng.normal(size=len(table))
+    )
+    return table
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A directory with a table and a fit of it, of which one figure could not be drawn."""
+    home = tmp_path_factory.mktemp("home")
+    make_table().to_csv(home / "labs.csv", index=False)
+    arguments = [home / "labs.csv", *COLUMNS, "--since", "first", "--output-dir", home / "run"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "plot_calibration", lambda found: 1 / 0)
+        outcome = run("fit", *arguments, "--steps", 100)
+    assert outcome.exit_code == 0, outcome.output
+    (home / "printed").write_text(outcome.output)
+    return home
+
+
+@pytest.mark.slow
+def test_no_figure_costs_a_fit(home):
+    assert load(home / "run").model.scaling.labels.since == "first"
+    assert load(home / "run" / "fit").params.keys() == load(home / "run").params.keys()
+    assert (home / "run" / "forecasts.png").exists()
+    said = (home / "printed").read_text()
+    assert "fit: The figure calibration.png could not be drawn: division by zero." in said
+
+
+@pytest.mark.slow
+def test_what_is_held_out_joins_the_table_by_id_and_time(home):
+    table, held = (pd.read_csv(home / name) for name in ("labs.csv", "run/heldout.csv"))
+    table, held = (df.assign(day=pd.to_datetime(df.day, utc=True)) for df in (table, held))
+    joined = held.merge(table, on=["who", "day"], how="left", validate="many_to_one")
+    own = np.where(joined.feature == "a", joined.a, joined.b)
+    np.testing.assert_array_equal(joined.observed, own)
+
+
+@pytest.mark.slow
+def test_scores_stand_by_column_beside_the_observed_spread(home):
+    metrics = json.loads((home / "run" / "metrics.json").read_text())
+    assert {"latent ODE", "last value", "constant", "mixed model"} <= {*metrics["methods"]}
+    for scores in metrics["methods"].values():
+        assert {*scores["columns"]} == {"a", "b"}
+    # Readings of 1,000,000 +- 1 are no constant, and no forecast of them is perfect.
+    assert 0.5 < metrics["observed_sd"]["b"] < 2
+    assert metrics["methods"]["latent ODE"]["columns"]["b"]["rmse"] > 0.5
+    assert scores_table(metrics) in (home / "printed").read_text()
+
+
+@pytest.mark.slow
+def test_a_forecast_reads_the_clock_of_the_fit_and_answers_in_the_table_s_times(home, tmp_path):
+    table = pd.read_csv(home / "labs.csv", dtype={"who": str})
+    few = table[table.who.isin(["3", "4"])]
+    few.to_csv(tmp_path / "few.csv", index=False)
+    last = pd.to_datetime(few.day, utc=True).groupby(few.who).max()
+    until = (last.max() + pd.Timedelta("2D")).strftime("%Y-%m-%dT%H:%M+00:00")
+    made = tmp_path / "made.csv"
+    arguments = [home / "run", tmp_path / "few.csv", "--points", 2, "-o", made, "--draws", 20]
+    assert run("forecast", *arguments, "--ahead", 10).exit_code == 0
+    found = pd.read_csv(made, dtype={"who": str})
+    assert found.day.str.endswith("Z").all()
+    when = pd.to_datetime(found.day, utc=True).groupby(found.who).max()
+    assert (when - last == pd.Timedelta("10D")).all()
+    assert run("forecast", *arguments, "--until", until, "--overwrite").exit_code == 0
+    found = pd.read_csv(made, dtype={"who": str})
+    when = pd.to_datetime(found.day, utc=True).groupby(found.who).max()
+    assert (when == pd.Timestamp(until)).all()
+    naive = run("forecast", *arguments, "--until", until[:10], "--overwrite")
+    assert naive.exit_code == 2
+    assert "until must be a date such as 2020-01-31T12:00Z, as 'day' is" in naive.output
+
+
+@pytest.mark.slow
+def test_a_table_without_zones_is_refused_by_a_fit_with_zones(home, tmp_path):
+    table = pd.read_csv(home / "labs.csv")
+    table["day"] = table.day.str[:10]
+    table.to_csv(tmp_path / "naive.csv", index=False)
+    outcome = run("forecast", home / "run", tmp_path / "naive.csv", "--ahead", 1)
+    assert outcome.exit_code == 2
+    assert "must hold dates with a time zone in column 'day'" in outcome.output
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_too_few_ids_are_refused_before_training_with_the_numbers_needed(count, tmp_path):
+    make_table(count).to_csv(tmp_path / "labs.csv", index=False)
+    outcome = run("fit", tmp_path / "labs.csv", *COLUMNS, "--output-dir", tmp_path / "run")
+    assert outcome.exit_code == 2
+    assert "8 ids or more" in outcome.output
+    assert f"got {count} of {count}" in outcome.output
+
+
+def test_an_interrupted_fit_says_how_to_go_on(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit_table, "fit_table", interrupted)
+    make_table(8).to_csv(tmp_path / "labs.csv", index=False)
+    outcome = run("fit", tmp_path / "labs.csv", *COLUMNS, "--output-dir", tmp_path / "run")
+    assert outcome.exit_code == 130
+    assert "interrupted. The same command goes on from here." in outcome.output
+
+
+def test_what_was_read_is_said():
+    frame = make_table(4).assign(day=lambda df: df.day.dt.tz_localize(None))
+    data = Trajectories.from_dataframe(frame, id="who", time="day", values=["a", "b"])
+    said = trajectories_table(data)
+    assert f"read 4 ids and 20 rows, from {frame.day.min():%Y-%m-%dT%H:%M}" in said
+    gap = pd.Series(np.concatenate([np.diff(d.day) for _, d in frame.groupby("who")])).median()
+    assert f"median gap {gap / pd.Timedelta('1D'):.3g} D" in said
+    missing = frame.b.isna().mean()
+    assert any(
+        line.split()[:3] == ["b", str(frame.b.count()), f"{missing:.0%}"]
+        for line in said.splitlines()
+    )
+
+
+def methods(ours, other, covered):
+    def scores(crps, **more):
+        return {"rmse": crps, "crps": crps, **more}
+
+    return {
+        "latent ODE": {
+            **scores(0.5, coverage_90=covered),
+            "columns": {"a": scores(ours, coverage_90=covered), "b": scores(0.1, coverage_90=0.9)},
+        },
+        "last value": {**scores(0.6), "columns": {"a": scores(other), "b": scores(0.2)}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "covered", "words"),
+    [
+        (0.3, 0.4, 0.9, []),
+        (0.4, 0.3, 0.9, ["last value for a (0.300 against 0.400)"]),
+        (None, 0.3, 0.9, ["last value for a (0.300 against -)"]),
+        (0.3, 0.4, 0.7, ["hold 70% of all columns, 70% of a: they are too narrow"]),
+        (0.3, 0.4, 0.99, ["hold 99% of all columns, 99% of a: they are wider than needed"]),
+    ],
+)
+def test_a_baseline_that_wins_and_bands_that_do_not_hold_are_named(ours, other, covered, words):
+    found = {"methods": methods(ours, other, covered), "observed_sd": {"a": 1.0, "b": 2.0}}
+    said = verdicts(found)
+    assert len(said) == len(words)
+    assert all(word in text for word, text in zip(words, said, strict=True))

@@ -1,0 +1,77 @@
+"""Numbers far outside: they are named, and change no unit."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from np_latentode import Scaling, Trajectories
+from np_latentode.data.far import usual
+
+COLUMNS = dict(id="who", time="when", values=["x", "y"])
+
+
+def table(count=60):
+    rng = np.random.default_rng(0)
+    when = pd.Timestamp("2021-01-04") + pd.to_timedelta(rng.integers(0, 100, count), unit="D")
+    x = rng.normal(size=(2, count))
+    return pd.DataFrame({"who": np.arange(count) // 4, "when": when, "x": x[0], "y": x[1]})
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
+def test_one_number_far_outside_is_found_at_any_scale(sign, size):
+    x = size * np.random.default_rng(0).normal(size=100)
+    assert usual(x).all()
+    x[17] = sign * 1e3 * size
+    assert np.flatnonzero(~usual(x)).tolist() == [17]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        np.arange(50.0),
+        np.random.default_rng(0).exponential(size=10_000),
+        np.ones(40),
+        np.repeat([0.0, 1.0], [95, 5]),
+        np.array([0.0] * 19),
+    ],
+    ids=["even", "skewed", "constant", "rare", "few"],
+)
+def test_ordinary_numbers_are_never_far_outside(numbers):
+    assert usual(numbers).all()
+
+
+def test_a_date_far_outside_is_named_with_its_line_and_changes_no_unit(tmp_path):
+    frame, path = table(), tmp_path / "labs.csv"
+    frame.to_csv(path, index=False)
+    plain = Scaling.fit(Trajectories.from_file(path, **COLUMNS))
+    frame["when"] = frame["when"].astype("datetime64[s]")
+    frame.loc[0, "when"] = pd.Timestamp("1900-01-01")
+    frame.to_csv(path, index=False)
+    with pytest.warns(
+        UserWarning, match=r"labs.csv: column 'when' holds 1900-01-01 in line 2, far"
+    ):
+        data = Trajectories.from_file(path, **COLUMNS)
+    near = data.keep(data.given.times > 0)
+    assert Scaling.fit(near).time_unit == pytest.approx(plain.time_unit, rel=0.05)
+    with pytest.raises(ValueError, match="train must not be earlier than t0"):
+        Scaling.fit(data)
+
+
+@pytest.mark.parametrize("bad", [1e6, -1e9])
+def test_a_value_far_outside_is_named_and_changes_no_unit(bad):
+    frame = table()
+    plain = Scaling.fit(Trajectories.from_dataframe(frame, **COLUMNS))
+    frame.loc[7, "y"] = bad
+    with pytest.warns(UserWarning, match=r"column 'y' holds .* in row 7, far from all others"):
+        spoiled = Scaling.fit(Trajectories.from_dataframe(frame, **COLUMNS))
+    np.testing.assert_allclose(spoiled.scale, plain.scale, rtol=0.1)
+    np.testing.assert_allclose(spoiled.loc, plain.loc, atol=0.1)
+
+
+def test_an_ordinary_table_is_read_without_a_word():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Trajectories.from_dataframe(table(400), **COLUMNS)
