@@ -65,6 +65,7 @@ def test_no_figure_costs_a_fit(home):
 @pytest.mark.slow
 def test_what_is_held_out_joins_the_table_by_id_and_time(home):
     table, held = (pd.read_csv(home / name) for name in ("labs.csv", "run/heldout.csv"))
+    assert held.day.str.endswith("Z").all()
     table, held = (df.assign(day=pd.to_datetime(df.day, utc=True)) for df in (table, held))
     joined = held.merge(table, on=["who", "day"], how="left", validate="many_to_one")
     own = np.where(joined.feature == "a", joined.a, joined.b)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Array
 
 from np_latentode.data.far import warn_user
@@ -149,7 +150,8 @@ def _compared(draws: dict[str, Any], target: Trajectories) -> Any:
     each = names.select(np.nonzero(seen)[0])
     x = in_table_units(draws, target.offset, names)["x"][:, :, None]
     table = tidy_forecast({"x": x}, target.given.times[seen][:, None], each, quantiles=QUANTILES)
-    table[names.time] = np.repeat(when, target.num_features)
+    column = pd.Series(np.repeat(when, target.num_features), table.index)
+    table[names.time] = column.dt.tz_localize("UTC") if names.zone else column
     table.insert(3, "observed", what.ravel())
     return table[np.asarray(target.mask)[seen].ravel()]
 

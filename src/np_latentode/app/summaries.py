@@ -38,7 +38,18 @@ def trajectories_table(trajectories: Trajectories) -> str:
         x = values[..., j][mask[..., j]]
         about = [f"{n:.4g}" for n in (x.min(), np.median(x), x.max())] if x.size else ["-"] * 3
         rows.append((name, f"{x.size}", f"{1 - x.size / seen.sum():.0%}", *about))
-    return "\n".join([*lines, *_aligned(rows)])
+    lines += _aligned(rows)
+    if bits := [names.features[j] for j in range(mask.shape[-1]) if _is_binary(values, mask, j)]:
+        lines.append(
+            f"{', '.join(bits)}: only 0 and 1, modelled as numbers, so bands may go beyond. In "
+            "Python, BernoulliLikelihood and FeatureLikelihoods model them as what they are."
+        )
+    return "\n".join(lines)
+
+
+def _is_binary(values: np.ndarray, mask: np.ndarray, j: int) -> bool:
+    x = values[..., j][mask[..., j]]
+    return x.size > 0 and bool(np.isin(x, (0, 1)).all())
 
 
 def _ends(times: np.ndarray) -> tuple[str, str]:
