@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from np_latentode import forecast, load
-from np_latentode.app import fit_table, forecast_table
+from np_latentode.app import fit_table, forecast_table, held_out
 from np_latentode.app.cli import app
 from np_latentode.data.files import read_table
 
@@ -123,7 +123,7 @@ def test_an_interrupted_fit_goes_on_and_cleans_up(home, monkeypatch):
     target = home / "again"
     arguments = ["fit", home / "labs.csv", *COLUMNS, "--output-dir", target, "--steps", 150]
     monkeypatch.setattr(
-        fit_table, "calibration", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        held_out, "calibration", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     outcome = run(*arguments)
     assert outcome.exit_code == 130
@@ -201,7 +201,7 @@ def test_ahead_is_counted_from_each_last_visit(home, tmp_path):
         (["labs.csv", *COLUMNS, "--log", "day"], "log must name columns among values"),
         (["labs.csv", *COLUMNS, "--unit", "fortnight"], "unit must be one of W, D, h, m, s"),
         (["labs.csv", *COLUMNS, "--holdout", "1.5"], "holdout must be a share"),
-        (["labs.csv", *COLUMNS, "--holdout", "0.95"], "data must hold more than 29"),
+        (["labs.csv", *COLUMNS, "--holdout", "0.95"], "data must hold 34 ids or more"),
         (["labs.csv", *COLUMNS, "--steps", "0"], "--steps"),
         (["labs.csv", *COLUMNS, "--seed", "-1"], "seed must be an integer from 0 to"),
         (["labs.csv", *COLUMNS, "--seed", str(2**70)], "seed must be an integer from 0 to"),
@@ -269,7 +269,7 @@ def test_a_fit_of_too_few_is_refused(tmp_path):
     make_table(count=2).to_csv(tmp_path / "few.csv", index=False)
     outcome = run("fit", tmp_path / "few.csv", *COLUMNS, "--output-dir", tmp_path / "run")
     assert outcome.exit_code == 2
-    assert "data must hold more than 2 trajectories" in " ".join(outcome.output.split())
+    assert "data must hold 8 ids or more" in " ".join(outcome.output.split())
 
 
 def test_a_disk_that_cannot_be_written_is_another_exit_code(labs, monkeypatch):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from np_latentode import MalformedRows, Trajectories
 from np_latentode.data.entries import MISSING
@@ -160,7 +160,9 @@ def test_a_hundred_thousand_malformed_rows_are_counted_one_by_one(tmp_path):
     assert caught.value.problems == expected
     said = str(caught.value)
     assert said.startswith(f"{tmp_path / 'data.csv'}: {len(expected)} rows cannot be read: ")
-    assert said.endswith(f"; and {len(expected) - 5} more.")
+    more = int(said.removesuffix(" more.").rpartition(" ")[2])
+    # At most five rows of each of five kinds are named.
+    assert len(expected) - 25 <= more <= len(expected) - 5
     assert len(said) < 1_000
     again = pickle.loads(pickle.dumps(caught.value))
     assert (str(again), again.problems) == (said, expected)
@@ -365,6 +367,8 @@ def frame(rows, times):
 @pytest.mark.slow
 def test_a_table_that_was_written_is_read_the_same(folder, table, ending):
     df, path = frame(*table), folder / f"table{ending}"
+    # Excel has no larger numbers.
+    assume(ending != ".xlsx" or not (df.select_dtypes(float).abs() > 9.99e307).any(axis=None))
     write_table(df, path)
     again, _ = read_table(path, **COLUMNS)
     assert again.who.tolist() == df.who.tolist()

@@ -61,12 +61,12 @@ def lines():
     return _random_lines(rng, 400, cov=cov, noise_scale=0.3), cov
 
 
-def _dense_reference(mean, cov, variance, unit, context, query):
+def _dense_reference(mean, cov, variance, unit, context, query, start=0.0):
     """Mean and sd of x(query) given x(times), from the joint covariance of both."""
     means, sds = [], []
     for i in range(len(context)):
         seen = np.asarray(context.mask[i, :, 0])
-        t = np.concatenate([np.asarray(context.times[i], float)[seen], query]) / unit
+        t = (np.concatenate([context.given.times[i, seen], query]) - start) / unit
         powers = t[:, None] ** np.arange(len(mean))
         joint = powers @ cov @ powers.T + variance * np.eye(len(t))
         n = seen.sum()
@@ -82,9 +82,9 @@ def _dense_reference(mean, cov, variance, unit, context, query):
 def test_mixed_model_conditions_as_the_joint_gaussian_does(lines, degree):
     train, _ = lines
     context, query = train[:5].before(150.0), np.array([0.0, 200.0, 400.0])
-    unit = float(np.asarray(train.times).max())
-    fitted = baselines._fit_polynomial(train, 0, unit, degree)
-    expected = _dense_reference(*fitted, unit, context, query)
+    start, unit = baselines._span(train)
+    fitted = baselines._fit_polynomial(train, 0, start, unit, degree)
+    expected = _dense_reference(*fitted, unit, context, query, start)
     got = baselines.mixed_model(train, context, query, degree=degree)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 

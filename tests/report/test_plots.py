@@ -83,13 +83,13 @@ def visits(**options):
 @pytest.mark.slow
 def test_logarithms_and_dates_are_shown_as_the_table_had_them():
     context, times = visits(log=["bili"]), np.arange(90.0)
-    x = RNG.normal(size=(200, 2, 90, 2))
+    x = np.exp(RNG.normal(size=(200, 2, 90, 2)))
     figure = plot_forecasts(context.before(31), {"x": x}, times, target=context.after(31))
     assert [axis.get_yscale() for axis in figure.axes[:4]] == ["log", "log", "linear", "linear"]
     first = figure.axes[0]
     days, median = curve(first, "median")
     assert (days - np.datetime64("2020-01-01")).tolist() == [dt.timedelta(t) for t in range(90)]
-    np.testing.assert_allclose(median, np.median(np.exp(x[:, 0, :, 0]), axis=0))
+    np.testing.assert_allclose(median, np.median(x[:, 0, :, 0], axis=0))
     for label, when, value in (("seen", "2020-01-01", 1.0), ("not seen", "2020-03-01", 100.0)):
         days, values = curve(first, label)
         assert days.tolist() == [pd.Timestamp(when)]
@@ -103,7 +103,7 @@ def test_logarithms_and_dates_are_shown_as_the_table_had_them():
 
 @pytest.mark.parametrize("width", [1e-3, 0.1, 1.0, 10.0, 100.0])
 def test_a_log_scale_has_a_few_plain_numbers_however_wide_it_is(width):
-    x = RNG.normal(0.3, width, size=(200, 2, 5, 2))
+    x = np.exp(RNG.normal(0.3, width, size=(200, 2, 5, 2)))
     figure = plot_forecasts(visits(log="bili")[:1].after(1e9), {"x": x[:, :1]}, np.arange(5.0))
     axis = figure.axes[0]
     figure.canvas.draw()

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from np_latentode import SummaryEncoder, Trajectories, datasets
-from np_latentode.forecasts.scores import score
+from np_latentode.forecasts import baselines
+from np_latentode.forecasts.scores import Forecasts, score
 from np_latentode.studies import clinical as study
 from np_latentode.studies.datasets.clinical import LABS, LOGGED
 
@@ -75,11 +76,11 @@ def test_scores_are_in_units_of_each_feature():
     target = Trajectories([[0.0, 1.0]], [values])
     mean = np.array([[[2.0, 30.0], [2.0, 99.0]]])
     unit = np.array([1.0, 10.0])
-    scores = score(target, unit, mean, inside=np.array([[[True, False], [True, True]]]))
+    scores = score(target, unit, Forecasts(mean, inside=np.array([[[True, False], [True, True]]])))
     assert scores == pytest.approx(
         {"rmse": np.sqrt(5 / 3), "crps": 1.0, "coverage_90": 2 / 3}, rel=1e-6
     )
-    assert "coverage_90" not in score(target, unit, mean)
+    assert "coverage_90" not in score(target, unit, Forecasts(mean))
 
 
 def test_summary_is_of_what_was_observed():
@@ -128,7 +129,7 @@ def test_study_writes_scores_of_every_method(patients, tmp_path, capsys, monkeyp
         return np.zeros((*times.shape, 7)), np.ones((*times.shape, 7))
 
     # The real one takes half a minute; other tests compare it with closed forms.
-    monkeypatch.setattr(study.baselines, "mixed_model", mixed_model)
+    monkeypatch.setattr(baselines, "mixed_model", mixed_model)
     metrics = study.run(tmp_path / "out", splits=1, steps=200)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".png"}

@@ -14,6 +14,9 @@ from np_latentode.data.records import Records
 
 __all__ = ["read_sheet", "write_excel"]
 
+LARGEST = 9.99e307
+"""The largest number of Excel."""
+
 FIRST_DAY = pd.Timestamp(1900, 3, 1)
 """The first day that all programs count alike: for some of them, 1900 was a leap year."""
 
@@ -74,6 +77,10 @@ def _cells(column: pd.Series) -> pd.Series:
         known = column.dropna()
         if (known < FIRST_DAY).any() or (known != known.dt.floor("ms")).any():
             return column.map(lambda date: date.isoformat(), na_action="ignore")
+    if pd.api.types.is_float_dtype(column) and (column.abs() > LARGEST).any():
+        raise ValueError(
+            f"column {column.name!r} holds numbers beyond {LARGEST:g}, Excel's largest"
+        )
     formulas = [x for x in (column.name, *column) if isinstance(x, str) and x.startswith("=")]
     if formulas:
         raise ValueError(

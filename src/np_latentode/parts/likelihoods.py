@@ -254,6 +254,8 @@ def check_observed(likelihood: Any, trajectories: Trajectories, *, name: str) ->
 
 def _check_offset(likelihood: Any, offsets: tuple[float, ...], name: str) -> None:
     """Refuses counts that are less an offset: their distribution cannot be shifted."""
+    if not any(offsets):
+        return
     parts = getattr(likelihood, "likelihoods", [likelihood] * len(offsets))
     for j, (part, offset) in enumerate(zip(parts, offsets, strict=True)):
         if offset and hasattr(part, "check"):

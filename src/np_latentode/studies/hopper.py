@@ -195,7 +195,7 @@ def see(rng_key: Array, trajectories: Trajectories, *, count: int, context: int)
         )
 
     arrays = (pick(trajectories.times), pick(trajectories.values), pick(trajectories.mask))
-    return Trajectories.tree_unflatten({}, arrays)
+    return trajectories.replace_arrays(*arrays)
 
 
 def make_model(train: Trajectories, *, rngs: nnx.Rngs) -> tuple[LatentODE, AmortizedGuide]:
@@ -232,20 +232,21 @@ def plot_some(
     from np_latentode.report.fans import plot_forecasts
 
     count = min(count, len(test))
-    context, test, shown = context[:count], test[:count], jnp.array([*SHOWN.values()])
-    draws = forecast(rng_key, fitted, context, test.times)
+    context, test, shown = context[:count], test[:count], [*SHOWN.values()]
+    times, values, *_ = test.given
+    draws = forecast(rng_key, fitted, context, times)
     # Not all hidden states, as they would cover the bands.
-    some = test.times[:, ::4]
-    seen = (some[:, :, None] == context.times[:, None, :]).any(-1)
-    others = Trajectories(some, test.values[:, ::4]).keep(~seen)
+    some = times[:, ::4]
+    seen = (some[:, :, None] == context.given.times[:, None, :]).any(-1)
+    others = Trajectories(some, values[:, ::4]).keep(~seen)
 
     def features(of: Trajectories) -> Trajectories:
-        return Trajectories(of.times, of.values[..., shown], of.mask[..., shown])
+        return Trajectories(of.given.times, of.given.values[..., shown], of.mask[..., shown])
 
     return plot_forecasts(
         features(context),
         {"x": draws["x"][..., shown]},
-        test.times,
+        times,
         target=features(others),
         count=count,
         feature_names=list(SHOWN),

@@ -50,9 +50,9 @@ def score(
     parts = []
     for first in range(0, len(test), TRAJECTORIES_AT_ONCE):
         some = slice(first, first + TRAJECTORIES_AT_ONCE)
-        truth = np.asarray(test.values[some])[:, scored_from:]
+        truth = test.given.values[some, scored_from:]
         key = jax.random.fold_in(rng_key, first)
-        times = test.times[some, scored_from:]
+        times = test.given.times[some, scored_from:]
         draws = forecast(key, fitted, context[some], times, num_samples=NUM_DRAWS)
         x_mean, x = np.asarray(draws["x_mean"]), np.asarray(draws["x"])
         # If the forecast is right, each of the n + 1 ranks among n draws has the same probability.
@@ -71,8 +71,7 @@ def score_others(
     train: Trajectories, context: Trajectories, test: Trajectories, scored_from: int
 ) -> dict[str, float]:
     """The errors of trivial baselines, which see the same states as the model."""
-    truth = np.asarray(test.values)[:, scored_from:]
-    times = np.asarray(test.times[0, scored_from:])
+    times, truth = test.given.times[0, scored_from:], test.given.values[:, scored_from:]
     return {
         name: float(np.mean((predict(train, context, times) - truth) ** 2))
         for name, predict in BASELINES.items()

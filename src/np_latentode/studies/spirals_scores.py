@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 from jaxtyping import Array
@@ -49,7 +51,7 @@ def score(
 
 def forecasts(
     rng_key: Array, fitted: Fitted, spirals: Spirals, *, num_samples: int = 200
-) -> tuple[dict[str, Array], dict[str, Array]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draws at the dense times, given all observations and given the early ones."""
     contexts: list[Trajectories] = [spirals, spirals.before(CUT)]
     times = spirals.dense_times
@@ -60,9 +62,7 @@ def forecasts(
     return whole, half
 
 
-def score_draws(
-    whole: dict[str, Array], half: dict[str, Array], spirals: Spirals
-) -> dict[str, float]:
+def score_draws(whole: dict[str, Any], half: dict[str, Any], spirals: Spirals) -> dict[str, float]:
     """The scores of what `forecasts` returns; the coverage is that of the extrapolation."""
     scores = {}
     for task, draws, after in (("reconstruction", whole, None), ("extrapolation", half, CUT)):
