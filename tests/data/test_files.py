@@ -368,7 +368,7 @@ def frame(rows, times):
 def test_a_table_that_was_written_is_read_the_same(folder, table, ending):
     df, path = frame(*table), folder / f"table{ending}"
     # Excel has no larger numbers.
-    assume(ending != ".xlsx" or not (df.select_dtypes(float).abs() > 9.99e307).any(axis=None))
+    assume(ending != ".xlsx" or not (df.x.abs() > 9.99e307).any())
     write_table(df, path)
     again, _ = read_table(path, **COLUMNS)
     assert again.who.tolist() == df.who.tolist()

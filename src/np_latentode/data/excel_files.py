@@ -77,7 +77,7 @@ def _cells(column: pd.Series) -> pd.Series:
         known = column.dropna()
         if (known < FIRST_DAY).any() or (known != known.dt.floor("ms")).any():
             return column.map(lambda date: date.isoformat(), na_action="ignore")
-    if pd.api.types.is_float_dtype(column) and (column.abs() > LARGEST).any():
+    if pd.api.types.is_float_dtype(column) and (column.astype(float).abs() > LARGEST).any():
         raise ValueError(
             f"column {column.name!r} holds numbers beyond {LARGEST:g}, Excel's largest"
         )

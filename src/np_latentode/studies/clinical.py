@@ -122,7 +122,7 @@ class _Split(NamedTuple):
     context: Trajectories
     target: Trajectories
     times: Float[Array, " query"]
-    draws: dict[str, Array]
+    draws: dict[str, Any]
 
 
 def _one_split(patients: Trajectories, seed: int, steps: int, *, progress: bool) -> _Split:

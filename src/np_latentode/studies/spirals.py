@@ -135,7 +135,7 @@ def _fit_metrics(trained: Trained, data: _Data, steps: int, started: float) -> d
 
 def _score(
     found: _Results, keys: _Keys, trained: Trained, data: _Data
-) -> tuple[dict[str, Array], dict[str, Array]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Scores forecasts and codes; returns draws given all observations, and given early ones."""
     # Imported after training, as the first step should not wait for ArviZ.
     from np_latentode.report.gaussianization import gaussianization
@@ -174,8 +174,8 @@ def _draw(
     keys: _Keys,
     trained: Trained,
     data: _Data,
-    whole: dict[str, Array],
-    half: dict[str, Array],
+    whole: dict[str, Any],
+    half: dict[str, Any],
 ) -> None:
     """Draws the data, the training, forecasts and codes."""
     from np_latentode.report import plots

@@ -142,7 +142,7 @@ class SpiralFamily:
         )
 
     def nearest(
-        self, curves: Float[Array, "curve time 2"], times: Float[Array, " time"]
+        self, curves: Float[ArrayLike, "curve time 2"], times: Float[Array, " time"]
     ) -> tuple[Float[Array, " curve"], Float[Array, " curve"], Float[Array, " curve"]]:
         """The nearest spiral of the family to each curve: phase, direction, mean squared error.
 
@@ -153,7 +153,8 @@ class SpiralFamily:
 
         at phase = arg C_d; the direction d is the better one of -1 and 1.
         """
-        y = curves[..., 0] + 1j * curves[..., 1]
+        x = jnp.asarray(curves)
+        y = x[..., 0] + 1j * x[..., 1]
         r = self.radius + self.growth * times
         directions = jnp.array([-1.0, 1.0])
         turn = jnp.exp(-1j * self.speed * directions[:, None] * times)
