@@ -179,3 +179,19 @@ def test_a_baseline_that_wins_and_bands_that_do_not_hold_are_named(ours, other, 
     said = verdicts(found)
     assert len(said) == len(words)
     assert all(word in text for word, text in zip(words, said, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["1900-01-01T00:00Z", "2200-01-01T00:00Z"])
+def test_a_fit_does_without_rows_far_outside_in_time(wrong, tmp_path):
+    table = make_table()
+    start = table.groupby("who").day.transform("min")
+    table["day"] = (pd.Timestamp("2020-01-01T00:00Z") + (table.day - start)).astype(str)
+    table.loc[7, "day"] = wrong
+    table.to_csv(tmp_path / "labs.csv", index=False)
+    arguments = [tmp_path / "labs.csv", *COLUMNS, "--output-dir", tmp_path / "run"]
+    outcome = run("fit", *arguments, "--steps", 100, "--batch-size", 10)
+    assert outcome.exit_code == 0, outcome.output
+    assert f"column 'day' holds {wrong[:10]} in line 9, far from all others" in outcome.output
+    scaling = load(tmp_path / "run").model.scaling
+    assert 15 < scaling.time_unit < 25

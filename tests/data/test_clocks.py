@@ -131,7 +131,7 @@ def test_dates_with_a_zone_are_no_dates_without_one():
         Scaling.fit(plain).check(zoned, name="context")
     mixed = [dt.datetime(2020, 1, 1), dt.datetime(2020, 1, 2, tzinfo=dt.UTC)]
     frame = pd.DataFrame({"who": 1, "when": pd.Series(mixed, dtype=object), "x": 1.0})
-    with pytest.raises(ValueError, match="column 'when' must hold numbers, dates or datetimes"):
+    with pytest.raises(ValueError, match="must hold dates with a time zone, or dates without one"):
         Trajectories.from_dataframe(frame, **COLUMNS)
 
 
@@ -146,3 +146,82 @@ def test_trajectories_that_hardly_overlap_are_warned_of():
     with pytest.warns(UserWarning, match="train hardly overlaps in time.*since='first'"):
         Scaling.fit(staggered(1_000.0))
     Scaling.fit(staggered(5.0))  # a warning would be an error
+
+
+LONG = dict(id="who", time="when", feature="test", value="result")
+
+
+def exported():
+    """A table with one row per measurement, and the birth of each id."""
+    rows = [("A", 5, "b"), ("A", 10, "a"), ("B", 50, "b"), ("B", 100, "a"), ("B", 110, "a")]
+    frame = pd.DataFrame(rows, columns=["who", "when", "test"])
+    return frame.assign(result=1.0, birth=np.where(frame.who == "A", 2, 30))
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["frame", "file"])
+def test_a_long_table_has_clocks_of_its_own_rows(file, tmp_path):
+    exported().to_csv(tmp_path / "long.csv", index=False)
+    for since, expected in (("first", [[0], [0, 10]]), ("birth", [[8], [70, 80]])):
+        options = dict(**LONG, values=["a"], since=since)
+        if file:
+            data = Trajectories.from_file(tmp_path / "long.csv", **options)
+        else:
+            data = Trajectories.from_dataframe(exported(), **options)
+        assert observed(data) == expected
+
+
+def test_a_first_date_far_outside_starts_no_clock():
+    days = np.tile([0, 10, 20, 30], 12) + np.repeat(np.arange(12) * 100, 4)
+    frame = pd.DataFrame({"who": np.repeat(np.arange(12), 4), "x": 1.0})
+    frame["when"] = pd.Timestamp("2021-01-01") + pd.to_timedelta(days, unit="D")
+    frame.loc[4, "when"] = pd.Timestamp("1900-01-01")
+    with pytest.warns(UserWarning, match="column 'when' holds 1900-01-01 in row 4, far"):
+        data = Trajectories.from_dataframe(frame, **COLUMNS, since="first")
+    near = observed(data.without(data.given.times < 0))
+    assert near == [[0, 10, 20, 30], [0, 10, 20], *[[0, 10, 20, 30]] * 10]
+
+
+def test_several_dates_are_counted_in_a_row_for_each_clock():
+    names = Trajectories.from_dataframe(TABLE, **COLUMNS, since="first").names
+    dates = ["2021-03-05", dt.datetime(2021, 3, 6), np.datetime64("2021-03-07")]
+    np.testing.assert_array_equal(names.counted(dates), [[428.5, 429.5, 430.5], [4.0, 5.0, 6.0]])
+    back = names.calendar(names.counted(dates))
+    assert (back == np.array(dates, "datetime64[us]")).all()
+    with pytest.raises(ValueError, match=r"dates must have a row for each of 2 trajectories"):
+        names.counted(np.array([dates] * 3, "datetime64[us]"))
+
+
+AWARE = dt.datetime(2020, 1, 6, tzinfo=dt.timezone(dt.timedelta(hours=2)))
+
+
+@pytest.mark.parametrize("date", [AWARE, pd.Timestamp(AWARE), [AWARE], AWARE.isoformat()], ids=repr)
+def test_dates_of_every_kind_are_held_to_the_zone(date):
+    zoned = Trajectories.from_dataframe(
+        TABLE.assign(when=TABLE.when.dt.tz_localize("UTC")), **COLUMNS
+    ).names
+    plain = Trajectories.from_dataframe(TABLE, **COLUMNS).names
+    at = zoned.counted(date)
+    np.testing.assert_array_equal(np.ravel(at), zoned.counted("2020-01-05T22:00Z"))
+    with pytest.raises(ValueError, match=r"^dates must be dates; got"):
+        plain.counted(date)
+    naive = AWARE.replace(tzinfo=None)
+    with pytest.raises(ValueError, match=r"^dates must be dates with a time zone; got"):
+        zoned.counted(naive)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".xlsx", ".nc", ".parquet", ".csv.gz"])
+def test_a_zone_survives_every_kind_of_file(ending, tmp_path):
+    zoned = Trajectories.from_dataframe(
+        TABLE.assign(when=TABLE.when.dt.tz_localize("UTC")), **COLUMNS
+    )
+    zoned.to_file(tmp_path / f"table{ending}")
+    again = Trajectories.from_file(tmp_path / f"table{ending}", **COLUMNS)
+    assert again.names.zone
+    np.testing.assert_array_equal(again.given.times, zoned.given.times)
+
+
+def test_errors_about_starts_name_since():
+    with pytest.raises(ValueError, match="id, time, since and values must name columns of"):
+        Trajectories.from_dataframe(TABLE, **COLUMNS, since="birth")
+    with pytest.raises(ValueError, match="id, time, since and values must name different"):
+        Trajectories.from_dataframe(TABLE, **COLUMNS, since="when")

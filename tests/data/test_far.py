@@ -75,3 +75,15 @@ def test_an_ordinary_table_is_read_without_a_word():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Trajectories.from_dataframe(table(400), **COLUMNS)
+
+
+def test_in_a_long_table_a_value_far_outside_is_named_as_the_table_has_it(tmp_path):
+    long = table().melt(["who", "when"], ["x", "y"], "test", "result")
+    long = long.sort_values(["who", "when"], kind="stable", ignore_index=True)
+    row = int(np.flatnonzero(long.test == "y")[7])
+    long.loc[row, "result"] = 1e6
+    long.to_csv(tmp_path / "long.csv", index=False)
+    names = dict(id="who", time="when", feature="test", value="result")
+    said = rf"column 'result' of 'y' holds 1000000.0 in line {row + 2}, far"
+    with pytest.warns(UserWarning, match=said):
+        Trajectories.from_file(tmp_path / "long.csv", **names)

@@ -184,3 +184,55 @@ def test_inside_of_jit_forecasts_are_in_the_units_of_the_table_too():
     assert eager["x"][..., 1].mean() > 30
     logs = decode(KEY, fitted, jnp.zeros((3, len(train), 2)), np.tile(ASKED, (len(train), 1)))
     assert 30 < np.median(logs["x"][..., 1]) < 70
+
+
+def test_a_context_of_its_own_offset_is_read_less_that_of_the_fit():
+    """One observation alone would have no offset, and lose its digits."""
+    train = moved(start=1.7e9, unit=300.0, level=1e7, spread=1.0)
+    fitted = untrained(train)
+    mask = np.zeros(MASK[:1].shape, bool)
+    mask[0, 2] = True
+    cut = train[:1].keep(mask)
+    alone = Trajectories(
+        train.given.times[:1, 2:3], train.given.values[:1, 2:3], np.asarray(cut.mask)[:, 2:3]
+    )
+    asked = 1.7e9 + 300.0 * ASKED
+    ours, theirs = (forecast(KEY, fitted, context, asked) for context in (alone, cut))
+    np.testing.assert_allclose(ours["x"], theirs["x"], atol=1e-3)
+    assert np.ptp(ours["x_mean"][0, 0, :, 0]) > 0.01
+
+
+def test_the_prior_predictive_of_counts_has_their_offset():
+    counts = np.round(5e6 + 10_000 * VALUES)
+    data = Trajectories(TIMES, counts)
+    model, guide = latent_ode(data, latent_dim=2, likelihood=PoissonLikelihood(), rngs=nnx.Rngs(0))
+    fitted = Fitted(model, guide, initial_params(model, guide))
+    ahead = forecast(KEY, fitted, data, ASKED)["x_mean"]
+    before = prior_predictive(KEY, fitted, ASKED)["x_mean"]
+    np.testing.assert_allclose(np.log(np.median(before)), np.log(np.median(ahead)), atol=1.5)
+
+
+def test_hidden_values_are_hidden_in_double_precision_too():
+    early = moved().before(3.0)
+    np.testing.assert_array_equal(early.given.values[~np.asarray(early.mask)], 0)
+    np.testing.assert_allclose(early.given.values, early.values, atol=1e-6)
+
+
+def test_slots_are_taken_in_both_precisions():
+    data = moved(**far)
+    slots = np.array([[0, 2]] * 6)
+    some = data.at_slots(slots)
+    np.testing.assert_array_equal(some.given.times, data.given.times[:, [0, 2]])
+    np.testing.assert_array_equal(some.mask, np.asarray(data.mask)[:, [0, 2]])
+    inside = jax.jit(lambda data, slots: data.at_slots(slots))(data, slots)
+    np.testing.assert_array_equal(inside.times, some.times)
+
+
+def test_slots_that_are_left_out_are_gone():
+    data = moved()
+    gone = np.asarray(data.times) > 6
+    left = data.without(gone)
+    assert left.given.times.max() <= 6
+    np.testing.assert_array_equal(left.mask.sum((1, 2)), data.keep(~gone).mask.sum((1, 2)))
+    rows, expected = left.to_dataframe(), data.keep(~gone).to_dataframe()
+    np.testing.assert_array_equal(rows, expected)

@@ -177,3 +177,15 @@ def test_a_description_of_another_version_is_refused_with_a_sentence(tmp_path, m
     monkeypatch.setattr("np_latentode.storage.saving.read", lambda path: (arrays, settings))
     with pytest.raises(ValueError, match=r"must be of this version .*breadth"):
         load(tmp_path / "fit")
+
+
+def test_neither_ids_nor_their_starts_are_saved(tmp_path):
+    """They may be personal data, such as dates of birth."""
+    labels = Labels((17, 18), ("a", "b"), since="birth", starts=(100.25, 777.5))
+    scaling = nl.Scaling(np.zeros(2), np.ones(2), labels=labels)
+    model, guide = latent_ode(SPIRALS, latent_dim=2, scaling=scaling, rngs=nnx.Rngs(0))
+    save(tmp_path / "fit", Fitted(model, guide, initial_params(model, guide)))
+    assert load(tmp_path / "fit").model.scaling.labels.starts == ()
+    written = json.dumps(describe_parts(model, guide))
+    assert "birth" in written
+    assert "777.5" not in written

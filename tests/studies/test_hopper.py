@@ -195,6 +195,15 @@ def test_the_last_fifth_is_held_out(counted, cell):
 
 
 @pytest.mark.parametrize("cell", experiment.TASKS.values())
+def test_what_is_seen_is_exactly_what_was_there(counted, cell):
+    """In double precision: baselines and figures compare times."""
+    _, test = experiment.load(cell, 10)
+    seen = experiment.see(jax.random.key(0), test, count=7, context=50)
+    for i in range(len(test)):
+        assert {*seen.given.times[i]} <= {*test.given.times[i]}
+
+
+@pytest.mark.parametrize("cell", experiment.TASKS.values())
 def test_others_are_exact_where_everything_scored_is_seen(counted, cell):
     train, test = experiment.load(cell, 10)
     errors = experiment.score_others(train, test, test, cell.scored_from)

@@ -87,19 +87,14 @@ def fit_table(
         ValueError: naming the argument, or file, row and column, the rule and what came.
         OSError: if a file cannot be read or written.
     """
-    columns: dict[str, Any] = dict(id=id, time=time, values=list(values), log=list(log))
-    columns |= dict(unit=unit or "D")
-    if feature is not None or value is not None:
-        columns |= dict(feature=feature, value=value)
-    if since is not None:
-        columns |= dict(since=since)
-    settings: dict[str, Any] = dict(**columns, holdout=holdout, latent_dim=latent_dim, steps=steps)
+    names = dict(id=id, time=time, feature=feature, value=value, since=since)
+    columns = _columns(names, values=values, log=log, unit=unit)
+    settings = columns | dict(holdout=holdout, latent_dim=latent_dim, steps=steps)
     settings |= dict(patience=patience, batch_size=batch_size, seed=seed)
     _check(settings)
     trajectories = _without_far_times(Trajectories.from_file(data, **columns))
     settings = {"data": hashlib.sha256(data.read_bytes()).hexdigest(), **settings}
-    say = print if progress else _say_nothing
-    checkpoints = _checkpoint_dir(output_dir, settings)
+    say, checkpoints = print if progress else _say_nothing, _checkpoint_dir(output_dir, settings)
     if done := _finished(output_dir, settings):
         _end(checkpoints, say, f"{output_dir} holds this fit already: {_summary(done)}")
         return done
@@ -108,13 +103,28 @@ def fit_table(
     parts = _divide(trajectories, holdout, seed)
     say(_described(data, trajectories, parts, unit, checkpoints))
     fitted = _fit(parts, settings, checkpoints, progress=progress)
-    _, *keys = _keys(seed)
+    metrics = _score_and_write(output_dir, parts, fitted, settings, overwrite=overwrite)
+    _end(checkpoints, say, f"{_summary(metrics)}\nresults in {output_dir}")
+    return metrics
+
+
+def _columns(
+    names: dict[str, str | None], *, values: Sequence[str], log: Sequence[str], unit: str | None
+) -> dict[str, Any]:
+    """The arguments of `Trajectories.from_file`; those that were not given are left out."""
+    given = {name: column for name, column in names.items() if column is not None}
+    return {**given, "values": list(values), "log": list(log), "unit": unit or "D"}
+
+
+def _score_and_write(
+    output_dir: Path, parts: _Parts, fitted: Fitted, settings: dict[str, Any], *, overwrite: bool
+) -> dict[str, Any]:
+    _, *keys = _keys(settings["seed"])
     scores = score_held_out((keys[0], keys[1]), fitted, parts.train, parts.test, parts.t0)
     metrics = {"settings": settings, **_fit_metrics(parts, fitted), **scores.metrics}
     _write(output_dir, fitted, metrics, scores.held_out, overwrite=overwrite)
     # After the fit is safe, as no figure may cost it.
     _draw(output_dir, scores.figures)
-    _end(checkpoints, say, f"{_summary(metrics)}\nresults in {output_dir}")
     return metrics
 
 
@@ -193,9 +203,9 @@ def _check_names(trajectories: Trajectories) -> None:
 def _without_far_times(trajectories: Trajectories) -> Trajectories:
     """Leaves out the observations whose time is far outside; reading has warned of them."""
     times, observed = trajectories.given.times, np.asarray(trajectories.observed)
-    near = observed.copy()
-    near[observed] = usual(times[observed])
-    return trajectories if (near == observed).all() else trajectories.keep(near)
+    far = np.zeros(observed.shape, bool)
+    far[observed] = ~usual(times[observed])
+    return trajectories.without(far) if far.any() else trajectories
 
 
 def _divide(trajectories: Trajectories, holdout: float, seed: int) -> _Parts:

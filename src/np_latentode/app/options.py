@@ -116,7 +116,9 @@ MostSteps = Annotated[int, typer.Option(min=1, help="Highest number of training 
 Patience = Annotated[
     int, typer.Option(min=1, help="Stop after this many steps without a better validation score.")
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Trajectories per step, at most.")]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="Ids per step; a few more if their lengths differ much.")
+]
 SeedOfAll = Annotated[
     int, typer.Option(help="Seed of the networks, of training, and of the ids held out.")
 ]

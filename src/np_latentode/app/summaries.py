@@ -115,7 +115,8 @@ def verdicts(metrics: dict[str, Any]) -> list[str]:
         (lambda share: share < COVERED[0], "too narrow; trust them less. More ids may help"),
         (lambda share: share > COVERED[1], "wider than needed. More steps or ids may narrow them"),
     ):
-        shares = {"all columns": ours, **{c: s[OURS] for c, s in columns.items()}}
+        shares = {column: scores[OURS] for column, scores in columns.items()}
+        shares = {"all columns": ours, **shares} if len(shares) > 1 else shares
         found = {name: scores["coverage_90"] for name, scores in shares.items()}
         off = [f"{share:.0%} of {name}" for name, share in found.items() if rule(share)]
         if off:

@@ -50,5 +50,4 @@ def buckets(trajectories: Trajectories) -> list[Bucket]:
 
 
 def _first_slots(trajectories: Trajectories, count: int) -> Trajectories:
-    arrays = (trajectories.times, trajectories.values, trajectories.mask)
-    return trajectories.replace_arrays(*(array[:, :count] for array in arrays))
+    return trajectories.at_slots(np.tile(np.arange(count), (len(trajectories), 1)))

@@ -13,7 +13,15 @@ from np_latentode.data.far import usual
 from np_latentode.data.labels import UNITS, shown_time
 from np_latentode.data.problems import Problems
 
-__all__ = ["FIRST", "Clock", "read_clock", "since_start", "start_column"]
+__all__ = [
+    "FIRST",
+    "Clock",
+    "first_times",
+    "named_starts",
+    "read_clock",
+    "since_start",
+    "start_column",
+]
 
 FIRST = "first"
 """The value of `since` that counts each id's times from its first row on."""
@@ -103,40 +111,62 @@ def _counted(
         ) from error
 
 
-def since_start(
-    clock: Clock, ids: np.ndarray, since: str, starts: Clock | None, problems: Problems
-) -> Clock:
-    """The same times, counted from each id's own start.
+def first_times(times: np.ndarray, ids: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """The first time of each id at which something was measured and that is not far outside.
+
+    Args:
+        times: of all rows.
+        ids: the number of each row's id.
+        measured: True for the rows with a measurement.
+    """
+    first, fallback = np.full((2, ids.max() + 1), np.inf)
+    counts = measured.copy()
+    counts[measured] = usual(times[measured])
+    np.minimum.at(first, ids[counts], times[counts])
+    np.minimum.at(fallback, ids, times)
+    return np.where(np.isfinite(first), first, fallback)
+
+
+def named_starts(
+    clock: Clock, starts: Clock, ids: np.ndarray, since: str, problems: Problems
+) -> np.ndarray:
+    """The start that the rows of each id name.
 
     Args:
         clock: the times of all rows.
+        starts: the start that each row names.
         ids: the number of each row's id.
-        since: "first", or the name of the column of `starts`.
-        starts: the start that each row names. Default: the first time of the row's id.
+        since: the column of the starts.
         problems: collects the rows that name another start than the first row of their id.
 
     Raises:
         ValueError: if one column holds dates and the other numbers, or only one has time zones.
     """
-    if starts is None:
-        of_each = np.full(ids.max() + 1, np.inf)
-        np.minimum.at(of_each, ids, clock.times)
-    else:
-        if (starts.origin is None, starts.zone) != (clock.origin is None, clock.zone):
-            raise ValueError(
-                f"since must name a column of the same kind of times, dates with or without a time "
-                f"zone or numbers; got {since!r}, which is of another kind."
-            )
-        _, first = np.unique(ids, return_index=True)
-        of_each = starts.times[first]
-        other = starts.times != of_each[ids]
-        rule = "must hold one time for each id"
-        entries = starts.times if starts.table_times is None else starts.table_times
-        problems.check(since, rule, other, lambda row: shown_time(entries[row]))
-        problems.raise_if_any()
+    if (starts.origin is None, starts.zone) != (clock.origin is None, clock.zone):
+        raise ValueError(
+            f"since must name a column of the same kind of times, dates with or without a time "
+            f"zone or numbers; got {since!r}, which is of another kind."
+        )
+    _, first = np.unique(ids, return_index=True)
+    of_each = starts.times[first]
+    entries = starts.times if starts.table_times is None else starts.table_times
+    rule, other = "must hold one time for each id", starts.times != of_each[ids]
+    problems.check(since, rule, other, lambda row: shown_time(entries[row]))
+    problems.raise_if_any()
+    return of_each
+
+
+def since_start(clock: Clock, ids: np.ndarray, starts: np.ndarray) -> Clock:
+    """The same times, counted from each id's own start.
+
+    Args:
+        clock: the times of all rows.
+        ids: the number of each row's id.
+        starts: one per id.
+    """
     own = clock.times if clock.table_times is None else clock.table_times
-    times = clock.times - of_each[ids]
-    return clock._replace(times=times, table_times=own, starts=tuple(of_each.tolist()))
+    times = clock.times - starts[ids]
+    return clock._replace(times=times, table_times=own, starts=tuple(starts.tolist()))
 
 
 def _dates(column: nw.Series) -> tuple[np.ndarray | None, bool]:
@@ -158,7 +188,10 @@ def _date_objects(column: nw.Series) -> tuple[np.ndarray | None, bool]:
         return None, False
     zones = {getattr(entry, "tzinfo", None) is not None for entry in known}
     if len(zones) > 1:
-        return None, False
+        raise ValueError(
+            f"column {column.name!r} must hold dates with a time zone, or dates without one; got "
+            "both."
+        )
     nulls = zip(column.is_null().to_list(), column.to_list(), strict=True)
     entries = [None if null else _in_utc(entry) for null, entry in nulls]
     try:

@@ -53,12 +53,19 @@ class Columns:
                 f"column of the result; got {feature!r} and {value!r}."
             )
         if not self.numbers or len(set(self.read)) != len(self.read):
-            what = "id, time and values" if feature is None else "id, time, feature and value"
+            what = self.arguments
             least = ", and values at least one" if feature is None else ""
             raise ValueError(f"{what} must name different columns{least}; got {[*self.read]}.")
         if len(set(self.values)) != len(self.values):
             raise ValueError(f"values must name different features; got {[*self.values]}.")
         return self
+
+    @property
+    def arguments(self) -> str:
+        """The arguments that name the columns, as messages list them."""
+        names = ["id", "time", *([] if self.start is None else ["since"])]
+        names += ["values"] if self.feature is None else ["feature", "value"]
+        return f"{', '.join(names[:-1])} and {names[-1]}"
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from np_latentode.data.entries import reads_otherwise
 from np_latentode.data.problems import Problems
 from np_latentode.data.records import Records, column_names, read_records
 
-__all__ = ["check_texts", "csv_column_names", "read_csv", "without_zones", "write_csv"]
+__all__ = ["check_texts", "csv_column_names", "read_csv", "write_csv", "zones_as_texts"]
 
 SEPARATORS = (",", ";", "\t")
 """The characters that may separate the fields of a file."""
@@ -135,21 +135,15 @@ def write_csv(df: pd.DataFrame, separator: str = ",") -> bytes:
         ValueError: if a text in it would be read as a different text.
     """
     check_texts(df)
-    columns = {name: _in_utc(column) for name, column in df.items()}
-    df = pd.DataFrame(columns, index=df.index)
-    return df.to_csv(index=False, lineterminator="\n", sep=separator).encode()
+    return zones_as_texts(df).to_csv(index=False, lineterminator="\n", sep=separator).encode()
 
 
-def without_zones(df: pd.DataFrame) -> pd.DataFrame:
-    """The table with dates of UTC in place of dates with a time zone."""
-    zoned = df.select_dtypes("datetimetz")
-    return df.assign(
-        **{str(name): zoned[name].dt.tz_convert("UTC").dt.tz_localize(None) for name in zoned}
-    )
+def zones_as_texts(df: pd.DataFrame) -> pd.DataFrame:
+    """The table with texts that end with Z, the sign of UTC, for dates with a time zone."""
+    return pd.DataFrame({name: _in_utc(column) for name, column in df.items()}, index=df.index)
 
 
 def _in_utc(dates: pd.Series) -> pd.Series:
-    """Dates with a time zone as texts that end with Z, the sign of UTC; others as they are."""
     if not isinstance(dates.dtype, pd.DatetimeTZDtype):
         return dates
     naive = dates.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy("datetime64[us]")

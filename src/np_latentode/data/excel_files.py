@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from np_latentode.data.csv_files import check_texts, without_zones
+from np_latentode.data.csv_files import check_texts, zones_as_texts
 from np_latentode.data.records import Records
 
 __all__ = ["read_sheet", "write_excel"]
@@ -58,14 +58,14 @@ def write_excel(df: pd.DataFrame) -> bytes:
     """A table as an Excel file.
 
     Dates become dates of Excel where it can hold all dates of the column: from 1900-03-01 on, and
-    in whole milliseconds. Else they become texts. Dates with a time zone become dates of UTC,
-    as Excel knows no zones. Numbers keep 16 digits.
+    in whole milliseconds. Else they become texts. Dates with a time zone become texts in UTC, as
+    Excel knows no zones. Numbers keep 16 digits.
 
     Raises:
         ValueError: if a text in the table would be read as a different text.
     """
     check_texts(df)
-    df = without_zones(df)
+    df = zones_as_texts(df)
     columns = {name: _cells(column) for name, column in df.items()}
     file = io.BytesIO()
     pd.DataFrame(columns).to_excel(file, index=False, engine="openpyxl")

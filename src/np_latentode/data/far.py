@@ -58,11 +58,12 @@ def warn_of_far_rows(
         return
     kept = known[near]
     low, high = (shown(int(kept[k(numbers[kept])])) for k in (np.argmin, np.argmax))
+    called = problems.called.get(column, repr(column))
     entries = [f"{shown(row)} in {problems.noun} {problems.number(row)}" for row in far[:SHOWN]]
     more = f" and {len(far) - SHOWN} more" if len(far) > SHOWN else ""
     name = f"{problems.name}: " if problems.name else ""
     warn_user(
-        f"{name}column {column!r} holds {', '.join(entries)}{more}, far from all others, which lie "
+        f"{name}column {called} holds {', '.join(entries)}{more}, far from all others, which lie "
         f"between {low} and {high}; {consequence}."
     )
 

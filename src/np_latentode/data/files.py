@@ -18,7 +18,7 @@ import xarray as xr
 from np_latentode.data.atomic import write_bytes
 from np_latentode.data.clocks import start_column
 from np_latentode.data.columns import Columns
-from np_latentode.data.csv_files import csv_column_names, read_csv, without_zones, write_csv
+from np_latentode.data.csv_files import csv_column_names, read_csv, write_csv, zones_as_texts
 from np_latentode.data.excel_files import read_sheet, write_excel
 from np_latentode.data.frames import as_frame
 from np_latentode.data.given import Rows
@@ -145,7 +145,7 @@ def _read_netcdf(data: bytes) -> pd.DataFrame:
 
 
 def _write_netcdf(df: pd.DataFrame) -> bytes:
-    df = without_zones(df)
+    df = zones_as_texts(df)
     # The name of the dimension must differ from the names of all variables.
     row = "row"
     while row in df.columns:

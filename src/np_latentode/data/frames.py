@@ -32,9 +32,8 @@ def as_frame(df: Any, columns: Columns, problems: Problems) -> nw.DataFrame:
             f"got {type(df).__name__}."
         ) from error
     if missing := [name for name in columns.read if name not in frame.columns]:
-        what = "id, time and values" if columns.feature is None else "id, time, feature and value"
         raise ValueError(
-            f"{what} must name columns of the table; got {missing}, and it has "
+            f"{columns.arguments} must name columns of the table; got {missing}, and it has "
             f"{shown(_all_names(df, frame))}."
         )
     frame = _without_empty_rows(df, frame.select(columns.read), problems)

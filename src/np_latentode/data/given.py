@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,9 +24,21 @@ class Given(NamedTuple):
     table_values: np.ndarray | None = None
     """The values in the table, if `values` holds logarithms of some."""
 
+    def hide(self, hidden: np.ndarray) -> Given:
+        """The same with 0 where values are hidden, so that nothing can depend on them."""
+        own = self.table_values
+        return self._replace(
+            values=np.where(hidden, 0.0, self.values),
+            table_values=None if own is None else np.where(hidden, 0.0, own),
+        )
+
+    def each(self, change: Callable[[np.ndarray], np.ndarray]) -> Given:
+        """The same with every array changed."""
+        return self._make(None if array is None else change(array) for array in self)
+
     def select(self, index: Any) -> Given:
         """Those of the trajectories that an index selects."""
-        return self._make(None if array is None else array[index] for array in self)
+        return self.each(lambda array: array[index])
 
 
 class Rows(NamedTuple):

@@ -127,36 +127,59 @@ class Labels:
     def counted(self, dates: Any) -> np.ndarray:
         """Dates as times, counted in the unit from the origin on; the inverse of `calendar`.
 
-        With `since`, the result has one row per trajectory, as each has its own start.
+        With `since`, each trajectory has its own start. Then the times of one date have shape
+        (trajectory,), and those of several dates (trajectory, time).
+
+        Args:
+            dates: a date or several: datetimes, NumPy's dates, or ISO 8601 texts. If the table's
+                dates had a time zone, these have one too; NumPy's dates are then in UTC.
 
         Raises:
-            ValueError: if the table held numbers for times, or `dates` are not dates.
+            ValueError: if the table held numbers for times, or `dates` are not such dates.
         """
         if self.origin is None or self.unit is None:
             raise ValueError(
                 f"dates must be numbers, as the times in {self.time!r} are; got {dates!r}."
             )
         try:
-            if isinstance(dates, str):
-                dates = self._parsed(dates)
-            since = np.asarray(dates, "datetime64[us]") - self.origin
-        except (TypeError, ValueError) as error:
+            array = np.asarray(dates)
+            if array.dtype.kind != "M":
+                array = np.array([self._parsed(x) for x in array.astype(object).flat], "M8[us]")
+                array = array.reshape(np.shape(dates))
+            since = array.astype("M8[us]") - self.origin
+        except (AttributeError, TypeError, ValueError) as error:
             kind = "dates with a time zone" if self.zone else "dates"
             raise ValueError(f"dates must be {kind}; got {dates!r}.") from error
         return self.from_starts(np.asarray(since / UNITS[self.unit]))
 
-    def _parsed(self, text: str) -> Any:
-        match = DATE.fullmatch(text)
-        if match is None or bool(match["zone"]) != self.zone:
-            raise ValueError("NumPy would also read other texts, such as today")
-        date = datetime.fromisoformat(text)
+    def _parsed(self, date: Any) -> Any:
+        """A date without its time zone, in UTC, if it has a zone just as the table has."""
+        if isinstance(date, str):
+            if DATE.fullmatch(date) is None:
+                raise ValueError("NumPy would also read other texts, such as today")
+            date = datetime.fromisoformat(date)
+        if isinstance(date, np.datetime64):
+            return date
+        date.isoformat()  # An AttributeError if it is no date.
+        if (getattr(date, "tzinfo", None) is not None) != self.zone:
+            raise ValueError("a date without a time zone is no moment, and the other way round")
         return date.astimezone(UTC).replace(tzinfo=None) if self.zone else date
 
     def from_starts(self, times: np.ndarray) -> np.ndarray:
-        """Times on the clock of all as times on the clock of each trajectory, in rows."""
+        """Times on the clock of all as times on the clock of each trajectory, in rows.
+
+        Raises:
+            ValueError: if they are in rows, but not in one per trajectory.
+        """
         if not self.starts:
             return times
-        return times - np.reshape(self.starts, (-1, *[1] * max(0, times.ndim - 1)))
+        if times.ndim > 1 and len(times) != len(self.starts):
+            raise ValueError(
+                f"dates must have a row for each of {len(self.starts)} trajectories; got shape "
+                f"{times.shape}."
+            )
+        starts = np.array(self.starts)
+        return times - (starts[:, None] if times.ndim else starts)
 
     def __str__(self) -> str:
         clock = ""

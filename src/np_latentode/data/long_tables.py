@@ -88,9 +88,9 @@ def _features(what: Sequence[str | None], columns: Columns) -> tuple[str, ...]:
             f"values must be entries of column {columns.feature!r}; got {shown([*features])}, and "
             f"it has {shown(known)}."
         )
-    if taken := {columns.id, columns.time} & {*features}:
+    if taken := {columns.id, *columns.times} & {*features}:
         raise ValueError(
-            "features must not have the names of the columns of id and time; got "
+            "features must not have the names of the columns of ids and times; got "
             f"{shown(sorted(taken))} in column {columns.feature!r}."
         )
     return features

@@ -97,9 +97,8 @@ class Problems:
             got: the entry of a row, as the message shows it.
         """
         for row in np.flatnonzero(bad).tolist():
-            number = row if self.numbers is None else int(self.numbers[row])
             called = self.called.get(column, repr(column))
-            self.add(number, column, f"column {called} {rule}; got {got(row)}")
+            self.add(self.number(row), column, f"column {called} {rule}; got {got(row)}")
 
     def raise_if_any(self) -> None:
         """Raises MalformedRows if there are errors."""

@@ -85,7 +85,8 @@ def _table(
     frame = pd.DataFrame(table)
     for name in columns.times:
         when = entries[name]
-        times, zone = read_times(when, name, problems, comma=comma, needed=needed)
+        only = needed if name == columns.time else None
+        times, zone = read_times(when, name, problems, comma=comma, needed=only)
         frame[name] = pd.Series(times).dt.tz_localize("UTC") if zone else times
     return frame.reindex(columns=[*columns.read])
 

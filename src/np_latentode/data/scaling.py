@@ -34,6 +34,7 @@ class Scaling:
         time_unit: the length of one scaled unit of time, in original units; > 0.
         labels: the labels of the training table. Tables with other features, or with another
             origin or unit of time, are refused.
+        offset: that of the training data; model and guide take it off all others as well.
     """
 
     loc: np.ndarray
@@ -41,6 +42,7 @@ class Scaling:
     t0: float = 0.0
     time_unit: float = 1.0
     labels: Labels | None = field(default=None, repr=False)
+    offset: Offset = field(default=Offset(), repr=False)
 
     def __post_init__(self) -> None:
         for name in ("loc", "scale"):
@@ -101,7 +103,9 @@ class Scaling:
         # Rounding gives a constant feature a standard deviation of a few units in the last place.
         constant = sd <= np.abs(loc) * 8 * np.finfo(float).eps
         span = max(float(times.max()) - t0, 0.0)
-        scaling = cls(loc, np.where(constant, size, sd), t0, (span or 1.0) / SPAN, train.labels)
+        scaling = cls(
+            loc, np.where(constant, size, sd), t0, (span or 1.0) / SPAN, train.labels, train.offset
+        )
         scaling.check(train, name="train")
         _warn_of_staggered(train)
         return scaling
@@ -148,18 +152,12 @@ class Scaling:
                 "scaling=Scaling.fit(train, t0=...)."
             )
 
-    @property
-    def offset(self) -> Offset:
-        """The offset of draws that come without a context: that of data with these units."""
-        times = self.t0 + self.time_unit * np.array([[0.0, SPAN]])
-        values = self.loc + self.scale * np.array([[-1.0], [1.0]])
-        return Offset.of(times, values[None], np.ones((1, 2, len(self.loc)), bool))
-
     def less(self, offset: Offset) -> Scaling:
         """The same units of numbers that are less this offset."""
         if not offset:
             return self
-        return replace(self, loc=self.loc - offset.row, t0=self.t0 - offset.time)
+        less = dict(loc=self.loc - offset.row, t0=self.t0 - offset.time)
+        return replace(self, **less, offset=Offset())
 
     def scale_values(
         self, values: Float[Array, "*batch feature"]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import narwhals as nw
 import numpy as np
 
-from np_latentode.data.clocks import FIRST, Clock, read_clock, since_start
+from np_latentode.data.clocks import (
+    FIRST,
+    Clock,
+    first_times,
+    named_starts,
+    read_clock,
+    since_start,
+)
 from np_latentode.data.columns import Columns
 from np_latentode.data.far import warn_of_far_rows
 from np_latentode.data.frames import as_frame
@@ -43,25 +49,19 @@ def from_rows(
     Arguments and errors are those of `Trajectories.from_dataframe`. `problems` holds the errors
     that were found while the rows were read from a file.
     """
-    problems = problems or Problems()
-    id, time, values = columns.id, columns.time, columns.values
-    frame = as_frame(df, columns, problems)
-    if not len(frame):
-        problems.raise_if_any()
-        raise ValueError("df must hold at least one row; got none.")
-    if columns.feature is not None:
-        frame, values = spread(frame, columns, problems)
-    log = _listed(log)
-    if strange := [name for name in log if name not in values]:
-        raise ValueError(f"log must name columns among values, {[*values]}; got {strange}.")
+    problems, log = problems or Problems(), _listed(log)
+    id, time = columns.id, columns.time
+    frame, values = _wide(df, columns, log, problems)
     who = _ids(frame[id], id, problems)
     clock = read_clock(frame[time], time, _numbers, problems, origin=origin, unit=unit)
     _check_size(clock.times, time, problems)
     own = np.stack([_values(frame[name], name, name in log, problems) for name in values], axis=1)
     problems.raise_if_any()
+    _warn_of_far_rows(clock, own, (time, *values), log, problems)
     ids, codes = numbered(who)
     if since is not None:
-        clock = _with_own_starts(clock, codes, since, frame, unit, problems)
+        measured = ~np.isnan(own).all(1)
+        clock = _with_own_starts(clock, codes, measured, since, frame, unit, problems)
     when = clock.times
     if columns.feature is not None:
         own = gather(codes, when, own)
@@ -73,42 +73,60 @@ def from_rows(
         tuple(ids), values, id, time, *count, logged, *pair, since, clock.zone, clock.starts
     )
     what = labels.modelled(own)
-    _warn_of_far_rows(clock, what, own, labels, problems)
     of_each = _rows_by_id(codes, when, what)
     _check_precision(frame[time], id, time, when, of_each, problems)
     return Rows(Given(when, what, clock.table_times, own if logged else None), of_each, labels)
 
 
+def _wide(
+    df: Any, columns: Columns, log: Sequence[str], problems: Problems
+) -> tuple[nw.DataFrame, tuple[str, ...]]:
+    """The table with a column for each feature, and the features."""
+    frame, values = as_frame(df, columns, problems), columns.values
+    if not len(frame):
+        problems.raise_if_any()
+        raise ValueError("df must hold at least one row; got none.")
+    if columns.feature is not None:
+        frame, values = spread(frame, columns, problems)
+    if strange := [name for name in log if name not in values]:
+        raise ValueError(f"log must name columns among values, {[*values]}; got {strange}.")
+    return frame, values
+
+
 def _warn_of_far_rows(
-    clock: Clock, what: np.ndarray, own: np.ndarray, labels: Labels, problems: Problems
+    clock: Clock, own: np.ndarray, names: Sequence[str], log: Sequence[str], problems: Problems
 ) -> None:
-    when = np.where(np.isnan(what).all(1), np.nan, clock.times)
+    """Warns of times and values far outside; `names` are those of their columns."""
+    when = np.where(np.isnan(own).all(1), np.nan, clock.times)
     entries = clock.times if clock.table_times is None else clock.table_times
     consequence = "the unit of time is that of the others, and a fit must do without them"
-    warn_of_far_rows(labels.time, when, lambda row: shown_time(entries[row]), problems, consequence)
+    warn_of_far_rows(names[0], when, lambda row: shown_time(entries[row]), problems, consequence)
     consequence = "its unit is that of the others, but a fit still explains them"
-    for j, name in enumerate(labels.features):
-        entry = partial(lambda j, row: own[row, j], j)
-        warn_of_far_rows(name, what[:, j], entry, problems, consequence)
+    for name, column in zip(names[1:], own.T, strict=True):
+        numbers = np.log(column) if name in log else column
+        warn_of_far_rows(name, numbers, column.__getitem__, problems, consequence)
 
 
 def _with_own_starts(
     clock: Clock,
     codes: np.ndarray,
+    measured: np.ndarray,
     since: str,
     frame: nw.DataFrame,
     unit: str,
     problems: Problems,
 ) -> Clock:
     """The times of the rows since the start of their id."""
-    starts = None
-    if since != FIRST:
+    if since == FIRST:
+        starts = first_times(clock.times, codes, measured)
+    else:
         starts = read_clock(frame[since], since, _numbers, problems, unit=unit)
         problems.raise_if_any()
         if starts.origin is not None and clock.origin is not None:
             times = starts.times + (starts.origin - clock.origin) / UNITS[unit]
             starts = starts._replace(times=times)
-    return since_start(clock, codes, since, starts, problems)
+        starts = named_starts(clock, starts, codes, since, problems)
+    return since_start(clock, codes, starts)
 
 
 def _rows_by_id(codes: np.ndarray, when: np.ndarray, what: np.ndarray) -> list[np.ndarray]:

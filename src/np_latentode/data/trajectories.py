@@ -162,7 +162,8 @@ class Trajectories:
             since: "first" counts the times of each id from its first row on. The name of a column
                 counts them from the entry there, such as a birth or an operation. Tables and
                 figures keep the table's own times. Default: one clock for all ids.
-            origin: the date from which times are counted. Default: the first date. A table to
+            origin: the date from which times are counted. Default: the first date that is not far
+                outside. A table to
                 forecast from must get the origin of the training table, `train.labels.origin`.
             unit: the unit in which dates are counted: W, D, h, m or s.
 
@@ -341,7 +342,52 @@ class Trajectories:
 
     def _where[T: Trajectories](self: T, keep: Array) -> T:
         mask = self.mask & (keep if keep.ndim == 3 else keep[..., None])
-        return self._replace(values=jnp.where(mask, self.values, 0.0), mask=mask)
+        given = self._given if is_concrete(mask) else None
+        return self._replace(
+            values=jnp.where(mask, self.values, 0.0),
+            mask=mask,
+            _given=given and given.hide(~np.asarray(mask)),
+        )
+
+    def without[T: Trajectories](self: T, mask: Numbers) -> T:
+        """The same trajectories without the slots where `mask` is True, which are then gone.
+
+        `keep` only hides observations: the model still solves to their times.
+
+        Args:
+            mask: booleans of shape (trajectory, time).
+        """
+        gone, given = np.asarray(mask), self.given
+        count, length = gone.shape
+        hidden = ~np.asarray(self.mask)
+        given = given._replace(values=np.where(hidden, np.nan, given.values))
+        flat = given.each(lambda array: array.reshape(-1, *array.shape[2:]))
+        rows = [length * i + np.flatnonzero(~gone[i]) for i in range(count)]
+        return self._from_rows(Rows(flat, rows, self.names))
+
+    def at_slots[T: Trajectories](self: T, slots: Array | np.ndarray) -> T:
+        """The same trajectories with these slots of each, shape (trajectory, slot)."""
+        known = self._given if is_concrete(slots, self.times) else None
+
+        def pick(array: Any, xp: Any) -> Any:
+            index = slots.reshape(*slots.shape, *[1] * (array.ndim - 2))
+            return xp.take_along_axis(array, index, axis=1)
+
+        given = known and known.each(lambda array: pick(array, np))
+        arrays = {name: pick(getattr(self, name), jnp) for name in ("times", "values", "mask")}
+        return self._replace(**arrays, _given=given)
+
+    def at_offset[T: Trajectories](self: T, offset: Offset) -> T:
+        """The same trajectories less another offset, where their numbers are known."""
+        if self.offset == offset or not is_concrete(self.times, self.values, self.mask):
+            return self
+        given, mask = self.given, np.asarray(self.mask)
+        return self._replace(
+            times=as_floats("times", given.times - offset.time),
+            values=as_floats("values", np.where(mask, given.values - offset.row, 0.0)),
+            offset=offset,
+            _given=given,
+        )
 
     def replace_arrays[T: Trajectories](self: T, times: Any, values: Any, mask: Any) -> T:
         """Trajectories of other arrays with the same offset, unchecked: for use inside of JAX."""

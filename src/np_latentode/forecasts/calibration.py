@@ -95,7 +95,7 @@ def calibration(
         raise ValueError(f"levels must be numbers between 0 and 1; got {levels}.")
     if not (isinstance(num_samples, int) and num_samples >= 2):
         raise ValueError(f"num_samples must be an integer of at least 2; got {num_samples!r}.")
-    check_data(fitted.model, context, target, targets=True)
+    context, target = check_data(fitted.model, context, target, targets=True)
     forecast_key, tie_key = jax.random.split(rng_key)
     forecasts = forecast_observed(forecast_key, fitted, context, target, num_samples=num_samples)
     draws, slots = forecasts["x"], np.asarray(target.observed)
@@ -169,7 +169,7 @@ def simulation_ranks(
     check_fitted(fitted)
     check_counts(num_samples=num_samples)
     model = fitted.model
-    check_context(like, model.scaling, name="like")
+    like = check_context(like, model.scaling, name="like")
     z0_key, x_key, draw_key, tie_key = jax.random.split(rng_key, 4)
     z0 = jnp.asarray(prior(fitted).sample(z0_key, (len(like),)))
     x = draw_x(x_key, fitted, z0[None], observed_times(model, like), like.offset)["x"][0]

@@ -60,7 +60,7 @@ def posterior(fitted: Fitted, context: Trajectories) -> dist.Distribution:
         ValueError: naming the argument, the rule and what came.
     """
     check_fitted(fitted)
-    check_context(context, fitted.guide.scaling)
+    context = check_context(context, fitted.guide.scaling)
     with (
         handlers.seed(rng_seed=0),
         handlers.trace() as sites,
@@ -140,8 +140,16 @@ def draw_x(
 
     They are at all times; or at the given slots only, with one axis (slot,) in place of two.
     """
-    max_steps, at_once = fitted.model.steps_to(times, offset), min(draws_at_once, len(z0))
-    return _draw_x(rng_key, fitted, z0, times, slots, offset, at_once, max_steps)
+    return _draw_x(
+        rng_key,
+        fitted,
+        z0,
+        times,
+        slots,
+        offset=offset,
+        draws_at_once=min(draws_at_once, len(z0)),
+        max_steps=fitted.model.steps_to(times, offset),
+    )
 
 
 def in_table_units(draws: dict[str, Any], offset: Offset, labels: Labels | None) -> dict[str, Any]:
@@ -175,13 +183,14 @@ def observed_times(model: LatentODE, trajectories: Trajectories) -> Float[Array,
     return jnp.where(trajectories.observed, trajectories.times, t0)
 
 
-@partial(jax.jit, static_argnums=(5, 6, 7))
+@partial(jax.jit, static_argnames=("offset", "draws_at_once", "max_steps"))
 def _draw_x(
     rng_key: Array,
     fitted: Fitted,
     z0s: Array,
     times: Array,
-    slots: tuple[Array, Array] | None,
+    slots: tuple[Array, ...] | None,
+    *,
     offset: Offset,
     draws_at_once: int,
     max_steps: int,
@@ -241,6 +250,7 @@ def log_likelihood(
         draws_at_once: the number of draws solved side by side, which bounds the memory.
     """
     check_fitted(fitted)
+    trajectories = check_context(trajectories, fitted.model.scaling, name="trajectories")
     max_steps = fitted.model.steps_to(trajectories.times, trajectories.offset)
     return _log_likelihood(fitted, z0, trajectories, min(draws_at_once, len(z0)), max_steps)
 
@@ -274,6 +284,7 @@ def log_predictive(
         target: observations of the same trajectories.
     """
     check_fitted(fitted)
+    target = check_context(target, fitted.model.scaling, name="target")
     max_steps = fitted.model.steps_to(target.times, target.offset)
     if not is_concrete(target.mask):
         return _log_predictive(fitted, z0, target, max_steps)
@@ -338,7 +349,7 @@ def forecast(
     check_counts(num_samples=num_samples, draws_at_once=draws_at_once)
     if times is None or isinstance(times, Trajectories):
         raise ValueError(f"times must be an array of times; got {type(times).__name__}.")
-    check_context(context, fitted.model.scaling)
+    context = check_context(context, fitted.model.scaling)
     offset = context.offset
     at = prediction_times(times, len(context), fitted.model.scaling, offset=offset, name="times")
     _check_reach(fitted.model, times)
@@ -371,7 +382,8 @@ def forecast_observed(
         trajectory after the other.
     """
     model, observed = fitted.model, np.asarray(target.observed)
-    check_context(context, model.scaling)
+    context = check_context(context, model.scaling)
+    target = check_context(target, model.scaling, name="target")
     _check_reach(model, target.given.times[observed])
     z0_key, x_key = jax.random.split(rng_key)
     z0 = _draw_codes(z0_key, fitted, context, num_samples)

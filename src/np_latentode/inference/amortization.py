@@ -81,7 +81,7 @@ def amortization(
     """
     check_fitted(fitted)
     check_counts(num_moments=num_moments, num_samples=num_samples)
-    check_data(fitted.model, context, target, targets=True)
+    context, target = check_data(fitted.model, context, target, targets=True)
     nuts = np.asarray(check_exact(exact, context)["posterior"]["z0"], dtype=float)
     nuts = nuts.reshape(-1, *nuts.shape[2:])
     guide_key, refined_key, pick_key, x_key = jax.random.split(rng_key, 4)

@@ -85,7 +85,7 @@ def importance(
     """
     check_fitted(fitted)
     _check_num_samples(num_samples)
-    check_data(fitted.model, trajectories)
+    trajectories, _ = check_data(fitted.model, trajectories)
     log_weights, _ = _log_weights(rng_key, fitted, trajectories, None, q, num_samples)
     _, pareto_k, _ = _smooth(log_weights)
     # Not smoothed: smoothed weights would give no lower bound.
@@ -134,7 +134,7 @@ def elpd(
     """
     check_fitted(fitted)
     _check_num_samples(num_samples)
-    check_data(fitted.model, context, target)
+    context, target = check_data(fitted.model, context, target)
     log_weights, log_liks = _log_weights(rng_key, fitted, context, target, q, num_samples)
     before, pareto_k = np.zeros(len(context)), np.zeros(len(context))
     if target is not None:

@@ -111,7 +111,7 @@ def exact_posterior(
         num_chains=num_chains,
         max_tree_depth=max_tree_depth,
     )
-    check_data(fitted.model, context)
+    context, _ = check_data(fitted.model, context)
     check_q(q, fitted.model, context)
     start_key, *again_keys = jax.random.split(rng_key, 1 + NUM_REPEATS)
     sampler = _Sampler(

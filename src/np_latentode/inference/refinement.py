@@ -75,7 +75,7 @@ def refine(
     """
     check_fitted(fitted)
     check_counts(num_steps=num_steps, num_particles=num_particles)
-    check_data(fitted.model, context)
+    context, _ = check_data(fitted.model, context)
     max_steps = fitted.model.steps_to(context.times, context.offset)
     return _refine(rng_key, fitted, context, max_steps, num_steps, num_particles)
 

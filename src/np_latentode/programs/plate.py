@@ -38,7 +38,7 @@ def check_call(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    check_context(context, scaling)
+    context = check_context(context, scaling)
     if target is None:
         target = context
     elif isinstance(target, Trajectories):
@@ -48,6 +48,7 @@ def check_call(
                 f"got {len(target)}."
             )
         scaling.check(target, name="target")
+        target = target.at_offset(scaling.offset)
     else:
         of = context.offset
         target = prediction_times(target, len(context), scaling, offset=of, name="target")
@@ -67,8 +68,11 @@ def check_call(
     return context, target
 
 
-def check_context(context: Any, scaling: Scaling, *, name: str = "context") -> None:
+def check_context(context: Any, scaling: Scaling, *, name: str = "context") -> Trajectories:
     """Refuses a context that the guide cannot encode.
+
+    Returns:
+        The context, less the offset of the scaling where its numbers are known.
 
     Raises:
         ValueError: naming the rule and what came.
@@ -76,9 +80,12 @@ def check_context(context: Any, scaling: Scaling, *, name: str = "context") -> N
     if not isinstance(context, Trajectories):
         raise ValueError(f"{name} must be Trajectories; got {type(context).__name__}.")
     scaling.check(context, name=name)
+    return context.at_offset(scaling.offset)
 
 
-def check_data(model: Any, context: Any, target: Any = None, *, targets: bool = False) -> None:
+def check_data(
+    model: Any, context: Any, target: Any = None, *, targets: bool = False
+) -> tuple[Trajectories, Any]:
     """Refuses trajectories that a model cannot explain, before anything is compiled.
 
     Args:
@@ -86,6 +93,9 @@ def check_data(model: Any, context: Any, target: Any = None, *, targets: bool = 
         context: the observations that z0 is inferred from.
         target: the observations of the same trajectories that are explained. Default: the context.
         targets: whether a target with at least one observation is required.
+
+    Returns:
+        Context and target, less the offset of the scaling where their numbers are known.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -95,10 +105,15 @@ def check_data(model: Any, context: Any, target: Any = None, *, targets: bool = 
             raise ValueError(f"target must be Trajectories; got {type(target).__name__}.")
         if targets and not bool(target.mask.any()):
             raise ValueError("target must hold at least one observation; got none.")
-    check_call(context, target, batch_size=None, kl_weight=1.0, scaling=model.scaling)
+    context, asked = check_call(
+        context, target, batch_size=None, kl_weight=1.0, scaling=model.scaling
+    )
     check_observed(model.likelihood, context, name="context")
-    if target is not None:
-        check_observed(model.likelihood, target, name="target")
+    if target is None:
+        return context, None
+    if isinstance(asked, Trajectories):
+        check_observed(model.likelihood, asked, name="target")
+    return context, asked
 
 
 def prediction_times(

@@ -77,7 +77,7 @@ def to_datatree(
     """
     check_fitted(fitted)
     check_counts(num_samples=num_samples)
-    check_data(fitted.model, trajectories)
+    trajectories, _ = check_data(fitted.model, trajectories)
     names = trajectories.names
     features = _names("feature_names", feature_names, names.features, "features")
     ids = _names("trajectory_names", trajectory_names, names.ids, "trajectories")
@@ -94,6 +94,9 @@ def to_datatree(
         z0 = check_exact(exact, trajectories)["posterior"]["z0"].values
     before = prior(fitted).sample(prior_key, (1, num_samples, len(trajectories)))
     groups = _groups(keys, fitted, trajectories, jnp.asarray(z0), jnp.asarray(before), at)
+    if times is not None and at is not None:
+        asked_at = np.broadcast_to(np.asarray(times, float), at.shape)
+        groups["predictions_constant_data"] = {"times": asked_at}
     shared = {} if times is None or np.ndim(times) != 1 else {"time": np.asarray(times, float)}
     tree = _labelled(groups, {"feature": features, "trajectory": ids}, shared)
     _place_observations(tree, trajectories, features, ids)
@@ -140,8 +143,6 @@ def _groups(
     }
     if at is not None:
         groups["predictions"] = predict(future_key, z0, at)
-        times = np.asarray(at, float) + trajectories.offset.time
-        groups["predictions_constant_data"] = {"times": times}
     return groups
 
 

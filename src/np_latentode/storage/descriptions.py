@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from np_latentode.data.labels import Labels
+from np_latentode.data.offset import Offset
 from np_latentode.data.scaling import Scaling
 from np_latentode.parts import decoder, dynamics, encoders, likelihoods, posteriors, priors
 from np_latentode.parts.solve import Solver
@@ -22,7 +23,7 @@ KINDS = {
     for module in PARTS
     for name in module.__all__
     if isinstance(kind := getattr(module, name), type)
-} | {kind.__name__: kind for kind in (Scaling, Solver, Labels)}
+} | {kind.__name__: kind for kind in (Scaling, Solver, Labels, Offset)}
 
 DIFFRAX = (diffrax.AbstractSolver, diffrax.AbstractStepSizeController, diffrax.AbstractAdjoint)
 

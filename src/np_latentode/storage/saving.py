@@ -107,7 +107,7 @@ def _build_parts(path: Path, descriptions: dict[str, Any], given: dict[str, Any]
 def describe_parts(model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
     """The parts of model and guide as JSON. A user's own part is described by its name only."""
     # Ids are left out: they may be personal data, and not all of them can be written as JSON.
-    labels = model.scaling.labels and replace(model.scaling.labels, ids=())
+    labels = model.scaling.labels and replace(model.scaling.labels, ids=(), starts=())
     parts: dict[str, Any] = {"scaling": describe(replace(model.scaling, labels=labels))}
     for program, names in ((model, OF_MODEL), (guide, OF_GUIDE)):
         for name in names:

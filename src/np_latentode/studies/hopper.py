@@ -188,14 +188,7 @@ def see(rng_key: Array, trajectories: Trajectories, *, count: int, context: int)
     """
     order = jax.random.uniform(rng_key, (len(trajectories), context))
     slots = jnp.sort(jax.lax.top_k(order, count)[1], axis=1)
-
-    def pick(array: Array) -> Array:
-        return jnp.take_along_axis(
-            array, slots.reshape(*slots.shape, *(1,) * (array.ndim - 2)), axis=1
-        )
-
-    arrays = (pick(trajectories.times), pick(trajectories.values), pick(trajectories.mask))
-    return trajectories.replace_arrays(*arrays)
+    return trajectories.at_slots(slots)
 
 
 def make_model(train: Trajectories, *, rngs: nnx.Rngs) -> tuple[LatentODE, AmortizedGuide]:

@@ -76,7 +76,7 @@ def fit_prior(
     check_counts(num_steps=num_steps)
     kept = _without_prior(fitted)
     _check_prior(prior, fitted.guide, kept)
-    check_context(trajectories, fitted.guide.scaling)
+    trajectories = check_context(trajectories, fitted.guide.scaling)
 
     def codes(trajectories: Trajectories, fitted: Fitted) -> None:
         p = bind_prior(prior)

@@ -106,11 +106,12 @@ def fit(
         OSError: if a checkpoint cannot be written; then the earlier one is kept.
     """
     check_counts(num_steps=num_steps)
-    check_data(model, train)
+    train, _ = check_data(model, train)
     check_call(train, None, batch_size=batch_size, kl_weight=1.0, scaling=model.scaling)
     held_out = held_out_pair(model, validation)
     _check_patience(patience, held_out)
     _check_kl_weight(kl_weight, num_steps)
+    init_params = None if start is None else _params_of(start, model, guide)
     parts = tuple(bucket.trajectories for bucket in buckets(train))
     loss, options = Trace_ELBO() if loss is None else loss, dict(batch_size=batch_size)
     if len(parts) > 1:
@@ -118,22 +119,19 @@ def fit(
     optim = optimizer(num_steps) if optim is None else optim
     # Without throw, a solve that fails costs one step, not the whole training.
     silent = model.with_solver(throw=False)
-    solved = model.with_solver(throw=False, max_steps=model.steps_to(train.times, train.offset))
+    solved = silent.with_solver(max_steps=model.steps_to(train.times, train.offset))
     svi = SVI(solved, guide, optim, loss, conditioning=conditioning, **options)
-    init_params = None
-    if start is not None:
-        init_params = Fitted(model, guide, check_fitted(start, name="start").params).params
-    checkpoints = None
+    plan = _Plan(svi, silent, init_params, parts, held_out, num_steps, patience, kl_weight)
     if checkpoint_dir is not None:
-        settings = dict(num_steps=num_steps, batch_size=batch_size, patience=patience)
-        data: dict[str, Any] = dict(rng_key=rng_key, train=train, validation=held_out)
-        data["networks"] = init_params or initial_params(model, guide)
-        checkpoints = _checkpoints(Path(checkpoint_dir), svi, settings, data)
-    plan = _Plan(
-        svi, silent, init_params, parts, held_out, num_steps, patience, kl_weight, checkpoints
-    )
+        data = dict(rng_key=rng_key, train=train, validation=held_out)
+        plan = plan._replace(checkpoints=_checkpoints(Path(checkpoint_dir), plan, batch_size, data))
     params, state, history = _train(rng_key, plan, progress)
     return Fitted(model, guide, params, history, state)
+
+
+def _params_of(start: Any, model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
+    """The parameters of a fit, if they are those of this model and guide."""
+    return Fitted(model, guide, check_fitted(start, name="start").params).params
 
 
 class _Plan(NamedTuple):
@@ -150,7 +148,7 @@ class _Plan(NamedTuple):
     num_steps: int
     patience: int | None
     kl_weight: Callable[[Array], ArrayLike] | None
-    checkpoints: Checkpoints | None
+    checkpoints: Checkpoints | None = None
 
     @property
     def data(self) -> Any:
@@ -307,16 +305,18 @@ def _start(rng_key: Array, plan: _Plan) -> _Progress:
 
 
 def _checkpoints(
-    directory: Path, svi: SVI, settings: dict[str, Any], data: dict[str, Any]
+    directory: Path, plan: _Plan, batch_size: int | None, data: dict[str, Any]
 ) -> Checkpoints:
-    """The checkpoints of the training with these settings and data."""
+    """The checkpoints of the training with this plan and data."""
+    model, guide = plan.svi.model, plan.svi.guide
+    networks = plan.init_params or initial_params(model, guide)
     return Checkpoints(
         directory,
         {
             "kind": "training",
-            "parts": describe_parts(svi.model, svi.guide),
-            **settings,
-            **{name: digest(value) for name, value in data.items()},
+            "parts": describe_parts(model, guide),
+            **dict(num_steps=plan.num_steps, batch_size=batch_size, patience=plan.patience),
+            **{name: digest(value) for name, value in (data | {"networks": networks}).items()},
         },
     )
 

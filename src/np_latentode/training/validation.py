@@ -37,8 +37,7 @@ def held_out_pair(model: LatentODE, validation: Any) -> tuple[Trajectories, Traj
             f"{type(validation).__name__}."
         )
     context, target = validation
-    check_data(model, context, target, targets=True)
-    return context, target
+    return check_data(model, context, target, targets=True)
 
 
 def forecast_score(
