@@ -134,7 +134,10 @@ def test_an_interrupted_fit_says_how_to_go_on(tmp_path, monkeypatch):
     make_table(8).to_csv(tmp_path / "labs.csv", index=False)
     outcome = run("fit", tmp_path / "labs.csv", *COLUMNS, "--output-dir", tmp_path / "run")
     assert outcome.exit_code == 130
-    assert "interrupted. The same command goes on from here." in outcome.output
+    assert (
+        "interrupted. The same command goes on from its last checkpoint, if there is one."
+        in outcome.output
+    )
 
 
 def test_what_was_read_is_said():
@@ -168,14 +171,20 @@ def methods(ours, other, covered):
     ("ours", "other", "covered", "words"),
     [
         (0.3, 0.4, 0.9, []),
-        (0.4, 0.3, 0.9, ["last value for a (0.300 against 0.400)"]),
-        (None, 0.3, 0.9, ["last value for a (0.300 against -)"]),
-        (0.3, 0.4, 0.7, ["hold 70% of all columns, 70% of a: they are too narrow"]),
-        (0.3, 0.4, 0.99, ["hold 99% of all columns, 99% of a: they are wider than needed"]),
+        (0.4, 0.3, 0.9, ["last value for a (crps 0.300 against 0.400)"]),
+        (None, 0.3, 0.9, ["last value for a (crps 0.300 against -)"]),
+        (
+            0.3,
+            0.4,
+            0.7,
+            ["hold 70% of all columns, 70% of a (50 values in all): they are too narrow"],
+        ),
+        (0.3, 0.4, 0.99, ["hold 99% of all columns, 99% of a (50 values in all): they are wider"]),
     ],
 )
 def test_a_baseline_that_wins_and_bands_that_do_not_hold_are_named(ours, other, covered, words):
     found = {"methods": methods(ours, other, covered), "observed_sd": {"a": 1.0, "b": 2.0}}
+    found["observed_count"] = {"a": 30, "b": 20}
     said = verdicts(found)
     assert len(said) == len(words)
     assert all(word in text for word, text in zip(words, said, strict=True))

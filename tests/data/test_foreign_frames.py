@@ -129,4 +129,4 @@ def test_all_texts_that_are_no_times_are_reported(kind):
         Trajectories.from_dataframe(df, id="who", time="day", values="x")
     assert [row for row, _ in caught.value.problems] == [1, 2, 3, 4]
     said = str(caught.value)
-    assert "of one kind throughout; got 'soon' in row 1; column 'day' must hold a time in" in said
+    assert "of one kind; got 'soon' in row 1, '2020-13-01' in row 3" in said

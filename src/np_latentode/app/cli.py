@@ -245,7 +245,11 @@ def _reported(command: str) -> Iterator[None]:
             )
             yield
     except KeyboardInterrupt:
-        again = " The same command goes on from here." if command == "fit" else ""
+        again = (
+            " The same command goes on from its last checkpoint, if there is one."
+            if command == "fit"
+            else ""
+        )
         typer.echo(f"np-latentode {command}: interrupted.{again}", err=True)
         raise typer.Exit(130) from None
     except (ValueError, ImportError, FloatingPointError, OSError) as error:

@@ -19,7 +19,7 @@ from np_latentode.app.summaries import scores_table, trajectories_table, verdict
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.conditioning import MOSTLY_PARTS
 from np_latentode.data.entries import reads_otherwise
-from np_latentode.data.far import usual, warn_user
+from np_latentode.data.far import warn_user, without_far_times
 from np_latentode.data.files import write_table
 from np_latentode.data.scaling import Scaling
 from np_latentode.data.tables import forecast_columns
@@ -92,14 +92,14 @@ def fit_table(
     settings = columns | dict(holdout=holdout, latent_dim=latent_dim, steps=steps)
     settings |= dict(patience=patience, batch_size=batch_size, seed=seed)
     _check(settings)
-    trajectories = _without_far_times(Trajectories.from_file(data, **columns))
+    trajectories = without_far_times(Trajectories.from_file(data, **columns))
     settings = {"data": hashlib.sha256(data.read_bytes()).hexdigest(), **settings}
     say, checkpoints = print if progress else _say_nothing, _checkpoint_dir(output_dir, settings)
     if done := _finished(output_dir, settings):
         _end(checkpoints, say, f"{output_dir} holds this fit already: {_summary(done)}")
         return done
     check_output_dir(output_dir, overwrite=overwrite)
-    _check_names(trajectories)
+    _check_columns(trajectories)
     parts = _divide(trajectories, holdout, seed)
     say(_described(data, trajectories, parts, unit, checkpoints))
     fitted = _fit(parts, settings, checkpoints, progress=progress)
@@ -182,9 +182,14 @@ def _checkpoint_dir(output_dir: Path, settings: dict[str, Any]) -> Path:
     return output_dir.parent / f".{output_dir.name}-training-{name}"
 
 
-def _check_names(trajectories: Trajectories) -> None:
-    """Refuses names that heldout.csv could not hold, before there is anything to write there."""
+def _check_columns(trajectories: Trajectories) -> None:
+    """Refuses columns without a value, and names that heldout.csv could not hold."""
     names = trajectories.names
+    never = ~np.asarray(trajectories.mask).any((0, 1))
+    if missing := [name for name, no in zip(names.features, never, strict=True) if no]:
+        raise ValueError(
+            f"data must hold a value of every column of values; got none of {missing}."
+        )
     own = {"observed", *forecast_columns(QUANTILES)}
     if taken := own & {names.id, names.time}:
         raise ValueError(f"id and time must not be called {', '.join(sorted(own))}; got {taken}.")
@@ -198,14 +203,6 @@ def _check_names(trajectories: Trajectories) -> None:
             f"column {names.id!r} must hold ids that can be written to a CSV file, without blanks "
             f"around them, and not the word for a missing one; got {strange[0]!r}."
         )
-
-
-def _without_far_times(trajectories: Trajectories) -> Trajectories:
-    """Leaves out the observations whose time is far outside; reading has warned of them."""
-    times, observed = trajectories.given.times, np.asarray(trajectories.observed)
-    far = np.zeros(observed.shape, bool)
-    far[observed] = ~usual(times[observed])
-    return trajectories.without(far) if far.any() else trajectories
 
 
 def _divide(trajectories: Trajectories, holdout: float, seed: int) -> _Parts:

@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 
 from np_latentode.data.atomic import write_bytes
 from np_latentode.data.checks import check_counts, check_seed
+from np_latentode.data.far import without_far_times
 from np_latentode.data.files import check_path, write_table
 from np_latentode.data.labels import Labels, shown_time
-from np_latentode.data.tables import tidy_forecast
+from np_latentode.data.tables import check_quantiles, tidy_forecast
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import forecast
 from np_latentode.programs.fitted import Fitted
@@ -66,6 +67,7 @@ def forecast_table(
     """
     check_counts(points=points, draws=draws)
     check_seed(seed)
+    check_quantiles(quantiles)
     _check_end(until, ahead)
     picture = output.with_suffix("" if output.suffix == ".gz" else output.suffix)
     picture = picture.with_suffix(".png")
@@ -112,6 +114,7 @@ def _read(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
         raise ValueError(
             f"{data} must hold dates in column {labels.time!r}, as the table fitted; got numbers."
         ) from error
+    context = without_far_times(context)
     _check_known(model, context, labels, data)
     return context
 
@@ -165,7 +168,7 @@ def _check_known(model: LatentODE, context: Trajectories, labels: Labels, data: 
         start, when = map(shown_time, one.calendar(np.array([[t0, first]]))[0])
         raise ValueError(
             f"{data} must not go back before {start}, where the table fitted begins; got "
-            f"{labels.id} {who} at {when}. Fit a table that goes back as far."
+            f"{labels.id} {who} at {when}. Remove that row, or fit a table that goes back as far."
         )
 
 
@@ -196,7 +199,21 @@ def _times_ahead(
             f"were observed then or later, {labels.id} {one.ids[0]} at "
             f"{when}. Give ahead instead."
         )
+    _check_within_reach(model, names, end, "until" if ahead is None else "ahead", until or ahead)
     return np.linspace(last, end, points + 1, axis=1)[:, 1:]
+
+
+def _check_within_reach(
+    model: LatentODE, names: Labels, end: np.ndarray, argument: str, came: Any
+) -> None:
+    latest = model.scaling.t0 + model.solver.reach * model.scaling.time_unit
+    if late := np.flatnonzero(end > latest).tolist():
+        one = names.select(late[:1])
+        when = shown_time(one.calendar(np.array([latest]))[0])
+        raise ValueError(
+            f"{argument} must not lead further than the solver reaches; got {came}, which is too "
+            f"far for {len(late)} of {len(end)}, {names.id} {one.ids[0]} after {when} for one."
+        )
 
 
 def _time(until: str | None, labels: Labels) -> np.ndarray:

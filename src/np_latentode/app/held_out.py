@@ -111,12 +111,14 @@ def _scored(made: dict[str, Forecasts], target: Trajectories, unit: np.ndarray) 
         return {key: finite(number) for key, number in scores.items()}
 
     values, mask = target.given.values, np.asarray(target.mask)
+    observed = {
+        name: values[..., j][mask[..., j]]
+        for j, name in enumerate(target.names.features)
+        if mask[..., j].any()
+    }
     return {
-        "observed_sd": {
-            name: float(values[..., j][mask[..., j]].std())
-            for j, name in enumerate(target.names.features)
-            if mask[..., j].any()
-        },
+        "observed_sd": {name: float(x.std()) for name, x in observed.items()},
+        "observed_count": {name: len(x) for name, x in observed.items()},
         "methods": {
             name: {
                 **known(score(target, unit, forecasts)),

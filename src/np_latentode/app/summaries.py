@@ -36,15 +36,22 @@ def trajectories_table(trajectories: Trajectories) -> str:
     rows: list[Sequence[str]] = [("column", "values", "missing", "lowest", "median", "highest")]
     for j, name in enumerate(names.features):
         x = values[..., j][mask[..., j]]
-        about = [f"{n:.4g}" for n in (x.min(), np.median(x), x.max())] if x.size else ["-"] * 3
+        about = _shown(np.array([x.min(), np.median(x), x.max()])) if x.size else ["-"] * 3
         rows.append((name, f"{x.size}", f"{1 - x.size / seen.sum():.0%}", *about))
     lines += _aligned(rows)
     if bits := [names.features[j] for j in range(mask.shape[-1]) if _is_binary(values, mask, j)]:
         lines.append(
             f"{', '.join(bits)}: only 0 and 1, modelled as numbers, so bands may go beyond. In "
-            "Python, BernoulliLikelihood and FeatureLikelihoods model them as what they are."
+            "Python, BernoulliLikelihood and FeatureLikelihoods model them as bits (docs/parts.md)."
         )
     return "\n".join(lines)
+
+
+def _shown(numbers: np.ndarray) -> list[str]:
+    """Numbers with four digits, or as many as tell them apart."""
+    size, spread = np.abs(numbers).max(), np.ptp(numbers)
+    digits = 4 if not spread else int(np.clip(np.ceil(np.log10(size / spread)) + 3, 4, 15))
+    return [f"{number:.{digits}g}" for number in numbers]
 
 
 def _is_binary(values: np.ndarray, mask: np.ndarray, j: int) -> bool:
@@ -108,7 +115,7 @@ def verdicts(metrics: dict[str, Any]) -> list[str]:
     beaten = [text for column, scores in columns.items() if (text := _beaten(column, scores))]
     if beaten:
         said.append(
-            f"Better than the latent ODE by CRPS: {'; '.join(beaten)}. Prefer that forecast there, "
+            f"Better than the latent ODE: {'; '.join(beaten)}. Prefer that forecast there, "
             "or try more steps, or the logarithm of a skewed column (--log)."
         )
     for rule, advice in (
@@ -120,17 +127,22 @@ def verdicts(metrics: dict[str, Any]) -> list[str]:
         found = {name: scores["coverage_90"] for name, scores in shares.items()}
         off = [f"{share:.0%} of {name}" for name, share in found.items() if rule(share)]
         if off:
-            said.append(f"The 90% bands hold {', '.join(off)}: they are {advice}.")
+            count = sum(metrics["observed_count"].values())
+            said.append(
+                f"The 90% bands hold {', '.join(off)} ({count} values in all): they are {advice}."
+            )
     return said
 
 
 def _beaten(column: str, scores: dict[str, dict[str, Any]]) -> str:
-    ours = scores[OURS]["crps"]
-    others = {n: s["crps"] for n, s in scores.items() if n != OURS and s["crps"] is not None}
-    best = min(others, key=lambda name: others[name])
-    if ours is not None and ours <= others[best]:
-        return ""
-    return f"{best} for {column} ({others[best]:.3f} against {_cell(ours).strip()})"
+    """What forecasts a column better than the fit, by CRPS or else by RMSE."""
+    for key in ("crps", "rmse"):
+        ours = scores[OURS][key]
+        others = {n: s[key] for n, s in scores.items() if n != OURS and s[key] is not None}
+        best = min(others, key=lambda name: others[name])
+        if ours is None or others[best] < ours:
+            return f"{best} for {column} ({key} {others[best]:.3f} against {_cell(ours)})"
+    return ""
 
 
 def _cell(number: float | None) -> str:

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -135,20 +136,29 @@ def write_csv(df: pd.DataFrame, separator: str = ",") -> bytes:
         ValueError: if a text in it would be read as a different text.
     """
     check_texts(df)
-    return zones_as_texts(df).to_csv(index=False, lineterminator="\n", sep=separator).encode()
+    kinds = (pd.DatetimeTZDtype, np.dtype)
+    df = pd.DataFrame({name: _as_texts(x, kinds) for name, x in df.items()}, index=df.index)
+    return df.to_csv(index=False, lineterminator="\n", sep=separator).encode()
 
 
 def zones_as_texts(df: pd.DataFrame) -> pd.DataFrame:
     """The table with texts that end with Z, the sign of UTC, for dates with a time zone."""
-    return pd.DataFrame({name: _in_utc(column) for name, column in df.items()}, index=df.index)
+    kinds = (pd.DatetimeTZDtype,)
+    return pd.DataFrame({name: _as_texts(x, kinds) for name, x in df.items()}, index=df.index)
 
 
-def _in_utc(dates: pd.Series) -> pd.Series:
-    if not isinstance(dates.dtype, pd.DatetimeTZDtype):
+def _as_texts(dates: pd.Series, kinds: tuple[type, ...]) -> pd.Series:
+    """Dates of these kinds as texts of ISO 8601, as short as all of them allow."""
+    if not isinstance(dates.dtype, kinds) or not pd.api.types.is_datetime64_any_dtype(dates):
         return dates
-    naive = dates.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy("datetime64[us]")
-    unit = "s" if (naive == naive.astype("datetime64[s]")).all() else "us"
-    return pd.Series(np.datetime_as_string(naive, unit=unit, timezone="UTC"), dates.index)
+    zone = isinstance(dates.dtype, pd.DatetimeTZDtype)
+    naive = dates.dt.tz_convert("UTC").dt.tz_localize(None) if zone else dates
+    times = naive.to_numpy("datetime64[us]")
+    known = times[~np.isnat(times)]
+    units: tuple[Any, ...] = ("m", "s", "us") if zone else ("D", "m", "s", "us")
+    unit = next(u for u in units if (known == known.astype(f"datetime64[{u}]")).all())
+    texts = np.datetime_as_string(times, unit=unit, timezone="UTC" if zone else "naive")
+    return pd.Series(texts, dates.index, dtype=object).where(dates.notna(), None)
 
 
 def check_texts(df: pd.DataFrame) -> None:

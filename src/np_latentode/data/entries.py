@@ -99,7 +99,7 @@ def read_times(
     absent = needed & np.array([entry in MISSING for entry in entries], bool)
     rule = "must hold a time in each row"
     problems.check(name, rule, absent, lambda row: shown(entries[row]))
-    rule = "must hold numbers or ISO 8601 dates, of one kind throughout"
+    rule = "must hold numbers, ISO 8601 dates, or such dates with a zone, of one kind"
     others = needed & np.array([k != kind for k, _ in times], bool)
     problems.check(name, rule, others, lambda row: shown(entries[row]))
     dtype, none = (float, np.nan) if kind == "number" else ("datetime64[us]", None)

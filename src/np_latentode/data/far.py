@@ -11,7 +11,7 @@ import numpy as np
 
 from np_latentode.data.problems import Problems
 
-__all__ = ["usual", "warn_of_far_rows", "warn_user"]
+__all__ = ["usual", "warn_of_far_rows", "warn_user", "without_far_times"]
 
 FAR = 10.0
 """A number is far outside if it is this many times the range of 90% of the numbers beyond it."""
@@ -66,6 +66,14 @@ def warn_of_far_rows(
         f"{name}column {called} holds {', '.join(entries)}{more}, far from all others, which lie "
         f"between {low} and {high}; {consequence}."
     )
+
+
+def without_far_times(trajectories: Any) -> Any:
+    """Trajectories without the slots whose time is far outside; reading has warned of them."""
+    times, observed = trajectories.given.times, np.asarray(trajectories.observed)
+    far = np.zeros(observed.shape, bool)
+    far[observed] = ~usual(times[observed])
+    return trajectories.without(far) if far.any() else trajectories
 
 
 def warn_user(text: str) -> None:

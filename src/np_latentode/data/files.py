@@ -242,6 +242,8 @@ def check_path(path: str | os.PathLike[str]) -> tuple[Path, Format]:
         raise ValueError(f"path must name a file; got {path!r}.") from error
     ending = "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:])
     form = FORMATS.get(ending.lower())
+    if form is None and path.is_dir():
+        raise ValueError(f"path must name a file; got {str(path)!r}, which is a directory.")
     if form is None:
         raise ValueError(f"path must end in one of {', '.join(FORMATS)}; got {str(path)!r}.")
     if form.needs and find_spec(form.needs[0]) is None:

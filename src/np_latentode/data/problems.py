@@ -13,6 +13,10 @@ SHOWN = 5
 """The number of problems that a message shows; the error holds all of them."""
 
 
+GOT = "; got "
+"""What comes between a rule and what broke it."""
+
+
 class MalformedRows(ValueError):  # noqa: N818 - the name says what the error holds: rows
     """Some rows of a table cannot be read; the error holds all of them.
 
@@ -44,19 +48,16 @@ class MalformedRows(ValueError):  # noqa: N818 - the name says what the error ho
 def _said(sentences: Sequence[str]) -> tuple[str, int]:
     """The first few sentences, and the number of rows that they leave out.
 
-    Sentences that differ in their row only are one: "... in lines 2, 3 and 7".
+    Those that broke the same rule are one: "column 'x' must hold numbers; got 'a' in line 2, 'b' in
+    line 3".
     """
     found: dict[str, list[str]] = {}
     for sentence in sentences:
-        what, _, row = sentence.rpartition(" ")
-        found.setdefault(what, []).append(row)
-    told, said = 0, []
-    for what, rows in [*found.items()][:SHOWN]:
-        shown = rows[:SHOWN]
-        listed = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
-        said.append(f"{what}{'s' if len(shown) > 1 else ''} {listed}")
-        told += len(shown)
-    return "; ".join(said), len(sentences) - told
+        rule, _, came = sentence.partition(GOT)
+        found.setdefault(rule, []).append(came)
+    kinds = [*found.items()][:SHOWN]
+    said = [rule + GOT + ", ".join(came[:SHOWN]) if came[0] else rule for rule, came in kinds]
+    return "; ".join(said), len(sentences) - sum(min(len(came), SHOWN) for _, came in kinds)
 
 
 class Problems:
@@ -98,7 +99,7 @@ class Problems:
         """
         for row in np.flatnonzero(bad).tolist():
             called = self.called.get(column, repr(column))
-            self.add(self.number(row), column, f"column {called} {rule}; got {got(row)}")
+            self.add(self.number(row), column, f"column {called} {rule}{GOT}{got(row)}")
 
     def raise_if_any(self) -> None:
         """Raises MalformedRows if there are errors."""

@@ -27,6 +27,7 @@ from np_latentode.data.offset import Offset
 from np_latentode.data.problems import Problems
 
 __all__ = [
+    "check_quantiles",
     "forecast_columns",
     "from_rows",
     "tidy_forecast",
@@ -99,7 +100,9 @@ def _warn_of_far_rows(
     """Warns of times and values far outside; `names` are those of their columns."""
     when = np.where(np.isnan(own).all(1), np.nan, clock.times)
     entries = clock.times if clock.table_times is None else clock.table_times
-    consequence = "the unit of time is that of the others, and a fit must do without them"
+    consequence = (
+        "the unit of time is that of the others, and the commands fit and forecast leave them out"
+    )
     warn_of_far_rows(names[0], when, lambda row: shown_time(entries[row]), problems, consequence)
     consequence = "its unit is that of the others, but a fit still explains them"
     for name, column in zip(names[1:], own.T, strict=True):
@@ -197,7 +200,7 @@ def tidy_forecast(
         ValueError: if draws, times and labels do not agree, or a quantile is not between 0 and 1.
     """
     quantiles = [float(q) for q in quantiles]
-    _check_quantiles(quantiles)
+    check_quantiles(quantiles)
     if not isinstance(labels, Labels):
         raise ValueError(
             f"labels must be the `names` of the context, of type Labels; "
@@ -225,7 +228,8 @@ def tidy_forecast(
     return _to_native(columns, labels, (), backend)
 
 
-def _check_quantiles(quantiles: list[float]) -> None:
+def check_quantiles(quantiles: Sequence[float]) -> None:
+    """Refuses quantiles that do not differ, or do not lie between 0 and 1."""
     if not all(0 < q < 1 for q in quantiles):
         raise ValueError(f"quantiles must lie between 0 and 1; got {quantiles}.")
     if len(set(quantiles)) != len(quantiles):

@@ -87,7 +87,7 @@ def plot_forecasts(
         for j, axis in enumerate(axes[:, 0]):
             axis.set_ylabel(str(rows[j]))
         for axis in axes[-1]:
-            axis.set_xlabel(names.time)
+            axis.set_xlabel(f"{names.time} (UTC)" if names.zone else names.time)
         named = axes[0, 0].get_legend_handles_labels()
         figure.legend(*named, loc="outside lower center", ncols=len(levels) + 3)
         return figure
