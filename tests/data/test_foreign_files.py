@@ -90,7 +90,10 @@ def test_a_column_without_a_name_cannot_be_asked_for(tmp_path):
 
 
 DECIMALS = "column {} must hold numbers, with a decimal comma as in other rows; got {} in line {}"
-TIMES = "column 'day' must hold numbers, ISO 8601 dates, or such dates with a zone, of one kind; got {} in line {}"
+TIMES = (
+    "column 'day' must hold numbers, ISO 8601 dates, or such dates with a zone, of one kind; got "
+    "{} in line {}"
+)
 POINTS = "column 'x' must hold numbers; got '1,5' in line 2"
 BAD = {
     "thousands": (
