@@ -236,7 +236,7 @@ def test_a_long_export_of_400_123_rows_is_read_whole():
     with pytest.warns(UserWarning, match="far from all others") as said:
         ours = Trajectories.from_dataframe(table, **names)
     warned = [str(warning.message).split(" holds ")[0] for warning in said]
-    assert {"column 'sbp'", "column 'dbp'"} <= {*warned}
+    assert {"column 'value' of 'sbp'", "column 'value' of 'dbp'"} <= {*warned}
     assert len(ours) == 15_666
     assert ours.names.features == ("hdl", "chol", "sbp", "dbp", "fib4", "smoke")
     assert int(ours.mask.sum()) == len(table) == 400_123
