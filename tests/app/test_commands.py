@@ -116,6 +116,7 @@ def test_the_same_fit_is_not_done_again(home, monkeypatch):
     outcome = run(*arguments, "--steps", 151)
     assert outcome.exit_code == 2
     assert "output-dir must be new" in outcome.output
+    assert "Its settings differ in steps." in outcome.output
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def fit_table(
     if done := _finished(output_dir, settings):
         _end(checkpoints, say, f"{output_dir} holds this fit already: {_summary(done)}")
         return done
-    check_output_dir(output_dir, overwrite=overwrite)
+    _check_new(output_dir, settings, overwrite=overwrite)
     _check_columns(trajectories)
     parts = _divide(trajectories, holdout, seed)
     say(_described(data, trajectories, parts, unit, checkpoints))
@@ -297,6 +297,27 @@ def _finished(output_dir: Path, settings: dict[str, Any]) -> dict[str, Any] | No
         return None
     whole = isinstance(metrics, dict) and (output_dir / FIT).is_dir()
     return metrics if whole and metrics.get("settings") == settings else None
+
+
+def _check_new(output_dir: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
+    """Checks the output directory; if it holds another fit, the error says what differs."""
+    try:
+        check_output_dir(output_dir, overwrite=overwrite)
+    except ValueError as error:
+        earlier = _settings(output_dir)
+        every = sorted({*settings, *earlier})
+        differ = [name for name in every if settings.get(name) != earlier.get(name)]
+        if not (earlier and differ):
+            raise
+        raise ValueError(f"{error} Its settings differ in {', '.join(differ)}.") from error
+
+
+def _settings(output_dir: Path) -> dict[str, Any]:
+    """The settings of the fit in a directory; empty if it holds none."""
+    try:
+        return dict(json.loads((output_dir / MARKER).read_text())["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _summary(metrics: dict[str, Any]) -> str:
