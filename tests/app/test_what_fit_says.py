@@ -191,7 +191,7 @@ def test_a_baseline_that_wins_and_bands_that_do_not_hold_are_named(ours, other, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrong", ["1900-01-01T00:00Z", "2200-01-01T00:00Z"])
+@pytest.mark.parametrize("wrong", ["2200-01-01T00:00Z"])
 def test_a_fit_does_without_rows_far_outside_in_time(wrong, tmp_path):
     table = make_table()
     start = table.groupby("who").day.transform("min")

@@ -109,7 +109,7 @@ def test_a_batch_has_at_least_one_trajectory_of_each_bucket():
     assert batch_sizes([3, 2], 5) == (3, 2) == batch_sizes([3, 2], None)
 
 
-@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize("batch_size", [4])
 def test_long_and_short_trajectories_are_trained_together(data, batch_size):
     fitted = fit(
         jax.random.key(0),

@@ -304,9 +304,10 @@ def _log_predictive(fitted: Fitted, z0s: Array, target: Trajectories, max_steps:
     def add(total: Array, some: Array) -> tuple[Array, None]:
         return jnp.logaddexp(total, jax.nn.logsumexp(score(some), axis=0)), None
 
-    whole = len(z0s) // DRAWS_AT_ONCE * DRAWS_AT_ONCE
+    at_once = min(DRAWS_AT_ONCE, len(z0s))
+    whole = len(z0s) // at_once * at_once
     total = jnp.full(target.values.shape, -jnp.inf, target.values.dtype)
-    chunks = z0s[:whole].reshape(-1, DRAWS_AT_ONCE, *z0s.shape[1:])
+    chunks = z0s[:whole].reshape(-1, at_once, *z0s.shape[1:])
     total, _ = jax.lax.scan(add, total, chunks)
     if whole < len(z0s):
         total, _ = add(total, z0s[whole:])
