@@ -102,10 +102,11 @@ class Scaling:
         size = np.where(loc == 0, 1.0, np.abs(loc))
         # Rounding gives a constant feature a standard deviation of a few units in the last place.
         constant = sd <= np.abs(loc) * 8 * np.finfo(float).eps
+        unit = np.where(constant, size, sd)
+        # JAX takes smaller numbers for 0.
+        unit = np.where(unit < float(np.finfo(np.float32).tiny), 1.0, unit)
         span = max(float(times.max()) - t0, 0.0)
-        scaling = cls(
-            loc, np.where(constant, size, sd), t0, (span or 1.0) / SPAN, train.labels, train.offset
-        )
+        scaling = cls(loc, unit, t0, (span or 1.0) / SPAN, train.labels, train.offset)
         scaling.check(train, name="train")
         _warn_of_staggered(train)
         return scaling
