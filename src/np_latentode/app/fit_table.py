@@ -289,14 +289,20 @@ def _draw(output_dir: Path, figures: dict[str, Callable[[], Any]]) -> None:
             warn_user(f"The figure {name}.png could not be drawn: {error}.")
 
 
-def _finished(output_dir: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The metrics of a finished fit with these settings, if there is one."""
+def _earlier(output_dir: Path) -> dict[str, Any]:
+    """The metrics of the results in a directory; empty if it holds none that can be read."""
     try:
         metrics = json.loads((output_dir / MARKER).read_text())
     except (OSError, ValueError):
-        return None
-    whole = isinstance(metrics, dict) and (output_dir / FIT).is_dir()
-    return metrics if whole and metrics.get("settings") == settings else None
+        return {}
+    return metrics if isinstance(metrics, dict) else {}
+
+
+def _finished(output_dir: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The metrics of a finished fit with these settings, if there is one."""
+    metrics = _earlier(output_dir)
+    same = metrics.get("settings") == settings
+    return metrics if same and (output_dir / FIT).is_dir() else None
 
 
 def _check_new(output_dir: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
@@ -304,20 +310,14 @@ def _check_new(output_dir: Path, settings: dict[str, Any], *, overwrite: bool) -
     try:
         check_output_dir(output_dir, overwrite=overwrite)
     except ValueError as error:
-        earlier = _settings(output_dir)
+        earlier = _earlier(output_dir).get("settings")
+        if not isinstance(earlier, dict):
+            raise
         every = sorted({*settings, *earlier})
         differ = [name for name in every if settings.get(name) != earlier.get(name)]
-        if not (earlier and differ):
+        if not differ:
             raise
         raise ValueError(f"{error} Its settings differ in {', '.join(differ)}.") from error
-
-
-def _settings(output_dir: Path) -> dict[str, Any]:
-    """The settings of the fit in a directory; empty if it holds none."""
-    try:
-        return dict(json.loads((output_dir / MARKER).read_text())["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _summary(metrics: dict[str, Any]) -> str:

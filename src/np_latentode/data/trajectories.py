@@ -97,9 +97,8 @@ class Trajectories:
     def _keep(self, given: Given, mask: np.ndarray) -> None:
         """Keeps what was given in double precision, and for JAX the same less the offset."""
         self._given, self.offset = given, Offset.of(given.times, given.values, mask)
-        self.times = as_floats("times", given.times - self.offset.time)
-        less = np.where(mask, given.values - self.offset.row, 0.0)
-        self.values, self.mask = as_floats("values", less), jnp.asarray(mask)
+        self.times, self.values = _less(given, mask, self.offset)
+        self.mask = jnp.asarray(mask)
         # Numbers may be finite in double precision only.
         check_times(np.asarray(self.times))
         check_values(np.asarray(self.values), mask)
@@ -163,8 +162,8 @@ class Trajectories:
                 counts them from the entry there, such as a birth or an operation. Tables and
                 figures keep the table's own times. Default: one clock for all ids.
             origin: the date from which times are counted. Default: the first date that is not far
-                outside. A table to
-                forecast from must get the origin of the training table, `train.labels.origin`.
+                outside. A table to forecast from must get the origin of the training table,
+                `train.labels.origin`.
             unit: the unit in which dates are counted: W, D, h, m or s.
 
         Raises:
@@ -381,13 +380,9 @@ class Trajectories:
         """The same trajectories less another offset, where their numbers are known."""
         if self.offset == offset or not is_concrete(self.times, self.values, self.mask):
             return self
-        given, mask = self.given, np.asarray(self.mask)
-        return self._replace(
-            times=as_floats("times", given.times - offset.time),
-            values=as_floats("values", np.where(mask, given.values - offset.row, 0.0)),
-            offset=offset,
-            _given=given,
-        )
+        given = self.given
+        times, values = _less(given, np.asarray(self.mask), offset)
+        return self._replace(times=times, values=values, offset=offset, _given=given)
 
     def replace_arrays[T: Trajectories](self: T, times: Any, values: Any, mask: Any) -> T:
         """Trajectories of other arrays with the same offset, unchecked: for use inside of JAX."""
@@ -441,6 +436,12 @@ class Trajectories:
         self = object.__new__(cls)
         self.__dict__.update(zip(cls._arrays, arrays, strict=True), **rest)
         return self
+
+
+def _less(given: Given, mask: np.ndarray, offset: Offset) -> tuple[Array, Array]:
+    """Times and values for JAX: less the offset, and 0 where nothing was observed."""
+    values = np.where(mask, given.values - offset.row, 0.0)
+    return as_floats("times", given.times - offset.time), as_floats("values", values)
 
 
 def _checked_mask[T: (Array, np.ndarray)](mask: T, shape: tuple[int, ...]) -> T:
