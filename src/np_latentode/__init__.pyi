@@ -73,6 +73,10 @@ from .parts.priors import (
     RingPrior as RingPrior,
     StandardNormal as StandardNormal,
 )
+from .parts.residuals import (
+    BrownianLikelihood as BrownianLikelihood,
+    OrnsteinUhlenbeckLikelihood as OrnsteinUhlenbeckLikelihood,
+)
 from .parts.solve import Solver as Solver
 from .programs.assemble import latent_ode as latent_ode
 from .programs.fitted import Fitted as Fitted, History as History

@@ -109,7 +109,8 @@ def calibration(
     share = np.asarray(jax.random.uniform(tie_key, mask.shape))[slots]
     pit = where_observed(_pit(share, draws, x))
     inside = np.abs(pit[mask] - 0.5) <= np.array(levels)[:, None] / 2
-    log_density = np.asarray(log_predictive(fitted, jnp.asarray(forecasts["z0"]), target))
+    z0 = jnp.asarray(forecasts["z0"])
+    log_density = np.asarray(log_predictive(fitted, z0, context, target))
     return Calibration(
         levels=levels,
         coverage=inside.mean(-1),

@@ -18,6 +18,7 @@ from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import Numbers, is_concrete
 from np_latentode.data.offset import Offset
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.parts.likelihoods import of_each
 from np_latentode.parts.modules import bind_prior
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.model import LatentODE
@@ -108,6 +109,7 @@ def decode(
     z0: Float[Array, "draw trajectory latent"],
     times: Float[ArrayLike, "trajectory time"],
     *,
+    context: Trajectories | None = None,
     draws_at_once: int = DRAWS_AT_ONCE,
 ) -> dict[str, Any]:
     """Decodes given z0 at given times: `z0`, `x_mean` and `x`, in the units of the table.
@@ -117,12 +119,25 @@ def decode(
         fitted: the fit.
         z0: draws from any distribution.
         times: in original units.
+        context: what was seen of each trajectory, which a likelihood with a residual process
+            continues. Default: nothing was seen.
         draws_at_once: the number of draws solved side by side, which bounds the memory.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
     """
     check_fitted(fitted)
     scaling = fitted.model.scaling
     at = prediction_times(times, z0.shape[1], scaling, offset=scaling.offset, name="times")
-    draws = draw_x(rng_key, fitted, z0, at, scaling.offset, draws_at_once=draws_at_once)
+    if context is not None:
+        context = check_context(context, scaling)
+        if len(context) != z0.shape[1]:
+            raise ValueError(
+                f"context must have as many trajectories as z0, {z0.shape[1]}; got {len(context)}."
+            )
+    draws = draw_x(
+        rng_key, fitted, z0, at, scaling.offset, context=context, draws_at_once=draws_at_once
+    )
     return in_table_units(draws, scaling.offset, scaling.labels)
 
 
@@ -133,23 +148,46 @@ def draw_x(
     times: Float[Array, "trajectory time"],
     offset: Offset,
     *,
+    context: Trajectories | None = None,
     slots: tuple[np.ndarray, ...] | None = None,
     draws_at_once: int = DRAWS_AT_ONCE,
 ) -> dict[str, Array]:
     """Draws of `z0`, `x_mean` and `x` as they are modelled: all numbers are less the offset.
 
-    They are at all times; or at the given slots only, with one axis (slot,) in place of two.
+    They are at all times; or at the given slots only, with one axis (slot,) in place of two. They
+    continue what a context shows, if the likelihood remembers it.
     """
+    model = fitted.model
+    if context is None or not model.remembers:
+        # Without memory, the model uses nothing of the context but its number of trajectories.
+        context, latest = _nothing_seen(model.less(offset), times), times
+    else:
+        seen_at = observed_times(model, context)
+        arrays = (seen_at, context.values, context.mask)
+        context, latest = Trajectories.tree_unflatten({}, arrays), _both(times, seen_at)
     return _draw_x(
         rng_key,
         fitted,
         z0,
         times,
+        context,
         slots,
         offset=offset,
         draws_at_once=min(draws_at_once, len(z0)),
-        max_steps=fitted.model.steps_to(times, offset),
+        max_steps=model.steps_to(latest, offset),
     )
+
+
+def _both(times: Array, others: Array) -> Array:
+    return jnp.concatenate([times, others], axis=1)
+
+
+def _nothing_seen(model: LatentODE, times: Array) -> Trajectories:
+    """As many trajectories without observations."""
+    shape = (len(times), 1, len(model.scaling.loc))
+    t0 = jnp.full(shape[:2], model.scaling.t0, times.dtype)
+    arrays = (t0, jnp.zeros(shape, times.dtype), jnp.zeros(shape, bool))
+    return Trajectories.tree_unflatten({}, arrays)
 
 
 def in_table_units(draws: dict[str, Any], offset: Offset, labels: Labels | None) -> dict[str, Any]:
@@ -189,6 +227,7 @@ def _draw_x(
     fitted: Fitted,
     z0s: Array,
     times: Array,
+    context: Trajectories,
     slots: tuple[Array, ...] | None,
     *,
     offset: Offset,
@@ -197,19 +236,9 @@ def _draw_x(
 ) -> dict[str, Array]:
     # Of numbers that are less the offset: the model need not subtract it again.
     model = fitted.model.less(offset).with_solver(max_steps=max_steps)
-    # Once z0 is given, the model uses nothing of the context but its number of trajectories.
-    shape = (z0s.shape[1], 1, len(model.scaling.loc))
-    nothing = Trajectories.tree_unflatten(
-        {},
-        (
-            jnp.full(shape[:2], model.scaling.t0, times.dtype),
-            jnp.zeros(shape, times.dtype),
-            jnp.zeros(shape, bool),
-        ),
-    )
 
     def explain(key_and_z0: tuple[Array, Array]) -> dict[str, Array]:
-        sites = _run(model, fitted.params, *key_and_z0, nothing, times)
+        sites = _run(model, fitted.params, *key_and_z0, context, times)
         x = {name: sites[name]["value"] for name in ("x_mean", "x")}
         if slots is not None:
             x = jax.tree.map(lambda a: a[slots], x)
@@ -242,6 +271,8 @@ def log_likelihood(
     """log p(x | z0) under the trained networks: one term per observation, 0 where unobserved.
 
     NumPyro's function of this name does not substitute params, and sums over each trajectory.
+    Under a likelihood with a residual process, each term is given the earlier observations:
+    log p(x_k | x_1, ..., x_k-1, z0).
 
     Args:
         fitted: the fit.
@@ -271,35 +302,56 @@ def _score(fitted: Fitted, trajectories: Trajectories, max_steps: int, z0: Array
 
 
 def log_predictive(
-    fitted: Fitted, z0: Float[Array, "draw trajectory latent"], target: Trajectories
+    fitted: Fitted,
+    z0: Float[Array, "draw trajectory latent"],
+    context: Trajectories,
+    target: Trajectories,
 ) -> Float[Array, "trajectory time feature"]:
     """log p(x | context): one term per observation, 0 where unobserved.
 
-    log 1/S sum_s p(x | z0_s),  z0_s ~ q(z0 | context): the density of a forecast is a mixture over
-    z0, so it is computed and not estimated from draws of x.
+    log 1/S sum_s p(x | z0_s, context),  z0_s ~ q(z0 | context): the density of a forecast is a
+    mixture over z0, so it is computed and not estimated from draws of x. Each observation is scored
+    by itself, whatever the other ones of the target are.
 
     Args:
         fitted: the fit.
         z0: draws given the context.
+        context: what was seen of the trajectories; only a likelihood with a residual process
+            depends on it, once z0 is given.
         target: observations of the same trajectories.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
     """
     check_fitted(fitted)
-    target = check_context(target, fitted.model.scaling, name="target")
-    max_steps = fitted.model.steps_to(target.times, target.offset)
+    model = fitted.model
+    context = check_context(context, model.scaling)
+    target = check_context(target, model.scaling, name="target")
+    if not model.remembers:
+        context = _nothing_seen(model.less(target.offset), target.times)
+    max_steps = model.steps_to(_both(target.times, context.times), target.offset)
     if not is_concrete(target.mask):
-        return _log_predictive(fitted, z0, target, max_steps)
+        return _log_predictive(fitted, z0, context, target, max_steps)
     # By buckets, as nothing has to be solved for the padding after a short trajectory.
     log_p = jnp.zeros(target.values.shape, target.values.dtype)
     for rows, some in buckets(target):
-        found = _log_predictive(fitted, z0[:, rows], some, max_steps)
+        found = _log_predictive(fitted, z0[:, rows], context[rows], some, max_steps)
         log_p = log_p.at[rows, : found.shape[1]].set(found)
     return log_p
 
 
-@partial(jax.jit, static_argnums=3)
-def _log_predictive(fitted: Fitted, z0s: Array, target: Trajectories, max_steps: int) -> Array:
+@partial(jax.jit, static_argnums=4)
+def _log_predictive(
+    fitted: Fitted, z0s: Array, context: Trajectories, target: Trajectories, max_steps: int
+) -> Array:
     """Summed over a few draws at a time, so that memory does not grow with their number."""
-    score = jax.vmap(partial(_score, fitted, target, max_steps))
+    model = fitted.model.with_solver(max_steps=max_steps)
+
+    def score_one(z0: Array) -> Array:
+        x = _run(model, fitted.params, 0, z0, context, target)["x"]
+        return of_each(x["fn"].base_dist).log_prob(x["value"])
+
+    score = jax.vmap(score_one)
 
     def add(total: Array, some: Array) -> tuple[Array, None]:
         return jnp.logaddexp(total, jax.nn.logsumexp(score(some), axis=0)), None
@@ -356,7 +408,7 @@ def forecast(
     _check_reach(fitted.model, times)
     z0_key, x_key = jax.random.split(rng_key)
     z0 = _draw_codes(z0_key, fitted, context, num_samples)
-    draws = draw_x(x_key, fitted, z0, at, offset, draws_at_once=draws_at_once)
+    draws = draw_x(x_key, fitted, z0, at, offset, context=context, draws_at_once=draws_at_once)
     return in_table_units(draws, offset, context.labels or fitted.model.scaling.labels)
 
 
@@ -397,7 +449,9 @@ def forecast_observed(
         key = x_key if len(some) == 1 else jax.random.fold_in(x_key, k)
         slots = np.nonzero(np.asarray(part.observed))
         at = observed_times(model, part)
-        made = draw_x(key, fitted, z0[:, rows], at, target.offset, slots=slots)
+        made = draw_x(
+            key, fitted, z0[:, rows], at, target.offset, context=context[rows], slots=slots
+        )
         where = place[rows[slots[0]], slots[1]]
         for name, values in draws.items():
             values[:, where] = made[name]

@@ -94,7 +94,9 @@ def amortization(
     for name, all_draws in (draws | {"exact": nuts}).items():
         picked = jax.random.choice(pick_key, len(all_draws), (num_samples,))
         # All methods get the same noise, so that scores differ by z0 only.
-        x = draw_x(x_key, fitted, jnp.asarray(all_draws)[picked], times, target.offset)["x"]
+        x = draw_x(
+            x_key, fitted, jnp.asarray(all_draws)[picked], times, target.offset, context=context
+        )["x"]
         crps[name] = _mean_crps(target, np.asarray(x, dtype=float))
     return AmortizationReport(
         shift={name: (d.mean(0) - exact_mean) / exact_sd for name, d in draws.items()},

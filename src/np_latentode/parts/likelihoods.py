@@ -14,13 +14,17 @@ event axes, so that unobserved entries can be masked. Its mean is the site `x_me
 
 A likelihood of special numbers, such as counts, also has a method `check(values, mask, name=...)`
 that refuses other numbers.
+
+A likelihood may also remember: an observation then says something of those at other times. What it
+returns has a method `along(decoded, times, mask, seen)`, which makes the distribution over x along
+each trajectory, given what was seen of it; see `residuals.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,15 +44,59 @@ __all__ = [
     "GaussianLikelihood",
     "Likelihood",
     "PoissonLikelihood",
+    "Seen",
     "StudentTLikelihood",
+    "along",
     "check_distribution",
     "check_likelihood",
     "check_observed",
+    "of_each",
+    "positive",
+    "positive_param",
+    "remembers",
 ]
 
 
 Likelihood = Callable[[Scaling], Callable[[Array], dist.Distribution]]
 """`scaling -> (decoded -> distribution over x)`."""
+
+
+class Seen(NamedTuple):
+    """What was seen of each trajectory, beside the decoded states at the same times."""
+
+    decoded: Array
+    times: Array
+    values: Array
+    mask: Array
+
+
+def remembers(emission: Callable[[Array], dist.Distribution]) -> bool:
+    """Whether the distribution of x at one time depends on what was seen at others, given z0."""
+    return hasattr(emission, "along")
+
+
+def along(
+    emission: Any, decoded: Array, times: Array, mask: Array, seen: Seen | None
+) -> dist.Distribution:
+    """The distribution over x along trajectories, given z0 and what was seen.
+
+    Args:
+        emission: what a likelihood returned.
+        decoded: shape (trajectory, time, feature), at the times.
+        times: shape (trajectory, time).
+        mask: True where x is observed, or asked for.
+        seen: other observations of the same trajectories, if any.
+    """
+    if remembers(emission):
+        return emission.along(decoded, times, mask, seen)
+    return emission(decoded)
+
+
+def of_each(x: Any) -> dist.Distribution:
+    """The distribution of each entry alone, of the distribution over x along trajectories."""
+    if isinstance(x, dist.MaskedDistribution):
+        return of_each(x.base_dist).mask(x._mask)
+    return getattr(x, "of_each", x)
 
 
 class GaussianLikelihood:
@@ -64,10 +112,10 @@ class GaussianLikelihood:
     """
 
     def __init__(self, noise_scale: ArrayLike | None = None):
-        self.noise_scale = _positive("noise_scale", noise_scale)
+        self.noise_scale = positive("noise_scale", noise_scale)
 
     def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
-        noise_scale = _scale(self.noise_scale, scaling)
+        noise_scale = positive_param("noise_scale", self.noise_scale, 0.5 * scaling.scale)
         return lambda decoded: dist.Normal(scaling.unscale_values(decoded), noise_scale)
 
 
@@ -86,10 +134,10 @@ class StudentTLikelihood:
     def __init__(self, df: float = 4.0, noise_scale: ArrayLike | None = None):
         if not (np.isfinite(df) and df > 1):
             raise ValueError(f"df must be greater than 1, so that there is a mean; got {df}.")
-        self.df, self.noise_scale = float(df), _positive("noise_scale", noise_scale)
+        self.df, self.noise_scale = float(df), positive("noise_scale", noise_scale)
 
     def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
-        noise_scale = _scale(self.noise_scale, scaling)
+        noise_scale = positive_param("noise_scale", self.noise_scale, 0.5 * scaling.scale)
         return lambda decoded: dist.StudentT(self.df, scaling.unscale_values(decoded), noise_scale)
 
 
@@ -150,11 +198,7 @@ class FeatureLikelihoods:
             with numpyro.handlers.scope(prefix=f"x_{j}", divider="."):
                 parts.append(likelihood(of_feature))
 
-        def join(decoded: Array) -> dist.Distribution:
-            columns = jnp.split(decoded, len(parts), axis=-1)
-            return _Features(*(part(x) for part, x in zip(parts, columns, strict=True)))
-
-        return join
+        return _MixedEmission(parts) if any(map(remembers, parts)) else _joined(parts)
 
     def check(self, values: np.ndarray, mask: np.ndarray, *, name: str) -> None:
         """Refuses observed values that the likelihood of their feature refuses."""
@@ -163,6 +207,43 @@ class FeatureLikelihoods:
                 only = np.zeros_like(mask)
                 only[..., j] = mask[..., j]
                 check(values, only, name=name)
+
+
+def _joined(parts: list[Any]) -> Callable[[Array], dist.Distribution]:
+    def join(decoded: Array) -> dist.Distribution:
+        columns = _columns(decoded)
+        return _Features(*(part(x) for part, x in zip(parts, columns, strict=True)))
+
+    return join
+
+
+class _MixedEmission:
+    """Emissions of one feature each, of which some remember."""
+
+    def __init__(self, parts: list[Any]):
+        self.parts = parts
+
+    def __call__(self, decoded: Array) -> dist.Distribution:
+        return _joined(self.parts)(decoded)
+
+    def along(
+        self, decoded: Array, times: Array, mask: Array, seen: Seen | None
+    ) -> dist.Distribution:
+        every = [*zip(_columns(decoded), _columns(mask), strict=True)]
+        known: list[Seen | None] = [None] * len(every)
+        if seen is not None:
+            each = zip(*map(_columns, (seen.decoded, seen.values, seen.mask)), strict=True)
+            known = [Seen(decoded, seen.times, values, mask) for decoded, values, mask in each]
+        return _Features(
+            *(
+                along(part, decoded, times, mask, known)
+                for part, (decoded, mask), known in zip(self.parts, every, known, strict=True)
+            )
+        )
+
+
+def _columns(array: Array) -> list[Array]:
+    return jnp.split(array, array.shape[-1], axis=-1)
 
 
 class _Features(dist.Distribution):
@@ -189,6 +270,11 @@ class _Features(dist.Distribution):
     def variance(self) -> Array:
         return jnp.concatenate([part.variance for part in self.parts], axis=-1)
 
+    @property
+    def of_each(self) -> dist.Distribution:
+        """The distribution of each entry alone."""
+        return _Features(*map(of_each, self.parts))
+
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
         keys = jax.random.split(jnp.asarray(key), len(self.parts))
         draws = [part.sample(k, sample_shape) for part, k in zip(self.parts, keys, strict=True)]
@@ -211,17 +297,22 @@ def check_likelihood(likelihood: Any, *, name: str = "likelihood") -> Any:
     return likelihood
 
 
-def check_distribution(likelihood: Any, scaling: Scaling) -> None:
+def check_distribution(likelihood: Any, scaling: Scaling) -> bool:
     """Refuses a likelihood that does not return a distribution over x with one entry per feature.
+
+    Returns:
+        Whether it remembers.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    shape, seen = (1, 1, len(scaling.loc)), []
+    shape, made = (1, 1, len(scaling.loc)), []
 
     def call(decoded: Array) -> Array:
         with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace():
-            seen.append(likelihood(scaling)(decoded))
+            emission = likelihood(scaling)
+            times, mask = decoded[..., 0], jnp.ones(shape, bool)
+            made.extend([along(emission, decoded, times, mask, None), remembers(emission)])
         return decoded
 
     try:
@@ -231,7 +322,7 @@ def check_distribution(likelihood: Any, scaling: Scaling) -> None:
             "likelihood must be called as likelihood(scaling) and return a function of decoded "
             f"numbers, shape (trajectory, time, feature): {error}."
         ) from error
-    x = seen[0]
+    x, memory = made
     if not isinstance(x, dist.Distribution):
         raise ValueError(
             f"likelihood must make a distribution of decoded numbers; got {type(x).__name__}."
@@ -242,6 +333,7 @@ def check_distribution(likelihood: Any, scaling: Scaling) -> None:
             f"numbers, without event axes; got batch shape {x.batch_shape}, event shape "
             f"{x.event_shape}."
         )
+    return memory
 
 
 def check_observed(likelihood: Any, trajectories: Trajectories, *, name: str) -> None:
@@ -274,24 +366,36 @@ def _check_values(values: np.ndarray, wrong: np.ndarray, rule: str, name: str) -
         )
 
 
-def _positive(name: str, value: ArrayLike | None) -> Array | None:
+def positive(name: str, value: ArrayLike | None, *, or_zero: bool = False) -> Array | None:
+    """The numbers as an array, or None if there are none.
+
+    Raises:
+        ValueError: if they are not positive and finite, or not one or one per feature.
+    """
     if value is None:
         return None
     value = jnp.asarray(value, dtype=jnp.result_type(float))
-    if value.ndim > 1 or not (jnp.isfinite(value) & (value > 0)).all():
+    least = (value >= 0) if or_zero else (value > 0)
+    if value.ndim > 1 or not (jnp.isfinite(value) & least).all():
         raise ValueError(
-            f"{name} must be positive and finite, one number or one per feature; got {value}."
+            f"{name} must be positive{' or 0' if or_zero else ''} and finite, one number or one "
+            f"per feature; got {value}."
         )
     return value
 
 
-def _scale(fixed: Array | None, scaling: Scaling) -> Array:
-    if fixed is not None:
-        if fixed.shape not in ((), scaling.loc.shape):
-            raise ValueError(
-                "noise_scale must be positive and finite, one number or one per feature, shape "
-                f"{scaling.loc.shape}; got shape {fixed.shape}."
-            )
-        return fixed
-    start = jnp.asarray(0.5 * scaling.scale, dtype=jnp.result_type(float))
-    return jnp.asarray(numpyro.param("noise_scale", start, constraint=constraints.positive))
+def positive_param(name: str, fixed: Array | None, start: np.ndarray) -> Array:
+    """The fixed numbers; or else a positive NumPyro parameter that starts there.
+
+    Raises:
+        ValueError: if fixed is neither one number nor one per feature.
+    """
+    if fixed is None:
+        start = jnp.asarray(start, dtype=jnp.result_type(float))
+        return jnp.asarray(numpyro.param(name, start, constraint=constraints.positive))
+    if fixed.shape not in ((), start.shape):
+        raise ValueError(
+            f"{name} must be positive and finite, one number or one per feature, shape "
+            f"{start.shape}; got shape {fixed.shape}."
+        )
+    return fixed

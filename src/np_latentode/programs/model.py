@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpyro
-from jaxtyping import ArrayLike
+from jaxtyping import Array, ArrayLike
 
 from np_latentode.data.conditioning import Conditioning
 from np_latentode.data.numbers import Numbers, is_concrete
@@ -18,6 +18,8 @@ from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.likelihoods import (
     GaussianLikelihood,
     Likelihood,
+    Seen,
+    along,
     check_distribution,
     check_likelihood,
     check_observed,
@@ -126,18 +128,29 @@ class LatentODE:
         dynamics, decoder, prior, likelihood = self._bind(scaling)
         with numpyro.handlers.trace() as sites, trajectory_plate(context, batch_size):
             asked = subsample(asked)
-            times = asked.times if isinstance(asked, Trajectories) else asked
+            seen = subsample(context) if self.remembers and target is not None else None
+            times, mask = self._asked(asked)
             with numpyro.handlers.scale(scale=kl_weight):
                 z0 = jnp.asarray(numpyro.sample("z0", prior))
             check_batch(sites)
-            z = solve(dynamics, z0, scaling.scale_times(times), solver=self.solver)
-            x = likelihood(decoder(z))
+            # One solve for all times: those asked for, and those seen if the likelihood remembers.
+            every = times if seen is None else jnp.concatenate([times, seen.times], axis=1)
+            z = solve(dynamics, z0, scaling.scale_times(every), solver=self.solver)
+            decoded, before = jnp.split(decoder(z), [times.shape[1]], axis=1)
+            known = None if seen is None else Seen(before, seen.times, seen.values, seen.mask)
+            x = along(likelihood, decoded, times, mask, known)
             numpyro.deterministic("x_mean", x.mean)
             if isinstance(asked, Trajectories):
                 # Masked before to_event, so that each trajectory is one term, as LOO needs.
                 numpyro.sample("x", x.mask(asked.mask).to_event(2), obs=asked.values)
             else:
                 numpyro.sample("x", x.to_event(2))
+
+    def _asked(self, asked: Trajectories | Array) -> tuple[Array, Array]:
+        """The times at which x is modelled, and where it is observed or asked for."""
+        if isinstance(asked, Trajectories):
+            return asked.times, asked.mask
+        return asked, jnp.ones((*asked.shape, len(self.scaling.loc)), bool)
 
     def with_solver(self, **changes: Any) -> LatentODE:
         """The same model, with other settings of its `Solver`."""
@@ -196,4 +209,4 @@ class LatentODE:
                 f"decoder must return shape (trajectory, time, {len(self.scaling.loc)}), the "
                 f"scaling's features; got {mean} for one trajectory at one time."
             )
-        check_distribution(self.likelihood, self.scaling)
+        self.remembers = check_distribution(self.likelihood, self.scaling)

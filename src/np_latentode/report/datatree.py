@@ -119,8 +119,11 @@ def _groups(
     mask = np.asarray(trajectories.mask)
     seen = observed_times(fitted.model, trajectories)
 
-    def predict(rng_key: Array, z0: Array, times: Array) -> dict[str, np.ndarray]:
-        draws = draw_x(rng_key, fitted, jnp.concatenate(z0), times, trajectories.offset)
+    def predict(
+        rng_key: Array, z0: Array, times: Array, context: Trajectories | None
+    ) -> dict[str, np.ndarray]:
+        offset, codes = trajectories.offset, jnp.concatenate(z0)
+        draws = draw_x(rng_key, fitted, codes, times, offset, context=context)
         draws = in_table_units(draws, trajectories.offset, trajectories.labels)
         return {name: _chains(draws[name], len(z0)) for name in ("x", "x_mean")}
 
@@ -135,14 +138,14 @@ def _groups(
     groups: dict[str, dict[str, np.ndarray]] = {
         "posterior": {"z0": np.asarray(z0)},
         "prior": {"z0": np.asarray(before)},
-        "posterior_predictive": observed(predict(x_key, z0, seen)),
-        "prior_predictive": observed(predict(before_key, before, seen)),
+        "posterior_predictive": observed(predict(x_key, z0, seen, trajectories)),
+        "prior_predictive": observed(predict(before_key, before, seen, None)),
         "log_likelihood": observed({"x": _chains(log_prob, len(z0))}),
         "observed_data": {"x": table_values(trajectories.given, names)[mask]},
         "constant_data": {name: np.asarray(value) for name, value in own.items()},
     }
     if at is not None:
-        groups["predictions"] = predict(future_key, z0, at)
+        groups["predictions"] = predict(future_key, z0, at, trajectories)
     return groups
 
 

@@ -45,7 +45,7 @@ def forecast_score(
 ) -> float:
     """-log p(target | context) per observation; infinite if an ODE solve fails."""
     z0 = _draw_codes(rng_key, fitted, context)
-    score = -float(log_predictive(fitted, z0, target).sum() / target.mask.sum())
+    score = -float(log_predictive(fitted, z0, context, target).sum() / target.mask.sum())
     return np.inf if np.isnan(score) else score
 
 

@@ -1,0 +1,216 @@
+"""Likelihoods with a residual process: what the ODE leaves behind is correlated in time.
+
+x(t) = decoder(z(t)) + r(t) + e(t),   r a Gauss-Markov process of each feature,   e white noise
+
+It is the serial correlation of mixed models (Diggle 1988; Taylor, Cumberland & Sy 1994). Given z0,
+x is Gaussian. The process r is marginalised exactly at each trajectory's own times. A forecast
+conditions it on what was seen: its mean leads from the last residual to the path of the ODE, and
+its bands open with the gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike
+from numpyro.distributions import constraints
+
+from np_latentode.data.scaling import Scaling
+from np_latentode.parts.likelihoods import Seen, positive, positive_param
+from np_latentode.parts.markov import GaussMarkov, brownian, ornstein_uhlenbeck
+
+__all__ = ["BrownianLikelihood", "OrnsteinUhlenbeckLikelihood", "SerialNormal"]
+
+
+class OrnsteinUhlenbeckLikelihood:
+    """x(t) | z ~ decoder(z(t)) + r(t) + Normal(0, noise_scale), r an Ornstein-Uhlenbeck process.
+
+    Cov[r(s), r(t)] = residual_scale^2 exp(-|t - s| / timescale)
+
+    With residual_scale 0 it is the `GaussianLikelihood`. As timescale falls to 0, r becomes white
+    noise; as it grows, a random intercept.
+
+    Args:
+        noise_scale, residual_scale: standard deviations of the white noise and of the residual, in
+            original units, one number or one per feature. Default: the NumPyro parameters
+            `noise_scale` and `residual_scale`, one per feature. They are learned, and start at
+            half and at a fifth of the feature's unit.
+        timescale: the time after which the correlation has fallen to 1 / e, in original units of
+            time. Default: the parameter `residual_timescale`, one per feature. It starts at a fifth
+            of the span of the training data.
+
+    Raises:
+        ValueError: if a number is not positive and finite; residual_scale may be 0.
+    """
+
+    def __init__(
+        self,
+        noise_scale: ArrayLike | None = None,
+        residual_scale: ArrayLike | None = None,
+        timescale: ArrayLike | None = None,
+    ):
+        self.noise_scale = positive("noise_scale", noise_scale)
+        self.residual_scale = positive("residual_scale", residual_scale, or_zero=True)
+        self.timescale = positive("timescale", timescale)
+
+    def __call__(self, scaling: Scaling) -> _SerialEmission:
+        unit, shape = scaling.scale, scaling.loc.shape
+        noise = positive_param("noise_scale", self.noise_scale, 0.5 * unit)
+        scale = positive_param("residual_scale", self.residual_scale, START * unit)
+        span = jnp.full(shape, scaling.time_unit)
+        timescale = positive_param("residual_timescale", self.timescale, span)
+
+        def chain(times: Array) -> GaussMarkov:
+            return ornstein_uhlenbeck(times, *_rows(shape, scale / noise, timescale))
+
+        return _SerialEmission(scaling, noise, chain)
+
+
+class BrownianLikelihood:
+    """x(t) | z ~ decoder(z(t)) + r(t) + Normal(0, noise_scale), r Brownian motion from 0 at t0.
+
+    Var[r(t) - r(s)] = residual_scale^2 (t - s) / time_unit
+
+    It is the limit of the `OrnsteinUhlenbeckLikelihood` for a long timescale: r never returns to
+    the path of the ODE, which then says where r starts and how it drifts.
+
+    Args:
+        noise_scale: as in `OrnsteinUhlenbeckLikelihood`.
+        residual_scale: the standard deviation after one `time_unit` of the scaling, in original
+            units. Default: the parameter `residual_scale`, one per feature.
+
+    Raises:
+        ValueError: if a number is not positive and finite; residual_scale may be 0.
+    """
+
+    def __init__(
+        self, noise_scale: ArrayLike | None = None, residual_scale: ArrayLike | None = None
+    ):
+        self.noise_scale = positive("noise_scale", noise_scale)
+        self.residual_scale = positive("residual_scale", residual_scale, or_zero=True)
+
+    def __call__(self, scaling: Scaling) -> _SerialEmission:
+        unit, shape = scaling.scale, scaling.loc.shape
+        noise = positive_param("noise_scale", self.noise_scale, 0.5 * unit)
+        scale = positive_param("residual_scale", self.residual_scale, START * unit)
+
+        def chain(times: Array) -> GaussMarkov:
+            (ratio,) = _rows(shape, scale / noise)
+            return brownian(scaling.scale_times(times), 0.0, ratio)
+
+        return _SerialEmission(scaling, noise, chain)
+
+
+START = 0.2
+"""The residual's scale before training, in the feature's unit. At first it must not explain what
+z0 can: a guide that is not needed is not trained."""
+
+
+class _SerialEmission:
+    """`decoded -> distribution over x`, along trajectories."""
+
+    def __init__(self, scaling: Scaling, noise_scale: Array, chain: Callable[[Array], GaussMarkov]):
+        self.scaling, self.noise_scale, self.chain = scaling, noise_scale, chain
+
+    def __call__(self, decoded: Array) -> dist.Distribution:
+        """Of entries at one time each, of which nothing else is known."""
+        times = jnp.zeros(decoded.shape[:2], decoded.dtype)
+        return self.along(decoded, times, jnp.ones(decoded.shape, bool), None)
+
+    def along(self, decoded: Array, times: Array, mask: Array, seen: Seen | None) -> SerialNormal:
+        """Of the entries of trajectories at these times, given what was seen of them."""
+        loc = self.scaling.unscale_values(decoded)
+        every = times if seen is None else jnp.concatenate([seen.times, times], axis=1)
+        order = jnp.argsort(every, axis=1)
+        chain = self.chain(jnp.take_along_axis(every, order, axis=1))
+        if seen is not None:
+            # In units of the noise, so that no number is too small for single precision.
+            y = (seen.values - self.scaling.unscale_values(seen.decoded)) / self.noise_scale
+            nothing = jnp.zeros_like(loc)
+            y = jnp.concatenate([jnp.where(seen.mask, y, 0.0), nothing], axis=1)
+            known = jnp.concatenate([seen.mask.astype(loc.dtype), nothing], axis=1)
+            chain = chain.given(*(_picked(a, order) for a in (y, known)))
+        return SerialNormal(loc, self.noise_scale, chain, order, mask)
+
+
+class SerialNormal(dist.Distribution):
+    """loc + noise_scale (r + Normal(0, 1)), with r a chain at the times of the entries and others.
+
+    A distribution over whole trajectories, of shape (trajectory, time, feature). `log_prob` has one
+    term per entry: its log density given the entries before it that `mask` does not hide. They sum
+    to the log density of all. Mean and variance, and `of_each`, are those of each entry alone.
+
+    Args:
+        loc: shape (trajectory, time, feature).
+        noise_scale: one number or one per feature.
+        chain: of slots in the order of their times.
+        order: the slots by their time, shape (trajectory, slot), of which those of `loc` come last.
+        mask: True where an entry is observed.
+    """
+
+    support = constraints.real
+    pytree_data_fields = ("loc", "noise_scale", "chain", "order", "known")
+
+    def __init__(
+        self,
+        loc: Array,
+        noise_scale: Array,
+        chain: GaussMarkov,
+        order: Array,
+        mask: Array,
+        *,
+        validate_args: bool | None = None,
+    ):
+        self.loc, self.noise_scale, self.chain = loc, noise_scale, chain
+        self.order, self.known = order, mask
+        super().__init__(jnp.shape(loc), validate_args=validate_args)
+
+    @property
+    def mean(self) -> Array:
+        return self.loc + self.noise_scale * self._own(self.chain.moments()[0])
+
+    @property
+    def variance(self) -> Array:
+        return jnp.square(self.noise_scale) * (1 + self._own(self.chain.moments()[1]))
+
+    @property
+    def of_each(self) -> dist.Normal:
+        """The distribution of each entry alone."""
+        mean, variance = map(self._own, self.chain.moments())
+        loc = self.loc + self.noise_scale * mean
+        return dist.Normal(loc, self.noise_scale * jnp.sqrt(1 + variance))
+
+    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
+        r_key, e_key = jax.random.split(jnp.asarray(key))
+        r = self._own(self.chain.sample(r_key, sample_shape))
+        e = jax.random.normal(e_key, r.shape, r.dtype)
+        return self.loc + self.noise_scale * (r + e)
+
+    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
+        y = jnp.where(self.known, (jnp.asarray(value) - self.loc) / self.noise_scale, 0.0)
+        others = [(0, 0), (self.order.shape[1] - y.shape[1], 0), (0, 0)]
+        y, known = (_picked(jnp.pad(a, others), self.order) for a in (y, self.known))
+        mean, variance = map(self._own, self.chain.one_step_ahead(y, known))
+        standard = dist.Normal(
+            self.loc + self.noise_scale * mean, self.noise_scale * jnp.sqrt(variance)
+        )
+        return standard.log_prob(value)
+
+    def _own(self, slots: Array) -> Array:
+        """The entries of x, of an array over all slots."""
+        place = jnp.argsort(self.order, axis=1)[:, -self.loc.shape[1] :]
+        return _picked(slots, place)
+
+
+def _picked(array: Array, slots: Array) -> Array:
+    """The given slots of each trajectory."""
+    slots = jnp.broadcast_to(slots[..., None], (*array.shape[:-3], *slots.shape, 1))
+    return jnp.take_along_axis(array, slots, axis=-2)
+
+
+def _rows(shape: tuple[int, ...], *numbers: Array) -> list[Array]:
+    return [jnp.broadcast_to(number, shape) for number in numbers]
