@@ -18,7 +18,7 @@ from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import Numbers, is_concrete
 from np_latentode.data.offset import Offset
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.parts.likelihoods import of_each
+from np_latentode.parts.emissions import of_each
 from np_latentode.parts.modules import bind_prior
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.model import LatentODE
@@ -349,7 +349,7 @@ def _log_predictive(
 
     def score_one(z0: Array) -> Array:
         x = _run(model, fitted.params, 0, z0, context, target)["x"]
-        return of_each(x["fn"].base_dist).log_prob(x["value"])
+        return jnp.asarray(of_each(x["fn"].base_dist).log_prob(x["value"]))
 
     score = jax.vmap(score_one)
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike
-from numpyro.distributions import constraints
 
 from np_latentode.data.numbers import is_concrete
 from np_latentode.data.scaling import Scaling
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.parts.emissions import along, joined, remembers
+from np_latentode.parts.scales import positive, positive_param
 
 __all__ = [
     "BernoulliLikelihood",
@@ -44,59 +45,15 @@ __all__ = [
     "GaussianLikelihood",
     "Likelihood",
     "PoissonLikelihood",
-    "Seen",
     "StudentTLikelihood",
-    "along",
     "check_distribution",
     "check_likelihood",
     "check_observed",
-    "of_each",
-    "positive",
-    "positive_param",
-    "remembers",
 ]
 
 
 Likelihood = Callable[[Scaling], Callable[[Array], dist.Distribution]]
 """`scaling -> (decoded -> distribution over x)`."""
-
-
-class Seen(NamedTuple):
-    """What was seen of each trajectory, beside the decoded states at the same times."""
-
-    decoded: Array
-    times: Array
-    values: Array
-    mask: Array
-
-
-def remembers(emission: Callable[[Array], dist.Distribution]) -> bool:
-    """Whether the distribution of x at one time depends on what was seen at others, given z0."""
-    return hasattr(emission, "along")
-
-
-def along(
-    emission: Any, decoded: Array, times: Array, mask: Array, seen: Seen | None
-) -> dist.Distribution:
-    """The distribution over x along trajectories, given z0 and what was seen.
-
-    Args:
-        emission: what a likelihood returned.
-        decoded: shape (trajectory, time, feature), at the times.
-        times: shape (trajectory, time).
-        mask: True where x is observed, or asked for.
-        seen: other observations of the same trajectories, if any.
-    """
-    if remembers(emission):
-        return emission.along(decoded, times, mask, seen)
-    return emission(decoded)
-
-
-def of_each(x: Any) -> dist.Distribution:
-    """The distribution of each entry alone, of the distribution over x along trajectories."""
-    if isinstance(x, dist.MaskedDistribution):
-        return of_each(x.base_dist).mask(x._mask)
-    return getattr(x, "of_each", x)
 
 
 class GaussianLikelihood:
@@ -198,7 +155,7 @@ class FeatureLikelihoods:
             with numpyro.handlers.scope(prefix=f"x_{j}", divider="."):
                 parts.append(likelihood(of_feature))
 
-        return _MixedEmission(parts) if any(map(remembers, parts)) else _joined(parts)
+        return joined(parts)
 
     def check(self, values: np.ndarray, mask: np.ndarray, *, name: str) -> None:
         """Refuses observed values that the likelihood of their feature refuses."""
@@ -207,84 +164,6 @@ class FeatureLikelihoods:
                 only = np.zeros_like(mask)
                 only[..., j] = mask[..., j]
                 check(values, only, name=name)
-
-
-def _joined(parts: list[Any]) -> Callable[[Array], dist.Distribution]:
-    def join(decoded: Array) -> dist.Distribution:
-        columns = _columns(decoded)
-        return _Features(*(part(x) for part, x in zip(parts, columns, strict=True)))
-
-    return join
-
-
-class _MixedEmission:
-    """Emissions of one feature each, of which some remember."""
-
-    def __init__(self, parts: list[Any]):
-        self.parts = parts
-
-    def __call__(self, decoded: Array) -> dist.Distribution:
-        return _joined(self.parts)(decoded)
-
-    def along(
-        self, decoded: Array, times: Array, mask: Array, seen: Seen | None
-    ) -> dist.Distribution:
-        every = [*zip(_columns(decoded), _columns(mask), strict=True)]
-        known: list[Seen | None] = [None] * len(every)
-        if seen is not None:
-            each = zip(*map(_columns, (seen.decoded, seen.values, seen.mask)), strict=True)
-            known = [Seen(decoded, seen.times, values, mask) for decoded, values, mask in each]
-        return _Features(
-            *(
-                along(part, decoded, times, mask, known)
-                for part, (decoded, mask), known in zip(self.parts, every, known, strict=True)
-            )
-        )
-
-
-def _columns(array: Array) -> list[Array]:
-    return jnp.split(array, array.shape[-1], axis=-1)
-
-
-class _Features(dist.Distribution):
-    """Distributions, concatenated along their last axis."""
-
-    pytree_data_fields = ("parts",)
-
-    def __init__(self, *parts: dist.Distribution, validate_args: bool | None = None):
-        self.parts = parts
-        shape = (*parts[0].batch_shape[:-1], len(parts))
-        super().__init__(shape, validate_args=validate_args)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        # NumPyro replaces masked entries by numbers in the support.
-        supports: list[Any] = [part.support for part in self.parts]
-        return constraints.cat(supports, dim=-1)
-
-    @property
-    def mean(self) -> Array:
-        return jnp.concatenate([part.mean for part in self.parts], axis=-1)
-
-    @property
-    def variance(self) -> Array:
-        return jnp.concatenate([part.variance for part in self.parts], axis=-1)
-
-    @property
-    def of_each(self) -> dist.Distribution:
-        """The distribution of each entry alone."""
-        return _Features(*map(of_each, self.parts))
-
-    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
-        keys = jax.random.split(jnp.asarray(key), len(self.parts))
-        draws = [part.sample(k, sample_shape) for part, k in zip(self.parts, keys, strict=True)]
-        dtype = jnp.result_type(float)
-        return jnp.concatenate([jnp.asarray(draw, dtype) for draw in draws], axis=-1)
-
-    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
-        pieces = jnp.split(jnp.asarray(value), len(self.parts), axis=-1)
-        terms = [part.log_prob(piece) for part, piece in zip(self.parts, pieces, strict=True)]
-        return jnp.concatenate([jnp.asarray(term) for term in terms], axis=-1)
 
 
 def check_likelihood(likelihood: Any, *, name: str = "likelihood") -> Any:
@@ -364,38 +243,3 @@ def _check_values(values: np.ndarray, wrong: np.ndarray, rule: str, name: str) -
         raise ValueError(
             f"{name} must {rule} in feature {j}; got {values[i, k, j]} at values[{i}, {k}, {j}]."
         )
-
-
-def positive(name: str, value: ArrayLike | None, *, or_zero: bool = False) -> Array | None:
-    """The numbers as an array, or None if there are none.
-
-    Raises:
-        ValueError: if they are not positive and finite, or not one or one per feature.
-    """
-    if value is None:
-        return None
-    value = jnp.asarray(value, dtype=jnp.result_type(float))
-    least = (value >= 0) if or_zero else (value > 0)
-    if value.ndim > 1 or not (jnp.isfinite(value) & least).all():
-        raise ValueError(
-            f"{name} must be positive{' or 0' if or_zero else ''} and finite, one number or one "
-            f"per feature; got {value}."
-        )
-    return value
-
-
-def positive_param(name: str, fixed: Array | None, start: np.ndarray) -> Array:
-    """The fixed numbers; or else a positive NumPyro parameter that starts there.
-
-    Raises:
-        ValueError: if fixed is neither one number nor one per feature.
-    """
-    if fixed is None:
-        start = jnp.asarray(start, dtype=jnp.result_type(float))
-        return jnp.asarray(numpyro.param(name, start, constraint=constraints.positive))
-    if fixed.shape not in ((), start.shape):
-        raise ValueError(
-            f"{name} must be positive and finite, one number or one per feature, shape "
-            f"{start.shape}; got shape {fixed.shape}."
-        )
-    return fixed

@@ -20,8 +20,9 @@ from jaxtyping import Array, ArrayLike
 from numpyro.distributions import constraints
 
 from np_latentode.data.scaling import Scaling
-from np_latentode.parts.likelihoods import Seen, positive, positive_param
+from np_latentode.parts.emissions import Seen
 from np_latentode.parts.markov import GaussMarkov, brownian, ornstein_uhlenbeck
+from np_latentode.parts.scales import positive, positive_param
 
 __all__ = ["BrownianLikelihood", "OrnsteinUhlenbeckLikelihood", "SerialNormal"]
 
@@ -152,7 +153,6 @@ class SerialNormal(dist.Distribution):
         mask: True where an entry is observed.
     """
 
-    support = constraints.real
     pytree_data_fields = ("loc", "noise_scale", "chain", "order", "known")
 
     def __init__(
@@ -168,6 +168,10 @@ class SerialNormal(dist.Distribution):
         self.loc, self.noise_scale, self.chain = loc, noise_scale, chain
         self.order, self.known = order, mask
         super().__init__(jnp.shape(loc), validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.real
 
     @property
     def mean(self) -> Array:

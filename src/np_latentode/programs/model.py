@@ -15,11 +15,10 @@ from np_latentode.data.numbers import Numbers, is_concrete
 from np_latentode.data.offset import Offset
 from np_latentode.data.scaling import Scaling, check_scaling
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.parts.emissions import Seen, along
 from np_latentode.parts.likelihoods import (
     GaussianLikelihood,
     Likelihood,
-    Seen,
-    along,
     check_distribution,
     check_likelihood,
     check_observed,
