@@ -3,11 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from np_latentode import optimizer
-from np_latentode.training.optimizer import averaged, averages
 
 
 def updates(transformation, gradients, params, *, steps):
@@ -44,37 +42,3 @@ def test_the_learning_rate_ends_at_zero():
 def test_an_optimizer_of_no_steps_is_refused():
     with pytest.raises(ValueError, match="num_steps must be positive; got 0"):
         optimizer(0)
-
-
-def walk(optim, gradients):
-    """The parameters after each step, and the last averages."""
-    params, path = {"a": jnp.zeros(2)}, []
-    state = optim.init(params)
-    for gradient in gradients:
-        update, state = optim.update({"a": gradient}, state, params)
-        params = optax.apply_updates(params, update)
-        path.append(np.asarray(params["a"]))
-    return np.array(path), state
-
-
-def test_averaging_moves_the_parameters_as_before():
-    gradients = np.random.default_rng(0).normal(size=(20, 2)).astype("float32")
-    plain, _ = walk(optax.adam(0.1), gradients)
-    path, _ = walk(averaged(optax.adam(0.1)), gradients)
-    np.testing.assert_array_equal(path, plain)
-
-
-def test_averages_are_those_of_the_latest_steps():
-    rate = 1e-2
-    gradients = np.random.default_rng(0).normal(size=(3_000, 2)).astype("float32")
-    path, state = walk(averaged(optax.sgd(rate)), gradients)
-    weights = np.maximum(1 / 100, 1 / (1 + np.arange(3_000) / 10))
-    expected = np.zeros(2)
-    for weight, params in zip(weights, path, strict=True):
-        expected += weight * (params - expected)
-    np.testing.assert_allclose(averages(state)["a"], expected, rtol=1e-3)
-
-
-def test_the_start_is_forgotten_after_the_first_step():
-    _, state = walk(averaged(optax.sgd(1.0)), np.full((1, 2), -7.0, "float32"))
-    np.testing.assert_allclose(averages(state)["a"], 7.0)

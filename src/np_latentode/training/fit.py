@@ -31,7 +31,7 @@ from np_latentode.storage.arrays import digest, fill
 from np_latentode.storage.saving import describe_parts
 from np_latentode.training.checkpoints import Checkpoints
 from np_latentode.training.losses import BucketLoss, batch_sizes
-from np_latentode.training.optimizer import averaged, averages, optimizer
+from np_latentode.training.optimizer import optimizer
 from np_latentode.training.validation import forecast_score, held_out_pair
 
 __all__ = ["dispatches", "fit"]
@@ -97,9 +97,8 @@ def fit(
             and the time left.
 
     Returns:
-        The fit. With validation, its parameters are averages over some last steps, as of
-        `averaged`, at the step where they have the best validation score; without, they are those
-        of the last step. It holds the history, and the state of SVI after the last step.
+        The fit. Its parameters are those of the step with the best validation score, or of the last
+        step without validation. It holds the history, and the state of SVI after the last step.
 
     Raises:
         ValueError: if an argument breaks a rule, before anything is computed.
@@ -118,7 +117,6 @@ def fit(
     if len(parts) > 1:
         loss, options = BucketLoss(loss, batch_sizes([*map(len, parts)], batch_size)), {}
     optim = optimizer(num_steps) if optim is None else optim
-    optim = optim if held_out is None else averaged(optim)
     # Without throw, a solve that fails costs one step, not the whole training.
     silent = model.with_solver(throw=False)
     solved = silent.with_solver(max_steps=model.steps_to(train.times, train.offset))
@@ -214,20 +212,15 @@ def _advance(rng_key: Array, plan: _Plan, done: _Progress, started: float) -> It
     )
     while not plan.finished(done.history):
         state, losses = next(steps)
-        params, score = plan.svi.get_params(state), None
+        params = plan.svi.get_params(state)
+        score = None
         if plan.held_out is not None:
-            params = _averages(plan.svi, state)
             fitted = Fitted(plan.model, plan.svi.guide, params)
             score = forecast_score(score_key, fitted, *plan.held_out)
         history = _append(done.history, losses, score, before + time.perf_counter() - started)
         best = history.best_step == len(history.losses)
         done = _Progress(params if best else done.params, state, history)
         yield done
-
-
-def _averages(svi: SVI, state: SVIState) -> dict[str, Any]:
-    constrain: Any = svi.constrain_fn
-    return constrain(averages(state.optim_state))
 
 
 def _append(past: History, losses: np.ndarray, score: float | None, seconds: float) -> History:

@@ -1,16 +1,12 @@
-"""The default optimizer of SVI, the winner of `benchmarks/defaults.py`, and averages of weights."""
+"""The default optimizer of SVI, the winner of `benchmarks/defaults.py`."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import optax
 
-__all__ = ["averaged", "averages", "optimizer"]
-
-SHARE, LONGEST = 0.1, 100
-"""Parameters are averaged over the latest tenth of the steps, and over 100 steps at most."""
+__all__ = ["optimizer"]
 
 
 def optimizer(
@@ -47,38 +43,3 @@ def optimizer(
 def _networks(params: dict[str, Any]) -> dict[str, bool]:
     # NumPyro ends the names of a bound module's parameters so.
     return {name: name.endswith("$params") for name in params}
-
-
-class Averages(NamedTuple):
-    """The state of `averaged`."""
-
-    count: Any
-    parameter_averages: Any
-
-
-def averaged(optim: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimizer that also keeps an exponential average of the parameters, for `averages`.
-
-    average <- average + w_k (parameters - average),   w_k = max(1 / 100, 1 / (1 + k / 10))
-
-    (Polyak & Juditsky 1992.) It moves the parameters as `optim` does. Before the learning rate has
-    fallen, their average forecasts better than the parameters of any one step. A training that is
-    stopped early then loses little of what the end of the schedule would have given.
-    """
-
-    def init(params: Any) -> Averages:
-        return Averages(jnp.zeros((), int), params)
-
-    def update(updates: Any, state: Averages, params: Any = None) -> Any:
-        weight = jnp.maximum(1 / LONGEST, 1 / (1 + SHARE * state.count))
-        moved = optax.apply_updates(params, updates)
-        found = optax.incremental_update(moved, state.parameter_averages, weight)
-        return updates, Averages(state.count + 1, found)
-
-    average: Any = optax.GradientTransformation
-    return optax.chain(optim, average(init, update))
-
-
-def averages(optim_state: Any) -> Any:
-    """The averages in the state of an `averaged` optimizer."""
-    return optax.tree.get(optim_state, "parameter_averages")
