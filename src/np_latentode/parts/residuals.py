@@ -39,7 +39,7 @@ class OrnsteinUhlenbeckLikelihood:
         noise_scale, residual_scale: standard deviations of the white noise and of the residual, in
             original units, one number or one per feature. Default: the NumPyro parameters
             `noise_scale` and `residual_scale`, one per feature. They are learned, and start at
-            half and at a fifth of the feature's unit.
+            half and at a fiftieth of the feature's unit.
         timescale: the time after which the correlation has fallen to 1 / e, in original units of
             time. Default: the parameter `residual_timescale`, one per feature. It starts at a fifth
             of the span of the training data.
@@ -106,7 +106,7 @@ class BrownianLikelihood:
         return _SerialEmission(scaling, noise, chain)
 
 
-START = 0.2
+START = 0.02
 """The residual's scale before training, in the feature's unit. At first it must not explain what
 z0 can: a guide that is not needed is not trained."""
 
