@@ -25,6 +25,10 @@ from .forecasts.prediction import (
     prior as prior,
     prior_predictive as prior_predictive,
 )
+from .forecasts.variance import (
+    VarianceShares as VarianceShares,
+    variance_shares as variance_shares,
+)
 from .inference.amortization import (
     AmortizationReport as AmortizationReport,
     amortization as amortization,

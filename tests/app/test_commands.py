@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from np_latentode import forecast, load
+from np_latentode import GaussianLikelihood, OrnsteinUhlenbeckLikelihood, forecast, load
 from np_latentode.app import fit_table, forecast_table, held_out
 from np_latentode.app.cli import app
 from np_latentode.data.files import read_table
@@ -87,7 +87,19 @@ def test_a_fit_writes_and_prints_what_it_promises(home):
         assert name in printed
         assert f"{scores['rmse']:.3f}" in printed
     assert 0 < metrics["methods"]["latent ODE"]["coverage_90"] <= 1
-    assert load(home / "run" / "fit").model.scaling.labels.log == ("bili",)
+    fitted = load(home / "run" / "fit")
+    assert fitted.model.scaling.labels.log == ("bili",)
+    assert isinstance(fitted.model.likelihood, OrnsteinUhlenbeckLikelihood)
+    names = ("noise_scale", "residual_scale", "residual_timescale")
+    numbers = {name: np.asarray(fitted.params[name]) for name in names}
+    for j, name in enumerate(("bili", "albumin")):
+        found = metrics["variance"][name]
+        assert sum(found[part] for part in ("path", "residual", "noise")) == pytest.approx(1)
+        ratio = numbers["residual_scale"][j] / numbers["noise_scale"][j]
+        assert found["residual"] / found["noise"] == pytest.approx(ratio**2, rel=1e-4)
+        half_life = numbers["residual_timescale"][j] * np.log(2)
+        assert found["half_life"] == pytest.approx(half_life, rel=1e-4)
+    assert metrics["time_unit"] == "D"
 
 
 @pytest.mark.slow
@@ -113,10 +125,11 @@ def test_the_same_fit_is_not_done_again(home, monkeypatch):
     outcome = run(*arguments, "--steps", 150)
     assert outcome.exit_code == 0, outcome.output
     assert "holds this fit already" in outcome.output
-    outcome = run(*arguments, "--steps", 151)
-    assert outcome.exit_code == 2
-    assert "output-dir must be new" in outcome.output
-    assert "Its settings differ in steps." in outcome.output
+    for other, name in ((["--steps", 151], "steps"), (["--residual", "none"], "residual")):
+        outcome = run(*arguments, "--steps", 150, *other)
+        assert outcome.exit_code == 2
+        assert "output-dir must be new" in outcome.output
+        assert f"Its settings differ in {name}." in outcome.output
 
 
 @pytest.mark.slow
@@ -203,6 +216,7 @@ def test_ahead_is_counted_from_each_last_visit(home, tmp_path):
         (["labs.csv", *COLUMNS, "--unit", "fortnight"], "unit must be one of W, D, h, m, s"),
         (["labs.csv", *COLUMNS, "--holdout", "1.5"], "holdout must be a share"),
         (["labs.csv", *COLUMNS, "--holdout", "0.95"], "data must hold 34 ids or more"),
+        (["labs.csv", *COLUMNS, "--residual", "ar"], "residual must be one of none, ou; got 'ar'."),
         (["labs.csv", *COLUMNS, "--steps", "0"], "--steps"),
         (["labs.csv", *COLUMNS, "--seed", "-1"], "seed must be an integer from 0 to"),
         (["labs.csv", *COLUMNS, "--seed", str(2**70)], "seed must be an integer from 0 to"),
@@ -264,6 +278,19 @@ def test_a_forecast_that_cannot_be_is_refused(home, arguments, message, monkeypa
     assert outcome.exit_code == 2, outcome.output
     assert message in " ".join(outcome.output.split())
     assert not [*tmp_path.glob("out*")]
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"), [("none", GaussianLikelihood), ("ou", OrnsteinUhlenbeckLikelihood)]
+)
+def test_the_residual_decides_the_likelihood(labs, word, kind, monkeypatch):
+    def noted(rng_key, model, *_, **__):
+        raise OSError(type(model.likelihood).__name__)
+
+    monkeypatch.setattr(fit_table, "fit", noted)
+    options = [*COLUMNS, "--residual", word, "--output-dir", labs / "never"]
+    outcome = run("fit", labs / "labs.csv", *options)
+    assert outcome.stderr == f"np-latentode fit: {kind.__name__}\n"
 
 
 def test_a_fit_of_too_few_is_refused(tmp_path):

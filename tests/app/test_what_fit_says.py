@@ -1,6 +1,7 @@
 """What the command says of a table and of its forecasts, and what may not cost a fit."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,13 @@ from typer.testing import CliRunner
 from np_latentode import Trajectories, load
 from np_latentode.app import fit_table
 from np_latentode.app.cli import app
-from np_latentode.app.summaries import scores_table, trajectories_table, verdicts
-from np_latentode.report import plots
+from np_latentode.app.summaries import (
+    scores_table,
+    trajectories_table,
+    variance_table,
+    verdicts,
+)
+from np_latentode.report import fans, plots
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -39,14 +45,26 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+shown = []
+
+
+def note_and_plot(plot, context, draws, times, **options):
+    shown.append((context, times))
+    return plot(context, draws, times, **options)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A directory with a table and a fit of it, of which one figure could not be drawn."""
+    """A directory with a table and a fit of it, of which one figure could not be drawn.
+
+    The context and the times of the figure of forecasts are kept as well.
+    """
     home = tmp_path_factory.mktemp("home")
     make_table().to_csv(home / "labs.csv", index=False)
     arguments = [home / "labs.csv", *COLUMNS, "--since", "first", "--output-dir", home / "run"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "plot_calibration", lambda found: 1 / 0)
+        patch.setattr(fans, "plot_forecasts", partial(note_and_plot, fans.plot_forecasts))
         outcome = run("fit", *arguments, "--steps", 100)
     assert outcome.exit_code == 0, outcome.output
     (home / "printed").write_text(outcome.output)
@@ -60,6 +78,19 @@ def test_no_figure_costs_a_fit(home):
     assert (home / "run" / "forecasts.png").exists()
     said = (home / "printed").read_text()
     assert "fit: The figure calibration.png could not be drawn: division by zero." in said
+
+
+@pytest.mark.slow
+def test_forecasts_are_shown_at_each_last_observation_and_soon_after(home):
+    [(context, times)] = shown
+    assert len(times) == len(context) == 4
+    seen = np.asarray(context.observed)
+    last = np.max(context.given.times, axis=1, where=seen, initial=-np.inf)
+    for end, shown_at in zip(last, times, strict=True):
+        assert end in shown_at
+        soon = (shown_at > end) & (shown_at < end + (times.max() - times.min()) / 100)
+        assert soon.sum() >= 3
+    assert times.max() == times[:, 99].max()
 
 
 @pytest.mark.slow
@@ -81,7 +112,9 @@ def test_scores_stand_by_column_beside_the_observed_spread(home):
     # Readings of 1,000,000 +- 1 are no constant, and no forecast of them is perfect.
     assert 0.5 < metrics["observed_sd"]["b"] < 2
     assert metrics["methods"]["latent ODE"]["columns"]["b"]["rmse"] > 0.5
-    assert scores_table(metrics) in (home / "printed").read_text()
+    printed = (home / "printed").read_text()
+    _, after = printed.split(scores_table(metrics))
+    assert variance_table(metrics) in after
 
 
 @pytest.mark.slow
@@ -188,6 +221,46 @@ def test_a_baseline_that_wins_and_bands_that_do_not_hold_are_named(ours, other, 
     said = verdicts(found)
     assert len(said) == len(words)
     assert all(word in text for word, text in zip(words, said, strict=True))
+
+
+def said_of(half_life, unit="D", residual=0.25):
+    found = {"path": 0.7, "residual": residual, "noise": 0.3 - residual, "half_life": half_life}
+    metrics = {"variance": {"a": found}, "time_unit": unit, "settings": {"time": "age"}}
+    return variance_table(metrics).splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("half_life", "unit", "words"),
+    [
+        (0.1, "D", "2.4 hours"),
+        (3.0, "D", "3 days"),
+        (59.0, "D", "59 days"),
+        (390.0, "D", "13 months"),
+        (1_000.0, "D", "2.7 years"),
+        (1e5, "D", "274 years"),
+        (9.0, "W", "2.1 months"),
+        (0.5, "s", "0.5 seconds"),
+        (12.34, None, "12.3 (in units of 'age')"),
+        (4_321.0, None, "4321 (in units of 'age')"),
+    ],
+)
+def test_how_long_a_residual_is_remembered_is_said_in_a_readable_unit(half_life, unit, words):
+    said = said_of(half_life, unit)
+    assert said.split()[:4] == ["a", "70%", "25%", "5%"]
+    assert said.endswith(f"  half of the residual is gone after {words}")
+
+
+@pytest.mark.parametrize(("residual", "shown"), [(0.0, "0%"), (0.004, "<1%"), (0.009, "1%")])
+def test_a_residual_without_a_share_is_said_to_be_none(residual, shown):
+    said = said_of(None if residual == 0 else 3.0, residual=residual)
+    assert said.split()[2] == shown
+    assert said.endswith("  no residual: white noise only")
+
+
+def test_shares_that_are_not_finite_are_left_out():
+    nothing = dict.fromkeys(("path", "residual", "noise", "half_life"))
+    metrics = {"variance": {"a": nothing}, "time_unit": "D", "settings": {"time": "age"}}
+    assert variance_table(metrics).splitlines()[1].split() == ["a", "-", "-", "-"]
 
 
 @pytest.mark.slow

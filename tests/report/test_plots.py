@@ -101,6 +101,15 @@ def test_logarithms_and_dates_are_shown_as_the_table_had_them():
     assert len(first.get_xticklabels()) < 9
 
 
+@pytest.mark.parametrize("years", [0.1, 1.0, 2.4, 3.6, 10.0])
+def test_dates_have_a_few_ticks_however_long_they_last(years):
+    times = np.linspace(0, 365.25 * years, 5)
+    figure = plot_forecasts(visits().before(0), {"x": RNG.normal(size=(9, 2, 5, 2))}, times)
+    figure.canvas.draw()
+    low, high = figure.axes[0].get_xlim()
+    assert 2 <= sum(low <= tick <= high for tick in figure.axes[0].get_xticks()) <= 6
+
+
 @pytest.mark.parametrize("width", [1e-3, 0.1, 1.0, 10.0, 100.0])
 def test_a_log_scale_has_a_few_plain_numbers_however_wide_it_is(width):
     x = np.exp(RNG.normal(0.3, width, size=(200, 2, 5, 2)))

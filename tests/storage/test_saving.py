@@ -47,6 +47,7 @@ PARTS = {
     "round": lambda: {
         "prior": nl.ProductPrior(nl.CirclePrior(), nl.StandardNormal(2)),
         "encoder": GRU(2, rngs=RNGS),
+        "likelihood": nl.OrnsteinUhlenbeckLikelihood(residual_scale=np.array([0.0, 0.2])),
     },
 }
 

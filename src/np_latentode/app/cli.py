@@ -74,6 +74,7 @@ def fit(
     since: options.Since = None,
     unit: options.Unit = None,
     holdout: options.Holdout = 0.2,
+    residual: options.Residual = "ou",
     latent_dim: options.LatentDim = 4,
     steps: options.MostSteps = 5_000,
     patience: options.Patience = 1_000,
@@ -87,10 +88,9 @@ def fit(
     PNG. After an interruption the same command goes on; a finished fit is not repeated.
     """
     given: dict[str, Any] = dict(id=id, time=time, feature=feature, value=value, unit=unit)
-    given |= dict(
-        since=since, holdout=holdout, latent_dim=latent_dim, steps=steps, patience=patience
-    )
-    given |= dict(batch_size=batch_size, seed=seed, overwrite=overwrite)
+    given |= dict(since=since, holdout=holdout, residual=residual, latent_dim=latent_dim)
+    given |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
+    given |= dict(overwrite=overwrite)
     with _reported("fit"):
         from np_latentode.app.column_names import named_values
         from np_latentode.app.fit_table import fit_table

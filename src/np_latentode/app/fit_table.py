@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,12 @@ from flax import nnx
 from jaxtyping import Array
 
 from np_latentode.app.held_out import QUANTILES, finite, score_held_out
-from np_latentode.app.summaries import scores_table, trajectories_table, verdicts
+from np_latentode.app.summaries import (
+    scores_table,
+    trajectories_table,
+    variance_table,
+    verdicts,
+)
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.conditioning import MOSTLY_PARTS
 from np_latentode.data.entries import reads_otherwise
@@ -24,6 +30,9 @@ from np_latentode.data.files import write_table
 from np_latentode.data.scaling import Scaling
 from np_latentode.data.tables import forecast_columns
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.variance import variance_shares
+from np_latentode.parts.likelihoods import GaussianLikelihood
+from np_latentode.parts.residuals import OrnsteinUhlenbeckLikelihood
 from np_latentode.programs.assemble import latent_ode
 from np_latentode.programs.fitted import Fitted
 from np_latentode.storage.results import MARKER, check_output_dir, result_dir
@@ -34,6 +43,9 @@ __all__ = ["fit_table"]
 
 VALIDATION = 0.15
 """The share of the trajectories for validation, of those that are not held out."""
+
+LIKELIHOODS = {"none": GaussianLikelihood, "ou": OrnsteinUhlenbeckLikelihood}
+"""The likelihoods by what they assume of the residual."""
 
 FEWEST_TRAINED = 5
 FEWEST_HELD_OUT = 2
@@ -53,6 +65,7 @@ def fit_table(
     since: str | None = None,
     unit: str | None = None,
     holdout: float = 0.2,
+    residual: str = "ou",
     latent_dim: int = 4,
     steps: int = 5_000,
     patience: int = 1_000,
@@ -74,6 +87,8 @@ def fit_table(
         id, time, values, feature, value, log, since: as in `Trajectories.from_dataframe`.
         unit: of dates, as there. Default: D.
         holdout: the share of the trajectories to hold out; 0 for none.
+        residual: what the path of the ODE leaves of a value. ou: an Ornstein-Uhlenbeck process,
+            which is remembered for a while, and white noise. none: white noise only.
         latent_dim: of the model.
         steps, patience, batch_size: of `fit`.
         seed: of the networks, of training, and of the choice of held-out trajectories.
@@ -89,8 +104,8 @@ def fit_table(
     """
     names = dict(id=id, time=time, feature=feature, value=value, since=since)
     columns = _columns(names, values=values, log=log, unit=unit)
-    settings = columns | dict(holdout=holdout, latent_dim=latent_dim, steps=steps)
-    settings |= dict(patience=patience, batch_size=batch_size, seed=seed)
+    settings = columns | dict(holdout=holdout, residual=residual, latent_dim=latent_dim)
+    settings |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
     _check(settings)
     trajectories = without_far_times(Trajectories.from_file(data, **columns))
     settings = {"data": hashlib.sha256(data.read_bytes()).hexdigest(), **settings}
@@ -119,9 +134,10 @@ def _columns(
 def _score_and_write(
     output_dir: Path, parts: _Parts, fitted: Fitted, settings: dict[str, Any], *, overwrite: bool
 ) -> dict[str, Any]:
-    _, *keys = _keys(settings["seed"])
+    _, *keys, variance_key = _keys(settings["seed"])
     scores = score_held_out((keys[0], keys[1]), fitted, parts.train, parts.test, parts.t0)
     metrics = {"settings": settings, **_fit_metrics(parts, fitted), **scores.metrics}
+    metrics["variance"] = _variance(variance_key, fitted, parts.train)
     _write(output_dir, fitted, metrics, scores.held_out, overwrite=overwrite)
     # After the fit is safe, as no figure may cost it.
     _draw(output_dir, scores.figures)
@@ -171,7 +187,9 @@ def _check(settings: dict[str, Any]) -> None:
     counts = ("latent_dim", "steps", "patience", "batch_size")
     check_counts(**{name: settings[name] for name in counts})
     check_seed(settings["seed"])
-    holdout = settings["holdout"]
+    residual, holdout = settings["residual"], settings["holdout"]
+    if residual not in LIKELIHOODS:
+        raise ValueError(f"residual must be one of {', '.join(LIKELIHOODS)}; got {residual!r}.")
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout must be a share of the trajectories, below 1; got {holdout}.")
 
@@ -229,11 +247,12 @@ def _divide(trajectories: Trajectories, holdout: float, seed: int) -> _Parts:
 
 def _fit(parts: _Parts, settings: dict[str, Any], checkpoints: Path, *, progress: bool) -> Fitted:
     train, seed = parts.train, settings["seed"]
-    fit_key, _, _ = _keys(seed)
+    fit_key, *_ = _keys(seed)
     model, guide = latent_ode(
         train,
         latent_dim=settings["latent_dim"],
         scaling=Scaling.fit(train, t0=parts.t0),
+        likelihood=LIKELIHOODS[settings["residual"]](),
         rngs=nnx.Rngs(seed),
     )
     return fit(
@@ -251,10 +270,10 @@ def _fit(parts: _Parts, settings: dict[str, Any], checkpoints: Path, *, progress
     )
 
 
-def _keys(seed: int) -> tuple[Array, Array, Array]:
-    """The random keys of the fit, of the scores, and of the draws."""
+def _keys(seed: int) -> tuple[Array, Array, Array, Array]:
+    """The random keys of the fit, of the scores, of the draws, and of the variance."""
     fit_key, score_key, draw_key = jax.random.split(jax.random.key(seed), 3)
-    return fit_key, score_key, draw_key
+    return fit_key, score_key, draw_key, jax.random.fold_in(draw_key, 1)
 
 
 def _fit_metrics(parts: _Parts, fitted: Fitted) -> dict[str, Any]:
@@ -266,6 +285,20 @@ def _fit_metrics(parts: _Parts, fitted: Fitted) -> dict[str, Any]:
         "best_step": history.best_step,
         "validation": finite(history.validation.min()),
         "seconds": float(history.seconds[-1]),
+        "time_unit": parts.train.names.unit,
+    }
+
+
+def _variance(
+    rng_key: Array, fitted: Fitted, train: Trajectories
+) -> dict[str, dict[str, float | None]]:
+    """The shares of path, residual and noise, and the half-life of the residual, by column."""
+    # A trajectory whose dynamics diverge may cost the shares, but not the fit.
+    fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
+    shares = asdict(variance_shares(rng_key, fitted, train))
+    return {
+        column: {name: finite(numbers[j]) for name, numbers in shares.items()}
+        for j, column in enumerate(train.names.features)
     }
 
 
@@ -330,4 +363,5 @@ def _summary(metrics: dict[str, Any]) -> str:
         )
     if "methods" in metrics:
         lines += ["", scores_table(metrics), *verdicts(metrics)]
+    lines += ["", variance_table(metrics)]
     return "\n".join(lines)

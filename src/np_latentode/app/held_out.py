@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from np_latentode.data.far import warn_user
 from np_latentode.data.given import table_times, table_values
@@ -34,6 +34,12 @@ MOST_MIXED = 3_000
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """The quantiles in heldout.csv."""
+
+NUM_SHOWN = 100
+"""The number of evenly spaced times in the figure of forecasts."""
+
+ABOUT_LAST = (-0.25, 0.0, 0.1, 0.25, 0.5)
+"""Times about the last observation in that figure, in steps of the even ones."""
 
 
 class HeldOutScores(NamedTuple):
@@ -138,10 +144,21 @@ def _forecast_figure(
     """The four trajectories with the longest forecasts."""
     from np_latentode.report.fans import plot_forecasts
 
-    times = np.linspace(t0, target.given.times.max(), 100)
     most = np.argsort(-np.asarray(target.observed).sum(1), kind="stable")[:4]
-    draws = forecast(rng_key, fitted, context[most], times)
-    return plot_forecasts(context[most], draws, times, target=target[most])
+    context, target = context[most], target[most]
+    times = _times_shown(context, t0, target.given.times.max())
+    draws = forecast(rng_key, fitted, context, times, num_samples=500)
+    return plot_forecasts(context, draws, times, target=target)
+
+
+def _times_shown(
+    context: Trajectories, t0: float, end: float
+) -> Float[np.ndarray, "trajectory time"]:
+    """Evenly spaced times, and those about each one's last observation, where bands open fast."""
+    even, step = np.linspace(t0, end, NUM_SHOWN, retstep=True)
+    last = np.max(context.given.times, axis=1, where=np.asarray(context.observed), initial=t0)
+    about = last[:, None] + step * np.array(ABOUT_LAST)
+    return np.hstack([np.tile(even, (len(last), 1)), np.clip(about, t0, end)])
 
 
 def _compared(draws: dict[str, Any], target: Trajectories) -> Any:

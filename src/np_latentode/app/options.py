@@ -34,6 +34,7 @@ __all__ = [
     "Priors",
     "Protocol",
     "Quantiles",
+    "Residual",
     "Run",
     "Seed",
     "SeedOfAll",
@@ -111,6 +112,13 @@ Unit = Annotated[
 ]
 Holdout = Annotated[
     float, typer.Option(help="Share of the ids to hold out and to score forecasts of.")
+]
+Residual = Annotated[
+    str,
+    typer.Option(
+        help="ou: what the path leaves is remembered for a while, as an Ornstein-Uhlenbeck "
+        "process; none: white noise only."
+    ),
 ]
 MostSteps = Annotated[int, typer.Option(min=1, help="Highest number of training steps.")]
 Patience = Annotated[

@@ -8,16 +8,29 @@ from typing import Any
 import numpy as np
 
 from np_latentode.data.given import table_times, table_values
-from np_latentode.data.labels import Labels, shown_time
+from np_latentode.data.labels import UNITS, Labels, shown_time
 from np_latentode.data.trajectories import Trajectories
 
-__all__ = ["scores_table", "trajectories_table", "verdicts"]
+__all__ = ["scores_table", "trajectories_table", "variance_table", "verdicts"]
 
 OURS = "latent ODE"
 """The name of the fit among the methods."""
 
 COVERED = (0.85, 0.95)
 """The shares within the 90% band that are not remarked upon."""
+
+LEAST_RESIDUAL = 0.01
+"""The least share of the variance at which a residual is spoken of."""
+
+DAYS = {
+    "years": 365.25,
+    "months": 365.25 / 12,
+    "days": 1.0,
+    "hours": 1 / 24,
+    "minutes": 1 / 1_440,
+    "seconds": 1 / 86_400,
+}
+"""The units in which a length of time is said, in days."""
 
 
 def trajectories_table(trajectories: Trajectories) -> str:
@@ -132,6 +145,52 @@ def verdicts(metrics: dict[str, Any]) -> list[str]:
                 f"The 90% bands hold {', '.join(off)} ({count} values in all): they are {advice}."
             )
     return said
+
+
+def variance_table(metrics: dict[str, Any]) -> str:
+    """The shares of each column's variance, and for how long a residual is remembered."""
+    shown = ("path", "residual", "noise")
+    rows: list[Sequence[str]] = [("variance of the training data", *shown)]
+    said = [""]
+    for column, found in metrics["variance"].items():
+        rows.append((column, *(_percent(found[name]) for name in shown)))
+        said.append(_memory(found, metrics["time_unit"], metrics["settings"]["time"]))
+    lines = [f"{line}  {words}".rstrip() for line, words in zip(_aligned(rows), said, strict=True)]
+    note = (
+        "(path: what the ODE explains. residual: what the path leaves and is remembered for a "
+        "while. noise: what is new at each time. Of the values as they are modelled.)"
+    )
+    return "\n".join([*lines, note])
+
+
+def _percent(share: float | None) -> str:
+    if share is None:
+        return "-"
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
+
+
+def _memory(found: dict[str, float | None], unit: str | None, time: str) -> str:
+    """For how long a residual is remembered, in words."""
+    share, half_life = found["residual"], found["half_life"]
+    if share is None:
+        return ""
+    if share < LEAST_RESIDUAL or half_life is None:
+        return "no residual: white noise only"
+    return f"half of the residual is gone after {_length(half_life, unit, time)}"
+
+
+def _length(length: float, unit: str | None, time: str) -> str:
+    """A length of time, in the largest unit of which it has two or more."""
+    if unit is None:
+        return f"{_short(length)} (in units of {time!r})"
+    days = length * float(UNITS[unit] / np.timedelta64(1, "D"))
+    name = next((name for name, size in DAYS.items() if days >= 2 * size), "seconds")
+    return f"{_short(days / DAYS[name], digits=2)} {name}"
+
+
+def _short(number: float, *, digits: int = 3) -> str:
+    """A positive number in a few digits, those before the point in full."""
+    return f"{number:.{digits}g}" if number < 100 else f"{number:.0f}"
 
 
 def _beaten(column: str, scores: dict[str, dict[str, Any]]) -> str:

@@ -26,6 +26,7 @@ from np_latentode.programs.plate import check_context, prediction_times
 
 __all__ = [
     "decode",
+    "decode_observed",
     "draw_and_score",
     "draw_x",
     "forecast",
@@ -430,32 +431,52 @@ def forecast_observed(
         num_samples: the number of draws.
 
     Returns:
-        `z0` (draw, trajectory, latent), and `x_mean` and `x` (draw, slot, feature), as they are
-        modelled and less the target's offset. The slots are those of `target.observed`, one
-        trajectory after the other.
+        `z0` (draw, trajectory, latent), and `x_mean` and `x` as `decode_observed` returns them.
     """
-    model, observed = fitted.model, np.asarray(target.observed)
-    context = check_context(context, model.scaling)
-    target = check_context(target, model.scaling, name="target")
-    _check_reach(model, target.given.times[observed])
+    context = check_context(context, fitted.model.scaling)
+    target = check_context(target, fitted.model.scaling, name="target")
+    _check_reach(fitted.model, target.given.times[np.asarray(target.observed)])
     z0_key, x_key = jax.random.split(rng_key)
     z0 = _draw_codes(z0_key, fitted, context, num_samples)
+    return {"z0": np.asarray(z0), **decode_observed(x_key, fitted, z0, target, context=context)}
+
+
+def decode_observed(
+    rng_key: Array,
+    fitted: Fitted,
+    z0: Float[Array, "draw trajectory latent"],
+    target: Trajectories,
+    *,
+    context: Trajectories | None = None,
+) -> dict[str, np.ndarray]:
+    """Decodes given z0 at the observed times of a target and at no others.
+
+    Args:
+        rng_key: a key.
+        fitted: the fit.
+        z0: draws from any distribution.
+        target: observations, less the offset of the model.
+        context: what was seen of each trajectory, as in `decode`. Default: nothing.
+
+    Returns:
+        `x_mean` and `x` (draw, slot, feature), as they are modelled and less the target's offset.
+        The slots are those of `target.observed`, one trajectory after the other.
+    """
+    model, observed = fitted.model, np.asarray(target.observed)
     place = np.full(observed.shape, -1)
     place[observed] = np.arange(observed.sum())
-    shape = (num_samples, observed.sum(), target.num_features)
+    shape = (len(z0), observed.sum(), target.num_features)
     draws = {name: np.empty(shape, target.values.dtype) for name in ("x_mean", "x")}
     some = buckets(target)
     for k, (rows, part) in enumerate(some):
-        key = x_key if len(some) == 1 else jax.random.fold_in(x_key, k)
-        slots = np.nonzero(np.asarray(part.observed))
-        at = observed_times(model, part)
-        made = draw_x(
-            key, fitted, z0[:, rows], at, target.offset, context=context[rows], slots=slots
-        )
+        key = rng_key if len(some) == 1 else jax.random.fold_in(rng_key, k)
+        slots, at = np.nonzero(np.asarray(part.observed)), observed_times(model, part)
+        seen = None if context is None else context[rows]
+        made = draw_x(key, fitted, z0[:, rows], at, target.offset, context=seen, slots=slots)
         where = place[rows[slots[0]], slots[1]]
         for name, values in draws.items():
             values[:, where] = made[name]
-    return {"z0": np.asarray(z0), **draws}
+    return draws
 
 
 def _check_reach(model: LatentODE, times: Numbers) -> None:

@@ -103,10 +103,11 @@ class LatentODE:
         """Declares the joint distribution of z0 and x.
 
         Args:
-            context: the observations that the guide's encoder reads. In the model, they are only
-                the default of the target.
+            context: the observations that the guide's encoder reads. In the model, they are the
+                default of the target. With a residual process, x is also conditioned on them.
             target: `Trajectories`, as many as in the context: the observed x. Or times, shape
-                (time,) or (trajectory, time), at which x is sampled. Default: the context.
+                (time,) or (trajectory, time), at which x is sampled. Default: the context. With a
+                residual process, a target must not repeat observations of the context.
             conditioning: ignored by the model; see `AmortizedGuide`.
             batch_size: the number of trajectories that are drawn at random; their log densities are
                 scaled up to the size of the data. Default: all.

@@ -59,7 +59,8 @@ def to_datatree(
 
     `az.loo` leaves out one observation at a time, `elpd` one trajectory. `az.loo` and
     `az.plot_loo_pit` need draws from the posterior itself. Pass `exact` if the guide is too narrow,
-    that is, if Pareto k of `importance` is large.
+    that is, if Pareto k of `importance` is large. Under a likelihood with a residual process they
+    leave nothing out: each term is given the earlier observations, and later terms know it.
 
     Args:
         rng_key: a key.

@@ -120,7 +120,7 @@ def _plot_observations(
     if bool(context.observed[i].any()):
         at = table_times(context.given, names)[i]
         end = at[np.asarray(context.observed[i])].max()
-        axis.axvline(end, color=TRUTH, lw=0.8, ls=":")
+        axis.axvline(end, color=TRUTH, lw=0.8, ls=":", zorder=1)  # below the point seen then
     if names.origin is not None:
         _with_dates(axis)
     if names.features[j] in names.log:
@@ -128,7 +128,8 @@ def _plot_observations(
 
 
 def _with_dates(axis: Axes) -> None:
-    locator = AutoDateLocator(maxticks=5)
+    # With more ticks at least, it finds no interval for some ranges, such as three years.
+    locator = AutoDateLocator(minticks=2, maxticks=5)
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 

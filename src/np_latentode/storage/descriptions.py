@@ -12,12 +12,20 @@ from flax import nnx
 from np_latentode.data.labels import Labels
 from np_latentode.data.offset import Offset
 from np_latentode.data.scaling import Scaling
-from np_latentode.parts import decoder, dynamics, encoders, likelihoods, posteriors, priors
+from np_latentode.parts import (
+    decoder,
+    dynamics,
+    encoders,
+    likelihoods,
+    posteriors,
+    priors,
+    residuals,
+)
 from np_latentode.parts.solve import Solver
 
 __all__ = ["build", "describe"]
 
-PARTS = (decoder, dynamics, encoders, likelihoods, posteriors, priors)
+PARTS = (decoder, dynamics, encoders, likelihoods, posteriors, priors, residuals)
 KINDS = {
     name: kind
     for module in PARTS
