@@ -113,7 +113,32 @@ def check_data(
         return context, None
     if isinstance(asked, Trajectories):
         check_observed(model.likelihood, asked, name="target")
+        if model.remembers:
+            _check_new(context, asked)
     return context, asked
+
+
+def _check_new(context: Trajectories, target: Trajectories) -> None:
+    """Refuses a target that holds observations of the context, under a likelihood that remembers.
+
+    Given the context they would be certain, but the model would take them for further ones.
+    """
+    if not is_concrete(context.mask, target.mask):
+        return
+    known = _entries(context) & _entries(target)
+    if known:
+        raise ValueError(
+            "target must hold no observations of the context, as the likelihood remembers those; "
+            f"got {len(known)} of them. Split the data with `before` and `after`, or `split`."
+        )
+
+
+def _entries(trajectories: Trajectories) -> set[tuple[Any, ...]]:
+    """The observed values, each with its trajectory, feature and time."""
+    times, values, mask = trajectories.times, trajectories.values, np.asarray(trajectories.mask)
+    i, k, j = np.nonzero(mask)
+    rows = (i, j, np.asarray(times)[i, k], np.asarray(values)[mask])
+    return {*zip(*(row.tolist() for row in rows), strict=True)}
 
 
 def prediction_times(
