@@ -107,14 +107,13 @@ def fit_table(
     settings = columns | dict(holdout=holdout, residual=residual, latent_dim=latent_dim)
     settings |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
     _check(settings)
-    trajectories = without_far_times(Trajectories.from_file(data, **columns))
+    trajectories = _read(data, columns)
     settings = {"data": hashlib.sha256(data.read_bytes()).hexdigest(), **settings}
     say, checkpoints = print if progress else _say_nothing, _checkpoint_dir(output_dir, settings)
     if done := _finished(output_dir, settings):
         _end(checkpoints, say, f"{output_dir} holds this fit already: {_summary(done)}")
         return done
     _check_new(output_dir, settings, overwrite=overwrite)
-    _check_columns(trajectories)
     parts = _divide(trajectories, holdout, seed)
     say(_described(data, trajectories, parts, unit, checkpoints))
     fitted = _fit(parts, settings, checkpoints, progress=progress)
@@ -129,6 +128,12 @@ def _columns(
     """The arguments of `Trajectories.from_file`; those that were not given are left out."""
     given = {name: column for name, column in names.items() if column is not None}
     return {**given, "values": list(values), "log": list(log), "unit": unit or "D"}
+
+
+def _read(data: Path, columns: dict[str, Any]) -> Trajectories:
+    trajectories = without_far_times(Trajectories.from_file(data, **columns))
+    _check_columns(trajectories)
+    return trajectories
 
 
 def _score_and_write(
