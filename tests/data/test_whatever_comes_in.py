@@ -83,7 +83,7 @@ def predict():
     def both(context):
         q = posterior(fitted, context)
         z0 = q.sample(jax.random.key(1), (4,))
-        return q.mean, log_predictive(fitted, z0, context)
+        return q.mean, log_predictive(fitted, z0, context, context)
 
     return both
 

@@ -250,12 +250,12 @@ def uneven():
 @pytest.mark.slow
 def test_a_long_trajectory_changes_nothing_in_the_scores_of_short_ones(fitted, uneven):
     z0 = posterior(fitted, uneven).sample(jax.random.key(0), (23,))
-    log_p = log_predictive(fitted, z0, uneven)
+    log_p = log_predictive(fitted, z0, uneven, uneven)
     terms = log_likelihood(fitted, z0, uneven)
     expected = jax.nn.logsumexp(terms, axis=0) - jnp.log(23)
     np.testing.assert_allclose(log_p, expected, rtol=1e-4, atol=1e-4)
     assert not np.any(log_p[~uneven.mask])
-    jitted = jax.jit(log_predictive)(fitted, z0, uneven)
+    jitted = jax.jit(log_predictive)(fitted, z0, uneven, uneven)
     np.testing.assert_allclose(log_p, jitted, rtol=1e-4, atol=1e-4)
 
 

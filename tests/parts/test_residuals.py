@@ -28,7 +28,6 @@ from np_latentode import (
     calibration,
     decode,
     elpd,
-    exact_posterior,
     fit,
     forecast,
     importance,
@@ -47,7 +46,11 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 KEY = jax.random.key(0)
 WEIGHT = np.array([1.0, -0.5])
 NOISE, SCALE, TIMESCALE = np.array([0.3, 0.5]), np.array([0.8, 0.2]), np.array([2.0, 0.7])
-OU = OrnsteinUhlenbeckLikelihood(NOISE, SCALE, TIMESCALE)
+
+
+def ou():
+    """In the precision of the test."""
+    return OrnsteinUhlenbeckLikelihood(NOISE, SCALE, TIMESCALE)
 
 
 def data(seed=0, *, shape=(4, 6, 2), holes=0.3):
@@ -123,7 +126,7 @@ def z0_draws(count=1, seed=1):
 def test_the_log_density_is_the_dense_one(double):
     with jax.enable_x64(double):
         z0, like = z0_draws(3), data()
-        terms = np.asarray(log_likelihood(fitted_with(OU, like=like), z0, like), float)
+        terms = np.asarray(log_likelihood(fitted_with(ou(), like=like), z0, like), float)
         assert (terms[:, ~np.asarray(like.mask)] == 0).all()
         for draw, of_each in zip(np.asarray(z0, float), terms, strict=True):
             expected = log_density(draw[:, 0], like)
@@ -180,7 +183,7 @@ def test_without_a_residual_it_is_the_gaussian_likelihood():
 def test_a_vanishing_timescale_is_white_noise_and_an_infinite_one_a_random_intercept(x64):
     like, z0 = data(), z0_draws()
     # Without the tie: residuals at one time are the same for any timescale.
-    like = like.keep(np.arange(6) != 3)
+    like = like.keep(np.broadcast_to(np.arange(6) != 3, (4, 6)))
     white = fitted_with(GaussianLikelihood(np.hypot(NOISE, SCALE)), like=like)
     fast = fitted_with(OrnsteinUhlenbeckLikelihood(NOISE, SCALE, 1e-9), like=like)
     a, b = (log_likelihood(f, z0, like) for f in (white, fast))
@@ -214,7 +217,7 @@ def test_forecasts_are_the_dense_conditionals(x64):
     context = data()
     z0 = jnp.repeat(z0_draws(), 8_000, axis=0)
     times = np.broadcast_to(TIMES, (4, 5))
-    fitted = fitted_with(OU, like=context)
+    fitted = fitted_with(ou(), like=context)
     draws = decode(KEY, fitted, z0, times, context=context, draws_at_once=1_000)
     for i, j in np.ndindex(4, 2):
         mean, covariance = dense_forecast(float(z0[0, i, 0]), context, i, j, TIMES)
@@ -226,7 +229,7 @@ def test_forecasts_are_the_dense_conditionals(x64):
 
 def test_a_target_is_scored_given_the_context(x64):
     context, target, z0 = data(), data(5), z0_draws()
-    fitted = fitted_with(OU, like=context)
+    fitted = fitted_with(ou(), like=context)
     with (
         handlers.seed(rng_seed=0),
         handlers.trace() as sites,
@@ -251,7 +254,7 @@ def test_a_target_is_scored_given_the_context(x64):
 
 def test_x_mean_leads_from_the_last_residual_to_the_path(x64):
     one = Trajectories(np.array([[1.0]]), np.array([[[3.0, np.nan]]]))
-    gaps = np.array([0.0, 0.5, 1.0, 4.0, 1e3])
+    gaps = np.array([0.0, 0.5, 1.0, 4.0, 10.0])
     fitted = fitted_with(OrnsteinUhlenbeckLikelihood(0.1, 0.8, 2.0), like=one)
     x = decode(KEY, fitted, jnp.zeros((1, 1, 1)), 1 + gaps[None], context=one)["x_mean"][0, 0]
     expected = 3.0 * 0.64 / 0.65 * np.exp(-gaps / 2)
@@ -277,21 +280,19 @@ def test_the_sites_are_those_of_every_latent_ode():
 
 
 def test_a_minibatch_scores_its_trajectories_times_their_share():
-    fitted = fitted_with(OU)
-    z0 = z0_draws()[0]
-    each = np.asarray(log_likelihood(fitted, z0[None], SEEN))[0].sum((1, 2))
+    fitted = fitted_with(ou())
     with (
         handlers.seed(rng_seed=0),
         handlers.trace() as sites,
-        handlers.substitute(data=fitted.params | {"z0": z0[:2]}),
+        handlers.substitute(data=fitted.params),
     ):
         fitted.model(SEEN, batch_size=2)
     rows = np.asarray(sites["trajectory"]["value"])
-    assert sites["x"]["scale"] == 2
     found = sites["x"]["fn"].log_prob(sites["x"]["value"])
-    swapped = log_likelihood(fitted, z0[None, :2], SEEN[rows])[0].sum((1, 2))
-    np.testing.assert_allclose(found, swapped, rtol=1e-4, atol=1e-5)
-    assert len(each) == 4
+    z0 = jnp.asarray(sites["z0"]["value"])[None]
+    expected = log_likelihood(fitted, z0, SEEN[rows])[0].sum((1, 2))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert sites["x"]["scale"] == 2
 
 
 def test_other_units_of_time_and_value_change_nothing_else(x64):
@@ -302,7 +303,7 @@ def test_other_units_of_time_and_value_change_nothing_else(x64):
     ]
     scaling = Scaling(np.zeros(2), unit, 0.0, hour)
     other = OrnsteinUhlenbeckLikelihood(NOISE * unit, SCALE * unit, TIMESCALE * hour)
-    ours = fitted_with(OU, like=like)
+    ours = fitted_with(ou(), like=like)
     theirs = fitted_with(other, scaling=scaling, like=there[0])
     a = log_predictive(ours, z0, like, target)
     b = log_predictive(theirs, z0, *there) + np.where(target.mask, np.log(unit), 0)
@@ -344,12 +345,14 @@ def test_features_may_have_likelihoods_of_their_own():
         np.stack([np.asarray(SEEN.values)[..., 0], rng.integers(0, 2, (4, 6))], axis=-1),
         np.asarray(SEEN.mask),
     )
-    ou = OrnsteinUhlenbeckLikelihood(NOISE[0], SCALE[0], TIMESCALE[0])
-    both = fitted_with(FeatureLikelihoods(ou, BernoulliLikelihood()), like=mixed)
+    first = OrnsteinUhlenbeckLikelihood(NOISE[0], SCALE[0], TIMESCALE[0])
+    both = fitted_with(FeatureLikelihoods(first, BernoulliLikelihood()), like=mixed)
     terms = log_likelihood(both, z0_draws(), mixed)[0]
-    alone = log_likelihood(fitted_with(OU), z0_draws(), SEEN)[0]
+    alone = log_likelihood(fitted_with(ou()), z0_draws(), SEEN)[0]
     np.testing.assert_allclose(terms[..., 0], alone[..., 0], rtol=1e-5, atol=1e-6)
-    logits = np.stack([path(z, t)[:, 1] for z, t in zip(z0_draws()[0, :, 0], mixed.times)])
+    logits = np.stack(
+        [path(z, t)[:, 1] for z, t in zip(z0_draws()[0, :, 0], mixed.times, strict=True)]
+    )
     p = 1 / (1 + np.exp(-logits))
     bits = np.where(np.asarray(mixed.values)[..., 1] == 1, np.log(p), np.log1p(-p))
     expected = np.where(np.asarray(mixed.mask)[..., 1], bits, 0)
@@ -378,10 +381,11 @@ def evidence():
 
 def test_refinement_importance_and_elpd_know_the_residual(evidence):
     log_p, mean, sd = evidence
-    fitted = fitted_with(OU)
+    fitted = fitted_with(ou())
     q = refine(KEY, fitted, SEEN, num_steps=200).q
-    np.testing.assert_allclose(q.mean[:, 0], mean, atol=0.05)
-    np.testing.assert_allclose(np.sqrt(q.variance[:, 0]), sd, rtol=0.1)
+    draws = np.asarray(q.sample(KEY, (4_000,)))[..., 0]
+    np.testing.assert_allclose(draws.mean(0), mean, atol=0.06)
+    np.testing.assert_allclose(draws.std(0), sd, rtol=0.1)
     report = importance(KEY, fitted, SEEN, q=q, num_samples=500)
     np.testing.assert_allclose(report.bound, log_p, atol=0.02)
     found = elpd(KEY, fitted, SEEN, q=q, num_samples=500)
@@ -392,17 +396,8 @@ def test_refinement_importance_and_elpd_know_the_residual(evidence):
     np.testing.assert_allclose(before.elpd_i + after.elpd_i, log_p, atol=0.1)
 
 
-@pytest.mark.slow
-def test_nuts_draws_from_the_exact_posterior(evidence):
-    _, mean, sd = evidence
-    tree = exact_posterior(KEY, fitted_with(OU), SEEN, num_samples=1_000, progress=False)
-    z0 = tree["posterior"]["z0"].values[..., 0].reshape(-1, 4)
-    np.testing.assert_allclose(z0.mean(0), mean, atol=0.1)
-    np.testing.assert_allclose(z0.std(0), sd, rtol=0.1)
-
-
 def test_a_target_must_not_repeat_the_context():
-    fitted = fitted_with(OU)
+    fitted = fitted_with(ou())
     with pytest.raises(ValueError, match="target must hold no observations of the context"):
         calibration(KEY, fitted, SEEN, SEEN)
     early, late = SEEN.split()
@@ -433,7 +428,7 @@ def test_a_fit_is_saved_and_a_tree_made(tmp_path):
         ({"noise_scale": 0.0}, "noise_scale must be positive and finite"),
         ({"residual_scale": -1.0}, "residual_scale must be positive or 0 and finite"),
         ({"timescale": np.inf}, "timescale must be positive and finite"),
-        ({"timescale": [[1.0]]}, "one number or one per feature"),
+        ({"timescale": np.ones((1, 1))}, "one number or one per feature"),
     ],
 )
 def test_numbers_that_are_not_positive_are_refused(arguments, words):
@@ -443,4 +438,4 @@ def test_numbers_that_are_not_positive_are_refused(arguments, words):
 
 def test_one_number_per_feature_is_needed():
     with pytest.raises(ValueError, match=r"residual_scale must .* shape \(2,\); got shape \(3,\)"):
-        fitted_with(OrnsteinUhlenbeckLikelihood(residual_scale=[1.0, 2.0, 3.0]))
+        fitted_with(OrnsteinUhlenbeckLikelihood(residual_scale=np.ones(3)))

@@ -154,7 +154,7 @@ TAKING_A_FIT = {
     "prior_predictive": lambda f: prior_predictive(KEY, f, [1.0]),
     "decode": lambda f: decode(KEY, f, jnp.zeros((1, len(TRAIN), 2)), [1.0]),
     "log_likelihood": lambda f: log_likelihood(f, jnp.zeros((1, len(TRAIN), 2)), TRAIN),
-    "log_predictive": lambda f: log_predictive(f, jnp.zeros((1, len(TRAIN), 2)), TRAIN),
+    "log_predictive": lambda f: log_predictive(f, jnp.zeros((1, len(TRAIN), 2)), TRAIN, TRAIN),
     "calibration": lambda f: calibration(KEY, f, TRAIN, TRAIN),
     "simulation_ranks": lambda f: simulation_ranks(KEY, f, TRAIN),
     "importance": lambda f: importance(KEY, f, TRAIN),

@@ -127,7 +127,7 @@ def test_the_parameters_are_those_that_forecast_held_out_data_best(pair, spirals
     context, target = held_out.split()
     assert (fitted.model, fitted.guide) == pair
     z0 = posterior(fitted, context).sample(jax.random.fold_in(key, 1), (validation.NUM_DRAWS,))
-    log_p = log_predictive(fitted, z0, target)[target.mask]
+    log_p = log_predictive(fitted, z0, context, target)[target.mask]
     assert -log_p.mean() == pytest.approx(scores.min(), rel=1e-4)
     same(validation.held_out_pair(fitted.model, held_out), (context, target))
     same(validation.held_out_pair(fitted.model, (context, target)), (context, target))
