@@ -114,6 +114,14 @@ def test_extreme_timescales_stay_finite_in_single_precision(timescale, observed)
         assert jnp.isfinite(jax.grad(total)(y)).all()
 
 
+def test_draws_have_finite_gradients_where_slots_are_tied():
+    def total(scale):
+        chain = ornstein_uhlenbeck(jnp.asarray(TIMES), scale, jnp.asarray(TIMESCALE))
+        return chain.sample(jax.random.key(0)).sum()
+
+    assert jnp.isfinite(jax.grad(total)(jnp.asarray(SCALE))).all()
+
+
 def test_brownian_motion_starts_at_zero():
     chain = brownian(jnp.array([[1.0, 2.0]]), 1.0, jnp.array([3.0]))
     np.testing.assert_allclose(chain.moments()[1][0, :, 0], [0.0, 9.0])

@@ -279,6 +279,14 @@ def test_the_sites_are_those_of_every_latent_ode():
     assert sites["x_mean"]["value"].shape == (4, 6, 2)
 
 
+def test_entries_of_which_nothing_else_is_known_are_independent():
+    with handlers.seed(rng_seed=0), handlers.trace():
+        x = ou()(Scaling.identity(2))(jnp.zeros((1, 3, 2)))
+    draws = np.asarray(x.sample(KEY, (20_000,)))[:, 0, :, 0]
+    expected = (NOISE[0] ** 2 + SCALE[0] ** 2) * np.eye(3)
+    np.testing.assert_allclose(np.cov(draws.T), expected, atol=0.03)
+
+
 def test_a_minibatch_scores_its_trajectories_times_their_share():
     fitted = fitted_with(ou())
     with (
@@ -437,5 +445,5 @@ def test_numbers_that_are_not_positive_are_refused(arguments, words):
 
 
 def test_one_number_per_feature_is_needed():
-    with pytest.raises(ValueError, match=r"residual_scale must .* shape \(2,\); got shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"residual_scale must .*shape \(2,\); got shape \(3,\)"):
         fitted_with(OrnsteinUhlenbeckLikelihood(residual_scale=np.ones(3)))

@@ -73,7 +73,10 @@ class GaussMarkov(NamedTuple):
     def sample(self, rng_key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of whole paths."""
         noise = jax.random.normal(rng_key, (*sample_shape, *self.shift.shape), self.shift.dtype)
-        moves = self.shift + jnp.sqrt(self.variance) * noise
+        # The slope of the root at 0, where slots are tied, is infinite, and its gradient NaN.
+        moved = self.variance > 0
+        sd = jnp.where(moved, jnp.sqrt(jnp.where(moved, self.variance, 1.0)), 0.0)
+        moves = self.shift + sd * noise
         gains = jnp.broadcast_to(self.gain, moves.shape)
 
         def step(earlier: Array, slot: tuple[Array, Array]) -> Any:

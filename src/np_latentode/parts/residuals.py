@@ -63,7 +63,7 @@ class OrnsteinUhlenbeckLikelihood:
         noise = positive_param("noise_scale", self.noise_scale, 0.5 * unit)
         scale = positive_param("residual_scale", self.residual_scale, START * unit)
         span = jnp.full(shape, scaling.time_unit)
-        timescale = positive_param("residual_timescale", self.timescale, span)
+        timescale = positive_param("timescale", self.timescale, span, param="residual_timescale")
 
         def chain(times: Array) -> GaussMarkov:
             return ornstein_uhlenbeck(times, *_rows(shape, scale / noise, timescale))
@@ -120,7 +120,8 @@ class _SerialEmission:
     def __call__(self, decoded: Array) -> dist.Distribution:
         """Of entries at one time each, of which nothing else is known."""
         times = jnp.zeros(decoded.shape[:2], decoded.dtype)
-        return self.along(decoded, times, jnp.ones(decoded.shape, bool), None)
+        # At one time, entries would otherwise share their residual.
+        return self.along(decoded, times, jnp.ones(decoded.shape, bool), None).of_each
 
     def along(self, decoded: Array, times: Array, mask: Array, seen: Seen | None) -> SerialNormal:
         """Of the entries of trajectories at these times, given what was seen of them."""

@@ -30,15 +30,23 @@ def positive(name: str, value: ArrayLike | None, *, or_zero: bool = False) -> Ar
     return value
 
 
-def positive_param(name: str, fixed: Array | None, start: Any) -> Array:
+def positive_param(
+    name: str, fixed: Array | None, start: Any, *, param: str | None = None
+) -> Array:
     """The fixed numbers; or else a positive NumPyro parameter that starts there.
+
+    Args:
+        name: of the argument, for errors.
+        fixed: the fixed numbers, if any.
+        start: where the parameter starts, one number per feature.
+        param: the name of the parameter. Default: that of the argument.
 
     Raises:
         ValueError: if fixed is neither one number nor one per feature.
     """
     if fixed is None:
         first = jnp.asarray(start, dtype=jnp.result_type(float))
-        return jnp.asarray(numpyro.param(name, first, constraint=constraints.positive))
+        return jnp.asarray(numpyro.param(param or name, first, constraint=constraints.positive))
     if fixed.shape not in ((), start.shape):
         raise ValueError(
             f"{name} must be positive and finite, one number or one per feature, shape "
