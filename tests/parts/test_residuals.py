@@ -39,6 +39,8 @@ from np_latentode import (
     save,
     to_datatree,
 )
+from np_latentode.data.offset import Offset
+from np_latentode.forecasts.prediction import forecast_observed
 from np_latentode.programs.params import initial_params
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -279,14 +281,6 @@ def test_the_sites_are_those_of_every_latent_ode():
     assert sites["x_mean"]["value"].shape == (4, 6, 2)
 
 
-def test_entries_of_which_nothing_else_is_known_are_independent():
-    with handlers.seed(rng_seed=0), handlers.trace():
-        x = ou()(Scaling.identity(2))(jnp.zeros((1, 3, 2)))
-    draws = np.asarray(x.sample(KEY, (20_000,)))[:, 0, :, 0]
-    expected = (NOISE[0] ** 2 + SCALE[0] ** 2) * np.eye(3)
-    np.testing.assert_allclose(np.cov(draws.T), expected, atol=0.03)
-
-
 def test_a_minibatch_scores_its_trajectories_times_their_share():
     fitted = fitted_with(ou())
     with (
@@ -405,11 +399,77 @@ def test_refinement_importance_and_elpd_know_the_residual(evidence):
 
 
 def test_a_target_must_not_repeat_the_context():
-    fitted = fitted_with(ou())
-    with pytest.raises(ValueError, match="target must hold no observations of the context"):
-        calibration(KEY, fitted, SEEN, SEEN)
+    fitted, words = fitted_with(ou()), "target must hold no observations of the context"
+    z0, key = z0_draws(), KEY
+    times, values, *_ = SEEN.given
+    shorter = Trajectories(times[:, :4], values[:, :4], np.asarray(SEEN.mask)[:, :4])
+    for call in (
+        lambda: calibration(key, fitted, SEEN, SEEN),
+        lambda: log_predictive(fitted, z0, SEEN, shorter),
+        lambda: handlers.seed(fitted.model, 0)(SEEN, SEEN),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_data_at_other_offsets_are_scored_as_the_same_data():
+    """Under jit, numbers are not known, and only their offsets can be told apart."""
+    far = 1e6
     early, late = SEEN.split()
-    assert np.isfinite(calibration(KEY, fitted, early, late, num_samples=20).coverage).all()
+    here = [Trajectories(a.given.times + far, a.given.values, a.mask) for a in (early, late)]
+    there = [here[0], here[1].at_offset(Offset(far + 2.0))]
+    assert there[0].offset != there[1].offset
+    scaling = Scaling(np.zeros(2), np.ones(2), far, 1.0, offset=here[0].offset)
+    fitted = fitted_with(ou(), scaling=scaling, like=here[0])
+    expected = log_predictive(fitted, z0_draws(), *here)
+    found = jax.jit(log_predictive)(fitted, z0_draws(), *there)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_hidden_slots_far_ahead_change_nothing():
+    times = np.array([[0.0, 1.0, 1e5]])
+    whole = Trajectories(times, np.ones((1, 3, 2)))
+    cut = Trajectories(times[:, :2], np.ones((1, 2, 2)))
+    target = Trajectories(np.array([[2.0]]), np.zeros((1, 1, 2)))
+    fitted, z0 = fitted_with(ou(), like=cut), jnp.zeros((1, 1, 1))
+    expected = log_predictive(fitted, z0, cut, target)
+    np.testing.assert_allclose(log_predictive(fitted, z0, whole.before(1.0), target), expected)
+    for context in (cut, whole.before(1.0)):
+        with (
+            handlers.seed(rng_seed=0),
+            handlers.trace() as sites,
+            handlers.substitute(data=fitted.params | {"z0": z0[0]}),
+        ):
+            fitted.model(context, jnp.array([2.0]))
+        assert jnp.isfinite(sites["x_mean"]["value"]).all()
+
+
+def test_observed_times_are_forecast_as_any_times_and_rows_stay_together():
+    early, late = SEEN.split()
+    fitted = fitted_with(OrnsteinUhlenbeckLikelihood(0.01, 5.0, 50.0))
+    slots = np.asarray(late.observed)
+    found = forecast_observed(KEY, fitted, early, late, num_samples=4)["x_mean"]
+    times = np.where(slots, late.times, 0.0)
+    expected = forecast(KEY, fitted, early, times, num_samples=4)["x_mean"]
+    np.testing.assert_allclose(found, expected[:, slots], rtol=1e-3, atol=1e-3)
+    # In two buckets, with the long one first, each is scored given its own context.
+    pairs = [(np.linspace(2, 5, n), np.full((n, 2), n / 10)) for n in (40, 3, 2)]
+    target = Trajectories.from_ragged(pairs)
+    context = Trajectories(np.ones((3, 1)), np.array([[[4.0] * 2], [[0.3] * 2], [[0.2] * 2]]))
+    z0 = jnp.zeros((1, 3, 1))
+    together = log_predictive(fitted, z0, context, target)
+    for i in range(3):
+        alone = log_predictive(fitted, z0[:, [i]], context[[i]], target[[i]])
+        np.testing.assert_allclose(together[i], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_density_of_draws_has_one_row_per_draw():
+    with handlers.seed(rng_seed=0), handlers.trace():
+        emission = ou()(Scaling.identity(2))
+    x = emission.along(jnp.zeros((1, 3, 2)), jnp.arange(3.0)[None], jnp.ones((1, 3, 2), bool), None)
+    draws = x.sample(KEY, (5,))
+    expected = jnp.stack([x.log_prob(draw) for draw in draws])
+    np.testing.assert_allclose(x.log_prob(draws), expected, rtol=1e-5)
 
 
 def test_a_fit_is_saved_and_a_tree_made(tmp_path):

@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from np_latentode.data.trajectories import Trajectories
 
-__all__ = ["Bucket", "buckets"]
+__all__ = ["Bucket", "buckets", "trimmed"]
 
 
 class Bucket(NamedTuple):
@@ -47,6 +47,16 @@ def buckets(trajectories: Trajectories) -> list[Bucket]:
         found.append(Bucket(rows, _first_slots(trajectories[rows], int(longest[count - 1]))))
         order = order[count:]
     return found
+
+
+def trimmed(trajectories: Trajectories) -> Trajectories:
+    """The trajectories up to the last slot in which one of them was observed.
+
+    Args:
+        trajectories: with known observations, so not inside of JAX's transformations.
+    """
+    seen = np.flatnonzero(np.asarray(trajectories.observed).any(0))
+    return _first_slots(trajectories, 1 + int(seen[-1]) if seen.size else 1)
 
 
 def _first_slots(trajectories: Trajectories, count: int) -> Trajectories:

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import numpyro.handlers as handlers
 from jaxtyping import Array, ArrayLike, Float
 
-from np_latentode.data.buckets import buckets
+from np_latentode.data.buckets import buckets, trimmed
 from np_latentode.data.checks import check_counts
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import Numbers, is_concrete
@@ -22,7 +22,12 @@ from np_latentode.parts.emissions import of_each
 from np_latentode.parts.modules import bind_prior
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.model import LatentODE
-from np_latentode.programs.plate import check_context, prediction_times
+from np_latentode.programs.plate import (
+    check_context,
+    check_new,
+    less_offset,
+    prediction_times,
+)
 
 __all__ = [
     "decode",
@@ -163,8 +168,9 @@ def draw_x(
         # Without memory, the model uses nothing of the context but its number of trajectories.
         context, latest = _nothing_seen(model.less(offset), times), times
     else:
-        seen_at = observed_times(model, context)
-        arrays = (seen_at, context.values, context.mask)
+        seen_at, values = less_offset(context, offset)
+        seen_at = jnp.where(context.observed, seen_at, model.scaling.less(offset).t0)
+        arrays = (seen_at, values, context.mask)
         context, latest = Trajectories.tree_unflatten({}, arrays), _both(times, seen_at)
     return _draw_x(
         rng_key,
@@ -330,13 +336,15 @@ def log_predictive(
     target = check_context(target, model.scaling, name="target")
     if not model.remembers:
         context = _nothing_seen(model.less(target.offset), target.times)
-    max_steps = model.steps_to(_both(target.times, context.times), target.offset)
-    if not is_concrete(target.mask):
+    else:
+        check_new(context, target)
+    max_steps = model.steps_to(_both(target.times, observed_times(model, context)), target.offset)
+    if not is_concrete(target.mask, context.mask):
         return _log_predictive(fitted, z0, context, target, max_steps)
     # By buckets, as nothing has to be solved for the padding after a short trajectory.
     log_p = jnp.zeros(target.values.shape, target.values.dtype)
     for rows, some in buckets(target):
-        found = _log_predictive(fitted, z0[:, rows], context[rows], some, max_steps)
+        found = _log_predictive(fitted, z0[:, rows], trimmed(context[rows]), some, max_steps)
         log_p = log_p.at[rows, : found.shape[1]].set(found)
     return log_p
 
@@ -471,7 +479,7 @@ def decode_observed(
     for k, (rows, part) in enumerate(some):
         key = rng_key if len(some) == 1 else jax.random.fold_in(rng_key, k)
         slots, at = np.nonzero(np.asarray(part.observed)), observed_times(model, part)
-        seen = None if context is None else context[rows]
+        seen = None if context is None else trimmed(context[rows])
         made = draw_x(key, fitted, z0[:, rows], at, target.offset, context=seen, slots=slots)
         where = place[rows[slots[0]], slots[1]]
         for name, values in draws.items():

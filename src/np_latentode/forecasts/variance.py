@@ -79,7 +79,8 @@ def variance_shares(
     # Nothing is given as seen, so that the mean is the path alone.
     path = decode_observed(x_key, fitted, z0, trajectories)["x_mean"]
     parts = np.stack([path.var((0, 1), float, where=seen), residual**2, noise**2])
-    return VarianceShares(*parts / parts.sum(0), half_life=timescale * np.log(2))
+    half_life = np.where(residual > 0, timescale * np.log(2), np.nan)
+    return VarianceShares(*parts / parts.sum(0), half_life=half_life)
 
 
 def _scales(fitted: Fitted) -> Float[np.ndarray, "scale feature"]:

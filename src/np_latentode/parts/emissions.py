@@ -9,7 +9,7 @@ of a trajectory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ class Seen(NamedTuple):
     mask: Array
 
 
-def remembers(emission: Callable[[Array], dist.Distribution]) -> bool:
+def remembers(emission: Any) -> bool:
     """Whether the distribution of x at one time depends on what was seen at others, given z0."""
     return hasattr(emission, "along")
 
@@ -60,7 +60,7 @@ def of_each(x: Any) -> dist.Distribution:
     return getattr(x, "of_each", x)
 
 
-def joined(parts: Sequence[Any]) -> Callable[[Array], dist.Distribution]:
+def joined(parts: Sequence[Any]) -> Any:
     """One emission of all features, of the emissions of each."""
     if any(map(remembers, parts)):
         return _MixedEmission(parts)
@@ -77,10 +77,6 @@ class _MixedEmission:
 
     def __init__(self, parts: Sequence[Any]):
         self.parts = parts
-
-    def __call__(self, decoded: Array) -> dist.Distribution:
-        columns = zip(self.parts, _columns(decoded), strict=True)
-        return _Features(*(part(x) for part, x in columns))
 
     def along(
         self, decoded: Array, times: Array, mask: Array, seen: Seen | None

@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 
-Likelihood = Callable[[Scaling], Callable[[Array], dist.Distribution]]
+Likelihood = Callable[[Scaling], Any]
 """`scaling -> (decoded -> distribution over x)`."""
 
 

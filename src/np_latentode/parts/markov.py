@@ -2,7 +2,7 @@
 
 r_1 = shift_1 + e_1,   r_k = gain_k r_{k-1} + shift_k + e_k,   e_k ~ Normal(0, variance_k)
 
-All that is computed of a chain is one pass over its K slots (Särkkä & Svensson 2023, "Bayesian
+Each method makes one pass over the K slots (Särkkä & Svensson 2023, "Bayesian
 Filtering and Smoothing", chapters 6, 8 and 12). No K x K covariance is built. Slots of equal time
 have gain 1 and variance 0, and nothing is divided by a variance, so that ties are exact.
 """
@@ -67,7 +67,7 @@ class GaussMarkov(NamedTuple):
             updated = mean + (1 - left) * (y - mean), variance * left
             return updated, (mean, 1 + variance)
 
-        nothing = jnp.zeros_like(self.shift[..., 0, :])
+        nothing = jnp.zeros_like(y[..., 0, :])
         return _along(step, (nothing, nothing), (self, y, mask))
 
     def sample(self, rng_key: Array, sample_shape: tuple[int, ...] = ()) -> Array:

@@ -117,14 +117,8 @@ class _SerialEmission:
     def __init__(self, scaling: Scaling, noise_scale: Array, chain: Callable[[Array], GaussMarkov]):
         self.scaling, self.noise_scale, self.chain = scaling, noise_scale, chain
 
-    def __call__(self, decoded: Array) -> dist.Distribution:
-        """Of entries at one time each, of which nothing else is known."""
-        times = jnp.zeros(decoded.shape[:2], decoded.dtype)
-        # At one time, entries would otherwise share their residual.
-        return self.along(decoded, times, jnp.ones(decoded.shape, bool), None).of_each
-
     def along(self, decoded: Array, times: Array, mask: Array, seen: Seen | None) -> SerialNormal:
-        """Of the entries of trajectories at these times, given what was seen of them."""
+        """The joint distribution of each trajectory's entries, given what was seen of it."""
         loc = self.scaling.unscale_values(decoded)
         every = times if seen is None else jnp.concatenate([seen.times, times], axis=1)
         order = jnp.argsort(every, axis=1)
@@ -197,8 +191,9 @@ class SerialNormal(dist.Distribution):
 
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
         y = jnp.where(self.known, (jnp.asarray(value) - self.loc) / self.noise_scale, 0.0)
-        others = [(0, 0), (self.order.shape[1] - y.shape[1], 0), (0, 0)]
-        y, known = (_picked(jnp.pad(a, others), self.order) for a in (y, self.known))
+        others = [(0, 0)] * (y.ndim - 2) + [(self.order.shape[1] - y.shape[-2], 0), (0, 0)]
+        entries = (y, jnp.broadcast_to(self.known, y.shape))
+        y, known = (_picked(jnp.pad(a, others), self.order) for a in entries)
         mean, variance = map(self._own, self.chain.one_step_ahead(y, known))
         standard = dist.Normal(
             self.loc + self.noise_scale * mean, self.noise_scale * jnp.sqrt(variance)

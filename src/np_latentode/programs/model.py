@@ -33,7 +33,14 @@ from np_latentode.parts.modules import (
     vector_distribution,
 )
 from np_latentode.parts.solve import Solver, solve
-from np_latentode.programs.plate import check_batch, check_call, subsample, trajectory_plate
+from np_latentode.programs.plate import (
+    check_batch,
+    check_call,
+    check_new,
+    less_offset,
+    subsample,
+    trajectory_plate,
+)
 
 __all__ = ["LatentODE"]
 
@@ -122,13 +129,15 @@ class LatentODE:
         )
         if isinstance(asked, Trajectories):
             check_observed(self.likelihood, asked, name="context" if target is None else "target")
+            if self.remembers and target is not None:
+                check_new(context, asked)
         # All numbers of the model are less the offset, the units as well.
         offset = asked.offset if isinstance(asked, Trajectories) else context.offset
         scaling = self.scaling.less(offset)
         dynamics, decoder, prior, likelihood = self._bind(scaling)
         with numpyro.handlers.trace() as sites, trajectory_plate(context, batch_size):
             asked = subsample(asked)
-            seen = subsample(context) if self.remembers and target is not None else None
+            seen = self._seen(context, scaling, offset) if target is not None else None
             times, mask = self._asked(asked)
             with numpyro.handlers.scale(scale=kl_weight):
                 z0 = jnp.asarray(numpyro.sample("z0", prior))
@@ -137,7 +146,7 @@ class LatentODE:
             every = times if seen is None else jnp.concatenate([times, seen.times], axis=1)
             z = solve(dynamics, z0, scaling.scale_times(every), solver=self.solver)
             decoded, before = jnp.split(decoder(z), [times.shape[1]], axis=1)
-            known = None if seen is None else Seen(before, seen.times, seen.values, seen.mask)
+            known = None if seen is None else seen._replace(decoded=before)
             x = along(likelihood, decoded, times, mask, known)
             numpyro.deterministic("x_mean", x.mean)
             if isinstance(asked, Trajectories):
@@ -145,6 +154,16 @@ class LatentODE:
                 numpyro.sample("x", x.mask(asked.mask).to_event(2), obs=asked.values)
             else:
                 numpyro.sample("x", x.to_event(2))
+
+    def _seen(self, context: Trajectories, scaling: Scaling, offset: Offset) -> Seen | None:
+        """What the likelihood remembers of the context, less the offset and not decoded yet."""
+        if not self.remembers:
+            return None
+        seen = subsample(context)
+        times, values = less_offset(seen, offset)
+        # The model does not solve to slots that are hidden, which may lie far ahead.
+        times = jnp.where(seen.observed, times, scaling.t0)
+        return Seen(jnp.zeros_like(values), times, values, seen.mask)
 
     def _asked(self, asked: Trajectories | Array) -> tuple[Array, Array]:
         """The times at which x is modelled, and where it is observed or asked for."""

@@ -20,6 +20,8 @@ __all__ = [
     "check_call",
     "check_context",
     "check_data",
+    "check_new",
+    "less_offset",
     "prediction_times",
     "subsample",
     "trajectory_plate",
@@ -114,31 +116,38 @@ def check_data(
     if isinstance(asked, Trajectories):
         check_observed(model.likelihood, asked, name="target")
         if model.remembers:
-            _check_new(context, asked)
+            check_new(context, asked)
     return context, asked
 
 
-def _check_new(context: Trajectories, target: Trajectories) -> None:
-    """Refuses a target that holds observations of the context, under a likelihood that remembers.
+def check_new(context: Trajectories, target: Trajectories) -> None:
+    """Refuses a target that repeats observations of the context, where their numbers are known.
 
-    Given the context they would be certain, but the model would take them for further ones.
+    It is needed under a likelihood that remembers: it would take them for further observations.
+
+    Raises:
+        ValueError: with the number of those that are repeated.
     """
-    if not is_concrete(context.mask, target.mask):
+    if not is_concrete(context.times, context.mask, target.times, target.mask):
         return
-    known = _entries(context) & _entries(target)
-    if known:
+    if context.mask.shape == target.mask.shape:
+        (t, x, *_), (s, y, *_) = context.given, target.given
+        both = np.asarray(context.mask) & np.asarray(target.mask)
+        count = int((both & (t == s)[..., None] & (x == y)).sum())
+    else:
+        count = len(np.intersect1d(_entries(context), _entries(target)))
+    if count:
         raise ValueError(
             "target must hold no observations of the context, as the likelihood remembers those; "
-            f"got {len(known)} of them. Split the data with `before` and `after`, or `split`."
+            f"got {count} of them. Split the data with `before` and `after`, or with `split`."
         )
 
 
-def _entries(trajectories: Trajectories) -> set[tuple[Any, ...]]:
-    """The observed values, each with its trajectory, feature and time."""
-    times, values, mask = trajectories.times, trajectories.values, np.asarray(trajectories.mask)
-    i, k, j = np.nonzero(mask)
-    rows = (i, j, np.asarray(times)[i, k], np.asarray(values)[mask])
-    return {*zip(*(row.tolist() for row in rows), strict=True)}
+def _entries(trajectories: Trajectories) -> np.ndarray:
+    """The observed values, each with its trajectory, feature and time, as records."""
+    times, values, *_ = trajectories.given
+    i, k, j = np.nonzero(np.asarray(trajectories.mask))
+    return np.rec.fromarrays([i, j, times[i, k], values[i, k, j]])
 
 
 def prediction_times(
@@ -161,6 +170,16 @@ def prediction_times(
     scaling.check_times(at, name=name)
     at = as_floats(name, at - offset.time)
     return jnp.broadcast_to(at, (num_trajectories, at.shape[-1]))
+
+
+def less_offset(trajectories: Trajectories, offset: Offset) -> tuple[Array, Array]:
+    """Times and values less another offset, also where their numbers are not known."""
+    own = trajectories.offset
+    if own == offset:
+        return trajectories.times, trajectories.values
+    row = jnp.asarray(own.row - offset.row, trajectories.values.dtype)
+    values = jnp.where(trajectories.mask, trajectories.values + row, 0.0)
+    return trajectories.times + (own.time - offset.time), values
 
 
 def trajectory_plate(context: Trajectories, batch_size: int | None) -> numpyro.plate:
