@@ -116,8 +116,8 @@ Holdout = Annotated[
 Residual = Annotated[
     str,
     typer.Option(
-        help="ou: what the path leaves is remembered for a while, as an Ornstein-Uhlenbeck "
-        "process; none: white noise only."
+        help="ou: deviations from the path of the ODE last for a while (an Ornstein-Uhlenbeck "
+        "process); none: they are white noise."
     ),
 ]
 MostSteps = Annotated[int, typer.Option(min=1, help="Highest number of training steps.")]

@@ -20,7 +20,7 @@ COVERED = (0.85, 0.95)
 """The shares within the 90% band that are not remarked upon."""
 
 LEAST_RESIDUAL = 0.01
-"""The least share of the variance at which a residual is spoken of."""
+"""A residual with a smaller share of the variance is not reported."""
 
 DAYS = {
     "years": 365.25,
@@ -150,15 +150,15 @@ def verdicts(metrics: dict[str, Any]) -> list[str]:
 def variance_table(metrics: dict[str, Any]) -> str:
     """The shares of each column's variance, and for how long a residual is remembered."""
     shown = ("path", "residual", "noise")
-    rows: list[Sequence[str]] = [("variance of the training data", *shown)]
+    rows: list[Sequence[str]] = [("variance in the model", *shown)]
     said = [""]
     for column, found in metrics["variance"].items():
         rows.append((column, *(_percent(found[name]) for name in shown)))
         said.append(_memory(found, metrics["time_unit"], metrics["settings"]["time"]))
     lines = [f"{line}  {words}".rstrip() for line, words in zip(_aligned(rows), said, strict=True)]
     note = (
-        "(path: what the ODE explains. residual: what the path leaves and is remembered for a "
-        "while. noise: what is new at each time. Of the values as they are modelled.)"
+        "(At the times of the training data. path: what the ODE explains. residual: deviations "
+        "from the path that last for a while. noise: deviations that are new at each time.)"
     )
     return "\n".join([*lines, note])
 
@@ -180,7 +180,7 @@ def _memory(found: dict[str, float | None], unit: str | None, time: str) -> str:
 
 
 def _length(length: float, unit: str | None, time: str) -> str:
-    """A length of time, in the largest unit of which it has two or more."""
+    """A length of time, in the largest unit in which it is 2 or more."""
     if unit is None:
         return f"{_short(length)} (in units of {time!r})"
     days = length * float(UNITS[unit] / np.timedelta64(1, "D"))

@@ -386,9 +386,10 @@ def forecast(
 ) -> dict[str, Any]:
     """Draws from the posterior predictive at new times, like `Predictive(model, guide=guide)`.
 
-    z0 ~ q(z0 | context),  x_mean = decode(z(t)),  x ~ likelihood
+    z0 ~ q(z0 | context),  x_mean = E[x | z0, context],  x ~ likelihood given the context
 
-    The context is encoded once for all draws.
+    Given z0, x depends on the context under a residual process only. The context is encoded once
+    for all draws.
 
     Args:
         rng_key: a key.
@@ -401,8 +402,9 @@ def forecast(
 
     Returns:
         `z0` (draw, trajectory, latent), and `x_mean` and `x` (draw, trajectory, time, feature) in
-        the units of the table: curves without and with observation noise. For a feature of which
-        the logarithm is modelled, they are exponentials, and `x_mean` is the median.
+        the units of the table: curves without and with white noise. Under a residual process both
+        continue the residuals of the context. For a feature of which the logarithm is modelled,
+        they are exponentials, and `x_mean` is the median.
 
     Raises:
         ValueError: naming the argument, the rule and what came.

@@ -55,7 +55,9 @@ def to_datatree(
     - with `times`: `predictions` of x and x_mean at all of them, and `predictions_constant_data`,
     - `constant_data`: the parameters outside the networks, such as `noise_scale`.
 
-    Everything but z0 is in original units.
+    Everything but z0 is in original units. Under a likelihood with a residual process,
+    `posterior_predictive` is drawn given the residuals of the same observations, so that it lies
+    close to them.
 
     `az.loo` leaves out one observation at a time, `elpd` one trajectory. `az.loo` and
     `az.plot_loo_pit` need draws from the posterior itself. Pass `exact` if the guide is too narrow,
