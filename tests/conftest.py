@@ -1,6 +1,7 @@
 import gc
 import itertools
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,21 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()  # what the imports made stays to the end
     gc.set_threshold(50_000, 20, 100)
+
+
+MOST_MAPPINGS = 30_000
+"""Linux allows a process 65,530 memory mappings. Compiled programs take them, and XLA crashes
+when there are no more."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_programs():
+    """Frees the compiled programs after a file of tests, once they are many."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and len(mappings.read_text().splitlines()) > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
