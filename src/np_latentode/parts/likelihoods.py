@@ -142,7 +142,7 @@ class FeatureLikelihoods:
             check_likelihood(likelihood, name=f"likelihoods[{j}]")
         self.likelihoods = likelihoods
 
-    def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
+    def __call__(self, scaling: Scaling) -> Any:
         if len(self.likelihoods) != len(scaling.loc):
             raise ValueError(
                 f"likelihood must have one likelihood for each of {len(scaling.loc)} features; "
