@@ -28,9 +28,11 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
             checkpoints.save(2, TREE | {"many": np.random.default_rng(0).normal(size=100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    # On a busy machine, orbax's threads may write a little more; whoever goes on removes it.
+    again = Checkpoints(tmp_path / "c", {})
     assert [p.name for p in (tmp_path / "c").iterdir()] == ["000000001"]
-    assert set(Checkpoints(tmp_path / "c", {}).latest()) == set(intact)
-    for name, array in Checkpoints(tmp_path / "c", {}).latest().items():
+    assert set(again.latest()) == set(intact)
+    for name, array in again.latest().items():
         np.testing.assert_array_equal(array, intact[name])
 
 
