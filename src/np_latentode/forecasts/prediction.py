@@ -168,10 +168,8 @@ def draw_x(
         # Without memory, the model uses nothing of the context but its number of trajectories.
         context, latest = _nothing_seen(model.less(offset), times), times
     else:
-        seen_at, values = less_offset(context, offset)
-        seen_at = jnp.where(context.observed, seen_at, model.scaling.less(offset).t0)
-        arrays = (seen_at, values, context.mask)
-        context, latest = Trajectories.tree_unflatten({}, arrays), _both(times, seen_at)
+        context = Trajectories.tree_unflatten({}, (*less_offset(context, offset), context.mask))
+        latest = _both(times, observed_times(model.less(offset), context))
     return _draw_x(
         rng_key,
         fitted,

@@ -66,7 +66,8 @@ class OrnsteinUhlenbeckLikelihood:
         timescale = positive_param("timescale", self.timescale, span, param="residual_timescale")
 
         def chain(times: Array) -> GaussMarkov:
-            return ornstein_uhlenbeck(times, *_rows(shape, scale / noise, timescale))
+            ratio = jnp.broadcast_to(scale / noise, shape)
+            return ornstein_uhlenbeck(times, ratio, jnp.broadcast_to(timescale, shape))
 
         return _SerialEmission(scaling, noise, chain)
 
@@ -100,7 +101,7 @@ class BrownianLikelihood:
         scale = positive_param("residual_scale", self.residual_scale, START * unit)
 
         def chain(times: Array) -> GaussMarkov:
-            (ratio,) = _rows(shape, scale / noise)
+            ratio = jnp.broadcast_to(scale / noise, shape)
             return brownian(scaling.scale_times(times), 0.0, ratio)
 
         return _SerialEmission(scaling, noise, chain)
@@ -210,7 +211,3 @@ def _picked(array: Array, slots: Array) -> Array:
     """The given slots of each trajectory."""
     slots = jnp.broadcast_to(slots[..., None], (*array.shape[:-3], *slots.shape, 1))
     return jnp.take_along_axis(array, slots, axis=-2)
-
-
-def _rows(shape: tuple[int, ...], *numbers: Array) -> list[Array]:
-    return [jnp.broadcast_to(number, shape) for number in numbers]
