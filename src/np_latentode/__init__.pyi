@@ -16,13 +16,18 @@ from .forecasts.calibration import (
     calibration as calibration,
     simulation_ranks as simulation_ranks,
 )
+from .forecasts.codes import (
+    amortized as amortized,
+    posterior as posterior,
+    prior as prior,
+)
+from .forecasts.densities import (
+    log_likelihood as log_likelihood,
+    log_predictive as log_predictive,
+)
 from .forecasts.prediction import (
     decode as decode,
     forecast as forecast,
-    log_likelihood as log_likelihood,
-    log_predictive as log_predictive,
-    posterior as posterior,
-    prior as prior,
     prior_predictive as prior_predictive,
 )
 from .forecasts.variance import (

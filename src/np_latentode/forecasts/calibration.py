@@ -14,14 +14,9 @@ from jaxtyping import Array
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.prediction import (
-    draw_x,
-    forecast_observed,
-    log_predictive,
-    observed_times,
-    posterior,
-    prior,
-)
+from np_latentode.forecasts.codes import Inference, amortized, draw_codes, prior
+from np_latentode.forecasts.densities import log_predictive, observed_times
+from np_latentode.forecasts.prediction import draw_x, forecast_observed
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_context, check_data
 
@@ -68,6 +63,7 @@ def calibration(
     context: Trajectories,
     target: Trajectories,
     *,
+    inference: Inference = amortized,
     levels: Sequence[float] = LEVELS,
     num_samples: int = 500,
 ) -> Calibration:
@@ -83,6 +79,7 @@ def calibration(
         fitted: the fit.
         context: the observations to forecast from.
         target: later observations of the same trajectories, not shown to the guide.
+        inference: how z0 is drawn given the context, as in `forecast`.
         levels: of the central bands, between 0 and 1.
         num_samples: draws per forecast, at least 2.
 
@@ -97,7 +94,9 @@ def calibration(
         raise ValueError(f"num_samples must be an integer of at least 2; got {num_samples!r}.")
     context, target = check_data(fitted.model, context, target, targets=True)
     forecast_key, tie_key = jax.random.split(rng_key)
-    forecasts = forecast_observed(forecast_key, fitted, context, target, num_samples=num_samples)
+    forecasts = forecast_observed(
+        forecast_key, fitted, context, target, inference=inference, num_samples=num_samples
+    )
     draws, slots = forecasts["x"], np.asarray(target.observed)
     mask, x = np.asarray(target.mask), np.asarray(target.values)[slots]
 
@@ -134,9 +133,9 @@ def _pit(share: np.ndarray, draws: np.ndarray, x: np.ndarray) -> np.ndarray:
 class SimulationRanks:
     """Ranks of z0 from the prior among the guide's draws given the data simulated from it.
 
-    `ranks`, shape (simulation, latent), lie between 0 and 1. They are uniform if the guide is
-    exact. They crowd in the middle if it is too wide, at the ends if it is too narrow, and on one
-    side if it is biased. `p_value`, shape (latent,), is that of a test for uniformity.
+    `ranks`, shape (simulation, latent), lie between 0 and 1. They are uniform if the inference
+    is exact. They crowd in the middle if it is too wide, at the ends if it is too narrow, and on
+    one side if it is biased. `p_value`, shape (latent,), is that of a test for uniformity.
     """
 
     ranks: np.ndarray
@@ -150,9 +149,14 @@ class SimulationRanks:
 
 
 def simulation_ranks(
-    rng_key: Array, fitted: Fitted, like: Trajectories, *, num_samples: int = 200
+    rng_key: Array,
+    fitted: Fitted,
+    like: Trajectories,
+    *,
+    inference: Inference = amortized,
+    num_samples: int = 200,
 ) -> SimulationRanks:
-    """Simulation-based calibration of model and guide together (Talts et al. 2018).
+    """Simulation-based calibration of model and inference together (Talts et al. 2018).
 
     z0 ~ prior,  x ~ likelihood at the observed times of `like`,  rank of z0 among draws of q(. | x)
 
@@ -162,7 +166,8 @@ def simulation_ranks(
         rng_key: a key.
         fitted: the fit.
         like: each of its trajectories gives one simulation, observed at the same points.
-        num_samples: draws from the guide, among which z0 is ranked.
+        inference: how z0 is drawn given x, as in `forecast`.
+        num_samples: draws of z0 given x, among which z0 is ranked.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -175,7 +180,7 @@ def simulation_ranks(
     z0 = jnp.asarray(prior(fitted).sample(z0_key, (len(like),)))
     x = draw_x(x_key, fitted, z0[None], observed_times(model, like), like.offset)["x"][0]
     seen = like.replace_arrays(like.times, jnp.where(like.mask, x, 0.0), like.mask)
-    draws = jnp.asarray(posterior(fitted, seen).sample(draw_key, (num_samples,)))
+    draws = draw_codes(inference, draw_key, fitted, seen, num_samples)
     share = jax.random.uniform(tie_key, z0.shape)
     ranks = np.asarray(((draws < z0).sum(0) + share) / (num_samples + 1), float)
     p_value = np.array([array_stats.uniformity_test(column)[0] for column in ranks.T])

@@ -1,4 +1,4 @@
-"""Draws of z0 and x from a fit: forecasts, and their densities."""
+"""Draws of z0 and x from a fit: forecasts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
-import numpyro.handlers as handlers
 from jaxtyping import Array, ArrayLike, Float
 
 from np_latentode.data.buckets import buckets, trimmed
@@ -18,13 +16,18 @@ from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import Numbers, is_concrete
 from np_latentode.data.offset import Offset
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.parts.emissions import of_each
-from np_latentode.parts.modules import bind_prior
+from np_latentode.forecasts.codes import Inference, amortized, draw_codes, prior
+from np_latentode.forecasts.densities import (
+    DRAWS_AT_ONCE,
+    both,
+    nothing_seen,
+    observed_times,
+    run_given,
+)
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.plate import (
     check_context,
-    check_new,
     less_offset,
     prediction_times,
 )
@@ -32,49 +35,12 @@ from np_latentode.programs.plate import (
 __all__ = [
     "decode",
     "decode_observed",
-    "draw_and_score",
     "draw_x",
     "forecast",
     "forecast_observed",
     "in_table_units",
-    "log_likelihood",
-    "log_predictive",
-    "observed_times",
-    "posterior",
-    "prior",
     "prior_predictive",
 ]
-
-DRAWS_AT_ONCE = 10
-"""The number of draws that are solved side by side."""
-
-
-def prior(fitted: Fitted) -> dist.Distribution:
-    """The model's distribution p(z0), with its trained parameters."""
-    check_fitted(fitted)
-    with handlers.seed(rng_seed=0), handlers.substitute(data=fitted.params):
-        return bind_prior(fitted.model.prior)
-
-
-def posterior(fitted: Fitted, context: Trajectories) -> dist.Distribution:
-    """The guide's distribution q(z0 | context), one per trajectory.
-
-    Args:
-        fitted: the fit.
-        context: the known observations of each trajectory.
-
-    Raises:
-        ValueError: naming the argument, the rule and what came.
-    """
-    check_fitted(fitted)
-    context = check_context(context, fitted.guide.scaling)
-    with (
-        handlers.seed(rng_seed=0),
-        handlers.trace() as sites,
-        handlers.substitute(data=fitted.params),
-    ):
-        fitted.guide(context)
-    return sites["z0"]["fn"]
 
 
 def prior_predictive(
@@ -166,10 +132,10 @@ def draw_x(
     model = fitted.model
     if context is None or not model.remembers:
         # Without memory, the model uses nothing of the context but its number of trajectories.
-        context, latest = _nothing_seen(model.less(offset), times), times
+        context, latest = nothing_seen(model.less(offset), times), times
     else:
         context = Trajectories.tree_unflatten({}, (*less_offset(context, offset), context.mask))
-        latest = _both(times, observed_times(model.less(offset), context))
+        latest = both(times, observed_times(model.less(offset), context))
     return _draw_x(
         rng_key,
         fitted,
@@ -183,18 +149,6 @@ def draw_x(
     )
 
 
-def _both(times: Array, others: Array) -> Array:
-    return jnp.concatenate([times, others], axis=1)
-
-
-def _nothing_seen(model: LatentODE, times: Array) -> Trajectories:
-    """As many trajectories without observations."""
-    shape = (len(times), 1, len(model.scaling.loc))
-    t0 = jnp.full(shape[:2], model.scaling.t0, times.dtype)
-    arrays = (t0, jnp.zeros(shape, times.dtype), jnp.zeros(shape, bool))
-    return Trajectories.tree_unflatten({}, arrays)
-
-
 def in_table_units(draws: dict[str, Any], offset: Offset, labels: Labels | None) -> dict[str, Any]:
     """Draws in the units of the table: with the offset, and exp of logarithms."""
     known = is_concrete(draws["x"])
@@ -205,25 +159,6 @@ def in_table_units(draws: dict[str, Any], offset: Offset, labels: Labels | None)
             x = x + (offset.row if known else jnp.asarray(offset.row, x.dtype))
         own[name] = labels.own_units(x) if labels else x
     return own
-
-
-def draw_and_score(
-    rng_key: Array, q: dist.Distribution, num_draws: int
-) -> tuple[Array, Float[Array, "draw trajectory"]]:
-    """Draws of z0 and their log densities.
-
-    The sampling intermediates are reused, as some transforms cannot be inverted: an angle loses
-    its number of turns.
-    """
-    z0, intermediates = q.sample_with_intermediates(rng_key, (num_draws,))
-    log_q = q.log_prob(z0, intermediates) if intermediates else q.log_prob(z0)
-    return jnp.asarray(z0), jnp.asarray(log_q)
-
-
-def observed_times(model: LatentODE, trajectories: Trajectories) -> Float[Array, "trajectory time"]:
-    """The observed times, less the offset; t0 in unobserved slots, which may be earlier than t0."""
-    t0 = model.scaling.less(trajectories.offset).t0
-    return jnp.where(trajectories.observed, trajectories.times, t0)
 
 
 @partial(jax.jit, static_argnames=("offset", "draws_at_once", "max_steps"))
@@ -243,7 +178,7 @@ def _draw_x(
     model = fitted.model.less(offset).with_solver(max_steps=max_steps)
 
     def explain(key_and_z0: tuple[Array, Array]) -> dict[str, Array]:
-        sites = _run(model, fitted.params, *key_and_z0, context, times)
+        sites = run_given(model, fitted.params, *key_and_z0, context, times)
         x = {name: sites[name]["value"] for name in ("x_mean", "x")}
         if slots is not None:
             x = jax.tree.map(lambda a: a[slots], x)
@@ -253,132 +188,13 @@ def _draw_x(
     return jax.lax.map(explain, (keys, z0s), batch_size=draws_at_once)
 
 
-def _run(
-    model: LatentODE, params: dict[str, Any], rng_key: Array | int, z0: Array, *args: Any
-) -> dict[str, Any]:
-    """The sites of the trained model, given z0."""
-    with (
-        handlers.seed(rng_seed=rng_key),
-        handlers.trace() as sites,
-        handlers.substitute(data={**params, "z0": z0}),
-    ):
-        model(*args)
-    return sites
-
-
-def log_likelihood(
-    fitted: Fitted,
-    z0: Float[Array, "draw trajectory latent"],
-    trajectories: Trajectories,
-    *,
-    draws_at_once: int = DRAWS_AT_ONCE,
-) -> Float[Array, "draw trajectory time feature"]:
-    """log p(x | z0) under the trained networks: one term per observation, 0 where unobserved.
-
-    NumPyro's function of this name does not substitute params, and sums over each trajectory.
-    Under a likelihood with a residual process, each term is given the earlier observations:
-    log p(x_k | x_1, ..., x_k-1, z0).
-
-    Args:
-        fitted: the fit.
-        z0: draws from any distribution.
-        trajectories: the observations.
-        draws_at_once: the number of draws solved side by side, which bounds the memory.
-    """
-    check_fitted(fitted)
-    trajectories = check_context(trajectories, fitted.model.scaling, name="trajectories")
-    max_steps = fitted.model.steps_to(trajectories.times, trajectories.offset)
-    return _log_likelihood(fitted, z0, trajectories, min(draws_at_once, len(z0)), max_steps)
-
-
-@partial(jax.jit, static_argnums=(3, 4))
-def _log_likelihood(
-    fitted: Fitted, z0s: Array, trajectories: Trajectories, draws_at_once: int, max_steps: int
-) -> Array:
-    score = partial(_score, fitted, trajectories, max_steps)
-    return jax.lax.map(score, z0s, batch_size=draws_at_once)
-
-
-def _score(fitted: Fitted, trajectories: Trajectories, max_steps: int, z0: Array) -> Array:
-    model = fitted.model.with_solver(max_steps=max_steps)
-    x = _run(model, fitted.params, 0, z0, trajectories)["x"]
-    # Before to_event summed it over times and features.
-    return x["fn"].base_dist.log_prob(x["value"])
-
-
-def log_predictive(
-    fitted: Fitted,
-    z0: Float[Array, "draw trajectory latent"],
-    context: Trajectories,
-    target: Trajectories,
-) -> Float[Array, "trajectory time feature"]:
-    """log p(x | context): one term per observation, 0 where unobserved.
-
-    log 1/S sum_s p(x | z0_s, context),  z0_s ~ q(z0 | context): the density of a forecast is a
-    mixture over z0, so it is computed and not estimated from draws of x. Each observation is scored
-    by itself, whatever the other ones of the target are.
-
-    Args:
-        fitted: the fit.
-        z0: draws given the context.
-        context: what was seen of the trajectories; only a likelihood with a residual process
-            depends on it, once z0 is given.
-        target: observations of the same trajectories.
-
-    Raises:
-        ValueError: naming the argument, the rule and what came.
-    """
-    check_fitted(fitted)
-    model = fitted.model
-    context = check_context(context, model.scaling)
-    target = check_context(target, model.scaling, name="target")
-    if not model.remembers:
-        context = _nothing_seen(model.less(target.offset), target.times)
-    else:
-        check_new(context, target)
-    max_steps = model.steps_to(_both(target.times, observed_times(model, context)), target.offset)
-    if not is_concrete(target.mask, context.mask):
-        return _log_predictive(fitted, z0, context, target, max_steps)
-    # By buckets, as nothing has to be solved for the padding after a short trajectory.
-    log_p = jnp.zeros(target.values.shape, target.values.dtype)
-    for rows, some in buckets(target):
-        found = _log_predictive(fitted, z0[:, rows], trimmed(context[rows]), some, max_steps)
-        log_p = log_p.at[rows, : found.shape[1]].set(found)
-    return log_p
-
-
-@partial(jax.jit, static_argnums=4)
-def _log_predictive(
-    fitted: Fitted, z0s: Array, context: Trajectories, target: Trajectories, max_steps: int
-) -> Array:
-    """Summed over a few draws at a time, so that memory does not grow with their number."""
-    model = fitted.model.with_solver(max_steps=max_steps)
-
-    def score_one(z0: Array) -> Array:
-        x = _run(model, fitted.params, 0, z0, context, target)["x"]
-        return jnp.asarray(of_each(x["fn"].base_dist).log_prob(x["value"]))
-
-    score = jax.vmap(score_one)
-
-    def add(total: Array, some: Array) -> tuple[Array, None]:
-        return jnp.logaddexp(total, jax.nn.logsumexp(score(some), axis=0)), None
-
-    at_once = min(DRAWS_AT_ONCE, len(z0s))
-    whole = len(z0s) // at_once * at_once
-    total = jnp.full(target.values.shape, -jnp.inf, target.values.dtype)
-    chunks = z0s[:whole].reshape(-1, at_once, *z0s.shape[1:])
-    total, _ = jax.lax.scan(add, total, chunks)
-    if whole < len(z0s):
-        total, _ = add(total, z0s[whole:])
-    return jnp.where(target.mask, total - jnp.log(len(z0s)), 0.0)
-
-
 def forecast(
     rng_key: Array,
     fitted: Fitted,
     context: Trajectories,
     times: Numbers,
     *,
+    inference: Inference = amortized,
     num_samples: int = 200,
     draws_at_once: int = DRAWS_AT_ONCE,
 ) -> dict[str, Any]:
@@ -387,7 +203,8 @@ def forecast(
     z0 ~ q(z0 | context),  x_mean = E[x | z0, context],  x ~ likelihood given the context
 
     Given z0, x depends on the context under a residual process only. The context is encoded once
-    for all draws.
+    for all draws. With another `inference`, z0 is drawn from a better approximation of
+    p(z0 | context) than the guide's q.
 
     Args:
         rng_key: a key.
@@ -395,6 +212,7 @@ def forecast(
         context: the known observations of each trajectory.
         times: times to predict, in original units: (time,) for all, or (trajectory, time). Dates
             are counted as `context.names.counted` does.
+        inference: how z0 is drawn: `amortized`, `Sharpened()`, `Exact()`, or a function of yours.
         num_samples: the number of draws.
         draws_at_once: the number of draws solved side by side, which bounds the memory.
 
@@ -416,7 +234,7 @@ def forecast(
     at = prediction_times(times, len(context), fitted.model.scaling, offset=offset, name="times")
     _check_reach(fitted.model, times)
     z0_key, x_key = jax.random.split(rng_key)
-    z0 = _draw_codes(z0_key, fitted, context, num_samples)
+    z0 = draw_codes(inference, z0_key, fitted, context, num_samples)
     draws = draw_x(x_key, fitted, z0, at, offset, context=context, draws_at_once=draws_at_once)
     return in_table_units(draws, offset, context.labels or fitted.model.scaling.labels)
 
@@ -427,6 +245,7 @@ def forecast_observed(
     context: Trajectories,
     target: Trajectories,
     *,
+    inference: Inference = amortized,
     num_samples: int = 200,
 ) -> dict[str, np.ndarray]:
     """Draws as those of `forecast`, at the observed times of a target and at no others.
@@ -436,7 +255,7 @@ def forecast_observed(
         fitted: the fit.
         context: the known observations of each trajectory.
         target: later observations of the same trajectories.
-        num_samples: the number of draws.
+        inference, num_samples: as in `forecast`.
 
     Returns:
         `z0` (draw, trajectory, latent), and `x_mean` and `x` as `decode_observed` returns them.
@@ -445,7 +264,7 @@ def forecast_observed(
     target = check_context(target, fitted.model.scaling, name="target")
     _check_reach(fitted.model, target.given.times[np.asarray(target.observed)])
     z0_key, x_key = jax.random.split(rng_key)
-    z0 = _draw_codes(z0_key, fitted, context, num_samples)
+    z0 = draw_codes(inference, z0_key, fitted, context, num_samples)
     return {"z0": np.asarray(z0), **decode_observed(x_key, fitted, z0, target, context=context)}
 
 
@@ -495,8 +314,3 @@ def _check_reach(model: LatentODE, times: Numbers) -> None:
             f"{model.solver.max_steps} steps from t0 = {model.scaling.t0:g} on; got {last:g}. "
             "Raise max_steps of the Solver, though so far beyond the training data little is known."
         )
-
-
-@partial(jax.jit, static_argnums=3)
-def _draw_codes(rng_key: Array, fitted: Fitted, context: Trajectories, num_samples: int) -> Array:
-    return jnp.asarray(posterior(fitted, context).sample(rng_key, (num_samples,)))

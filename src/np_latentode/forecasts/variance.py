@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.prediction import decode_observed, posterior
+from np_latentode.forecasts.codes import posterior
+from np_latentode.forecasts.prediction import decode_observed
 from np_latentode.parts.likelihoods import GaussianLikelihood, Likelihood
 from np_latentode.parts.residuals import OrnsteinUhlenbeckLikelihood
 from np_latentode.programs.fitted import Fitted, check_fitted

@@ -13,7 +13,9 @@ from xarray import DataTree
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.prediction import draw_x, observed_times, posterior
+from np_latentode.forecasts.codes import posterior
+from np_latentode.forecasts.densities import observed_times
+from np_latentode.forecasts.prediction import draw_x
 from np_latentode.inference.convergence import Convergence, check_exact, convergence
 from np_latentode.inference.refinement import Refined
 from np_latentode.programs.fitted import Fitted, check_fitted

@@ -19,7 +19,7 @@ from xarray import DataArray
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.prediction import draw_and_score, posterior
+from np_latentode.forecasts.codes import draw_and_score, posterior
 from np_latentode.inference.density import check_q, log_joint, with_networks_fixed
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data

@@ -19,7 +19,7 @@ from numpyro.infer import SVI, Trace_ELBO
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.prediction import draw_and_score, posterior
+from np_latentode.forecasts.codes import draw_and_score, posterior
 from np_latentode.inference.density import (
     log_joint,
     whitening,

@@ -16,14 +16,9 @@ from np_latentode.data.checks import check_counts
 from np_latentode.data.given import table_values
 from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.prediction import (
-    draw_x,
-    in_table_units,
-    log_likelihood,
-    observed_times,
-    posterior,
-    prior,
-)
+from np_latentode.forecasts.codes import posterior, prior
+from np_latentode.forecasts.densities import log_likelihood, observed_times
+from np_latentode.forecasts.prediction import draw_x, in_table_units
 from np_latentode.inference.convergence import check_exact
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data, prediction_times

@@ -15,7 +15,7 @@ from scipy.spatial.distance import cdist, pdist
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.prediction import posterior, prior
+from np_latentode.forecasts.codes import posterior, prior
 from np_latentode.programs.fitted import Fitted, check_fitted
 
 __all__ = ["GaussianizationReport", "gaussianization"]

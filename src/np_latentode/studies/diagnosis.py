@@ -20,7 +20,8 @@ from np_latentode.forecasts.calibration import (
     calibration,
     simulation_ranks,
 )
-from np_latentode.forecasts.prediction import forecast, posterior
+from np_latentode.forecasts.codes import posterior
+from np_latentode.forecasts.prediction import forecast
 from np_latentode.inference.amortization import AmortizationReport, amortization
 from np_latentode.inference.importance import TRUSTED, ImportanceReport, elpd, importance
 from np_latentode.inference.nuts import exact_posterior

@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from np_latentode.forecasts.prediction import posterior, prior, prior_predictive
+from np_latentode.forecasts.codes import posterior, prior
+from np_latentode.forecasts.prediction import prior_predictive
 from np_latentode.storage.results import check_output_dir, result_dir
 from np_latentode.studies.datasets import SpiralFamily, Spirals
 from np_latentode.studies.spirals_priors import Trained, make_prior, on_codes, score_prior, train

@@ -13,7 +13,8 @@ from flax import nnx
 from jaxtyping import Array
 from numpyro.infer import Trace_ELBO
 
-from np_latentode.forecasts.prediction import posterior, prior_predictive
+from np_latentode.forecasts.codes import posterior
+from np_latentode.forecasts.prediction import prior_predictive
 from np_latentode.parts.encoders import ODERNN
 from np_latentode.parts.posteriors import FullRankNormal
 from np_latentode.parts.priors import (

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from np_latentode.data.checks import check_counts
 from np_latentode.data.conditioning import Conditioning, random_context
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.prediction import posterior
+from np_latentode.forecasts.codes import posterior
 from np_latentode.parts.modules import (
     Part,
     bind_prior,

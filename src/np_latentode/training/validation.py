@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.prediction import log_predictive, posterior
+from np_latentode.forecasts.codes import amortized
+from np_latentode.forecasts.densities import log_predictive
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.plate import check_data
@@ -44,11 +43,6 @@ def forecast_score(
     rng_key: Array, fitted: Fitted, context: Trajectories, target: Trajectories
 ) -> float:
     """-log p(target | context) per observation; infinite if an ODE solve fails."""
-    z0 = _draw_codes(rng_key, fitted, context)
+    z0 = amortized(rng_key, fitted, context, NUM_DRAWS)
     score = -float(log_predictive(fitted, z0, context, target).sum() / target.mask.sum())
     return np.inf if np.isnan(score) else score
-
-
-@jax.jit
-def _draw_codes(rng_key: Array, fitted: Fitted, context: Trajectories) -> Array:
-    return jnp.asarray(posterior(fitted, context).sample(rng_key, (NUM_DRAWS,)))
