@@ -44,8 +44,14 @@ from .inference.importance import (
     elpd as elpd,
     importance as importance,
 )
-from .inference.nuts import exact_posterior as exact_posterior
+from .inference.laplace import laplace as laplace
+from .inference.nuts import Exact as Exact, exact_posterior as exact_posterior
 from .inference.refinement import Refined as Refined, refine as refine
+from .inference.sharpening import (
+    Sharpened as Sharpened,
+    Sharpening as Sharpening,
+    sharpen as sharpen,
+)
 from .parts.decoder import MLPDecoder as MLPDecoder
 from .parts.dynamics import (
     BoundedDynamics as BoundedDynamics,
@@ -110,3 +116,4 @@ from .studies import datasets as datasets
 from .training.aggregate import fit_prior as fit_prior
 from .training.fit import fit as fit
 from .training.optimizer import optimizer as optimizer
+from .training.polish import polish as polish

@@ -39,7 +39,7 @@ from np_latentode import (
     latent_ode,
     refine,
 )
-from np_latentode.inference.importance import _smooth
+from np_latentode.inference.pareto import smooth
 
 
 def evidence(values, mask):
@@ -210,7 +210,7 @@ def test_columns_with_zero_weights_are_distinguished_from_perfect_ones():
     few, some = np.full((2, 1_000), -np.inf)
     few[:50], some[:990] = rng.normal(size=50), 0.5
     columns = np.stack([np.full(1_000, -np.inf), few, some, np.zeros(1_000)], axis=1)
-    smoothed, pareto_k, log_mean = _smooth(columns)
+    smoothed, pareto_k, log_mean = smooth(columns)
     np.testing.assert_array_equal(pareto_k, [np.inf, np.inf, 0, 0])
     exact = [-np.inf, np.log(np.exp(few).mean()), 0.5 + np.log(0.99), 0]
     np.testing.assert_allclose(log_mean, exact, rtol=1e-12, atol=1e-12)

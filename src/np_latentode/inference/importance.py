@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from arviz_stats.base.array import array_stats
 from arviz_stats.utils import ELPDDataLOO
 from jaxtyping import Array
 from numpyro.distributions import Distribution
@@ -21,13 +19,11 @@ from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import draw_and_score, posterior
 from np_latentode.inference.density import check_q, log_joint, with_networks_fixed
+from np_latentode.inference.pareto import FEWEST, TRUSTED, smooth
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data
 
 __all__ = ["ImportanceReport", "elpd", "importance"]
-
-TRUSTED = 0.7
-"""The highest Pareto k at which importance weights are trusted (Vehtari et al. 2024)."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def importance(
     _check_num_samples(num_samples)
     trajectories, _ = check_data(fitted.model, trajectories)
     log_weights, _ = _log_weights(rng_key, fitted, trajectories, None, q, num_samples)
-    _, pareto_k, _ = _smooth(log_weights)
+    _, pareto_k, _ = smooth(log_weights)
     # Not smoothed: smoothed weights would give no lower bound.
     bound = np.asarray(logsumexp(log_weights, axis=0)) - np.log(num_samples)
     return ImportanceReport(
@@ -138,9 +134,9 @@ def elpd(
     log_weights, log_liks = _log_weights(rng_key, fitted, context, target, q, num_samples)
     before, pareto_k = np.zeros(len(context)), np.zeros(len(context))
     if target is not None:
-        _, pareto_k, before = _smooth(log_weights)
+        _, pareto_k, before = smooth(log_weights)
         log_weights = log_weights + log_liks
-    smoothed, last_k, after = _smooth(log_weights)
+    smoothed, last_k, after = smooth(log_weights)
     elpd_i = after - before
     # Without a target the draws are weighted once only.
     pareto_k = last_k if target is None else np.maximum(pareto_k, last_k)
@@ -204,40 +200,7 @@ def _weigh(
     return tuple(jnp.where(jnp.isnan(x), -jnp.inf, x) for x in (log_p - log_q, log_lik))
 
 
-def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Normalised log weights with a smoothed tail, Pareto k, and the log of the mean weight.
-
-    Weights of a trajectory are not smoothed if too few of them are positive.
-    """
-    total = np.asarray(logsumexp(log_weights, axis=0))
-    with np.errstate(invalid="ignore"):
-        smoothed = np.where(np.isfinite(total), log_weights - total, -np.inf)
-    log_mean = total - np.log(len(log_weights))
-    pareto_k = np.zeros(log_weights.shape[1])
-    for i, column in enumerate(log_weights.T):
-        finite = np.sort(column[np.isfinite(column)])
-        # The tail, as long as ArviZ's, and the largest weight below it, which is not smoothed.
-        tail = finite[-_tail_length(len(column)) - 1 :]
-        if len(tail) <= _tail_length(len(column)):
-            pareto_k[i] = np.inf
-            continue
-        # Equal up to rounding: nothing to smooth, and ArviZ refuses a tail of equal values.
-        if np.ptp(tail) <= 1e-3:
-            continue
-        # ArviZ takes log likelihoods, and its weights are their inverse.
-        new, k = array_stats.psislw(-column)
-        lowest = np.flatnonzero(column == tail[0])[0]
-        smoothed[:, i], pareto_k[i] = new, k if np.isfinite(k) else np.inf
-        # ArviZ normalises as well. The weight below the tail shows by how much.
-        log_mean[i] = logsumexp(new + column[lowest] - new[lowest]) - np.log(len(column))
-    return smoothed, pareto_k, log_mean
-
-
-def _tail_length(num_samples: int) -> int:
-    return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
-
-
 def _check_num_samples(num_samples: int) -> None:
     check_counts(num_samples=num_samples)
-    if num_samples < 25:
-        raise ValueError(f"num_samples must be at least 25; got {num_samples}.")
+    if num_samples < FEWEST:
+        raise ValueError(f"num_samples must be at least {FEWEST}; got {num_samples}.")

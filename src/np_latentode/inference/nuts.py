@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from xarray import DataTree
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.codes import posterior
 from np_latentode.inference.density import (
     check_q,
     log_joint,
@@ -33,7 +35,7 @@ from np_latentode.inference.density import (
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data
 
-__all__ = ["exact_posterior"]
+__all__ = ["Exact", "evenly", "exact_posterior"]
 
 STATISTICS = {
     "potential_energy": "lp",
@@ -53,8 +55,46 @@ TARGET_ACCEPT = 0.9
 CONVERGED, NUM_REPEATS = 1.01, 2
 """The largest R-hat of converged chains (Vehtari et al. 2021); the largest number of extensions."""
 
+NUM_CHAINS = 4
+
 NUM_STARTS = 10
 """Candidates for the start of a chain, as many as in NumPyro's own initialisation."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Inference by `exact_posterior`, from the guide on: `forecast(..., inference=Exact())`.
+
+    Args:
+        num_warmup: warm-up steps of each of four chains.
+        num_draws: draws of each chain, of which as many as asked for are taken, evenly spaced.
+            There are more if that is needed.
+    """
+
+    num_warmup: int = 500
+    num_draws: int = 500
+
+    def __call__(
+        self, rng_key: Array, fitted: Fitted, context: Trajectories, num_samples: int
+    ) -> Array:
+        tree = exact_posterior(
+            rng_key,
+            fitted,
+            context,
+            q=posterior(fitted, context),
+            num_warmup=self.num_warmup,
+            num_samples=max(self.num_draws, -(-num_samples // NUM_CHAINS)),
+            num_chains=NUM_CHAINS,
+            progress=False,
+        )
+        return jnp.asarray(evenly(tree, num_samples))
+
+
+def evenly(tree: DataTree, count: int) -> np.ndarray:
+    """As many draws of z0, shape (draw, trajectory, latent), evenly spaced in all chains."""
+    z0 = np.asarray(tree["posterior"]["z0"])
+    z0 = z0.reshape(-1, *z0.shape[2:])
+    return z0[np.arange(count) * len(z0) // count]
 
 
 def exact_posterior(
@@ -65,7 +105,7 @@ def exact_posterior(
     q: dist.Distribution | None = None,
     num_warmup: int = 500,
     num_samples: int = 1_000,
-    num_chains: int = 4,
+    num_chains: int = NUM_CHAINS,
     max_tree_depth: int = 3,
     progress: bool = True,
 ) -> DataTree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxtyping import Array, ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import ParameterFreeTransform, Transform, biject_to
 
-__all__ = ["Product", "circle", "describe_support", "split"]
+__all__ = ["Product", "circle", "describe_support", "periods", "split"]
 
 
 class _Circle(type(constraints.sphere)):  # pyright: ignore[reportGeneralTypeIssues]
@@ -146,6 +147,20 @@ class _ProductTransform(Transform):
     def eq(self, other: Any, static: bool = False) -> bool:
         same = isinstance(other, _ProductTransform) and self.sizes == other.sizes
         return same and self.parts == other.parts
+
+
+def periods(to_support: Transform, size: int) -> tuple[float, ...]:
+    """The period of each unconstrained coordinate: 2 pi for an angle, infinite for others.
+
+    Args:
+        to_support: a map to vectors of this size.
+        size: the number of numbers of z0.
+    """
+    if isinstance(to_support, _ProductTransform):
+        parts = zip(to_support.parts, to_support.sizes, strict=True)
+        return tuple(period for part, size in parts for period in periods(part, size))
+    (count,) = to_support.inverse_shape((size,))
+    return (2 * math.pi if isinstance(to_support, _Angle) else float("inf"),) * count
 
 
 def split(x: Array, sizes: Sequence[int]) -> list[Array]:

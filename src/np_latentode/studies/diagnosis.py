@@ -23,8 +23,9 @@ from np_latentode.forecasts.calibration import (
 from np_latentode.forecasts.codes import posterior
 from np_latentode.forecasts.prediction import forecast
 from np_latentode.inference.amortization import AmortizationReport, amortization
-from np_latentode.inference.importance import TRUSTED, ImportanceReport, elpd, importance
+from np_latentode.inference.importance import ImportanceReport, elpd, importance
 from np_latentode.inference.nuts import exact_posterior
+from np_latentode.inference.pareto import TRUSTED
 from np_latentode.inference.refinement import Refined, refine
 from np_latentode.programs.fitted import Fitted
 from np_latentode.report import plots

@@ -1,0 +1,367 @@
+"""Sharpening: from the guide's draws to the posterior, each trajectory as far as it needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpyro.distributions.transforms import biject_to
+from scipy.special import softmax
+
+from np_latentode.data.buckets import buckets, trimmed
+from np_latentode.data.checks import check_counts
+from np_latentode.data.numbers import is_concrete
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.codes import draw_and_score, posterior, prior
+from np_latentode.forecasts.densities import DRAWS_AT_ONCE, observed_times
+from np_latentode.inference.density import log_joint, with_networks_fixed
+from np_latentode.inference.laplace import laplace
+from np_latentode.inference.mixtures import Mixture, of_modes
+from np_latentode.inference.modes import find_modes
+from np_latentode.inference.nuts import evenly, exact_posterior
+from np_latentode.inference.pareto import FEWEST, TRUSTED, smooth
+from np_latentode.parts.supports import periods
+from np_latentode.programs.fitted import Fitted, check_fitted
+from np_latentode.programs.plate import check_data
+
+__all__ = ["Sharpened", "Sharpening", "sharpen"]
+
+SCREENED = 40
+"""Draws of the guide for each trajectory, from which starts are taken."""
+
+PROMISING = 0.25
+"""The effective share of these draws from which on the guide may be good enough."""
+
+NUM_CLIMBS, NUM_STEPS = 4, 6
+"""Starts of Levenberg-Marquardt, and steps of each. Three steps are mostly enough."""
+
+POWER = 0.5
+"""Of the modes' evidences. A mode that Laplace's approximation belittles still gets draws."""
+
+NUM_ROUNDS = 4
+"""The highest number of times that a mixture adapts to its draws."""
+
+NUM_WARMUP, NUM_EXACT = 300, 250
+"""Of each of the four chains of NUTS."""
+
+ROWS_AT_ONCE = 64
+"""Trajectories per call of a compiled program, so that one program fits every stage."""
+
+
+@dataclass(frozen=True)
+class Sharpening:
+    """Draws from the posterior, and how each trajectory came by them.
+
+    `z0`, shape (draw, trajectory, latent), are draws of equal weight. `ended`, shape (trajectory,),
+    is the stage of each: "guide", "laplace", "adapted" or "exact". `pareto_k` is that of the last
+    importance weights. `log_evidence` is log p(context), estimated by their mean. `seconds` are
+    those of each stage.
+    """
+
+    z0: Float[Array, "draw trajectory latent"]
+    ended: np.ndarray
+    pareto_k: np.ndarray
+    log_evidence: np.ndarray
+    seconds: dict[str, float]
+
+    def __str__(self) -> str:
+        lines = [f"{'inference ended':16s}{'trajectories':>13s}{'Pareto k':>10s}{'seconds':>9s}"]
+        for stage, seconds in self.seconds.items():
+            here = self.ended == stage
+            k = f"{np.median(self.pareto_k[here]):.2f}" if here.any() else "-"
+            lines.append(f"{stage:16s}{here.sum():13d}{k:>10s}{seconds:9.2f}")
+        trusted = np.mean(self.pareto_k <= TRUSTED)
+        return "\n".join([*lines, f"{trusted:.1%} of trajectories have k up to {TRUSTED}"])
+
+
+@dataclass(frozen=True)
+class Sharpened:
+    """Inference by `sharpen`: `forecast(..., inference=Sharpened())`.
+
+    Args:
+        num_weighted, exact: as in `sharpen`.
+    """
+
+    num_weighted: int | None = None
+    exact: bool = True
+
+    def __call__(
+        self, rng_key: Array, fitted: Fitted, context: Trajectories, num_samples: int
+    ) -> Array:
+        options: Any = dict(num_weighted=self.num_weighted, exact=self.exact)
+        return sharpen(rng_key, fitted, context, num_samples=num_samples, **options).z0
+
+
+def sharpen(
+    rng_key: Array,
+    fitted: Fitted,
+    context: Trajectories,
+    *,
+    num_samples: int = 200,
+    num_weighted: int | None = None,
+    exact: bool = True,
+) -> Sharpening:
+    """Draws z0 ~ p(z0 | context), by the cheapest way whose importance weights can be trusted.
+
+    1. guide: draws of the guide, weighed by p(context, z0) / q(z0 | context).
+    2. laplace: the same, with t distributions at the modes that `laplace` finds.
+    3. adapted: the same, with the moments of the weighted draws before, up to four times.
+    4. exact: `exact_posterior`.
+
+    A trajectory goes on while Pareto k of its weights exceeds 0.7. Then its draws are resampled to
+    equal weights. It is the workflow of Li et al. (2026, "Amortized Bayesian workflow"), with
+    adaptive importance sampling (Cappe et al. 2008) before NUTS.
+
+    Args:
+        rng_key: a key.
+        fitted: the fit.
+        context: the known observations of each trajectory.
+        num_samples: draws per trajectory.
+        num_weighted: weighted draws per trajectory, of which these are taken; at least 25. Default:
+            twice as many, and no fewer than 200.
+        exact: whether NUTS ends the chain. Otherwise the last weights are taken as they are.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
+    check_fitted(fitted)
+    num_weighted = max(200, 2 * num_samples) if num_weighted is None else num_weighted
+    check_counts(num_samples=num_samples, num_weighted=num_weighted)
+    if num_weighted < FEWEST:
+        raise ValueError(f"num_weighted must be at least {FEWEST}; got {num_weighted}.")
+    context, _ = check_data(fitted.model, context)
+    if not is_concrete(context.times, context.values, context.mask, *jax.tree.leaves(fitted)):
+        raise ValueError(
+            "context and fitted must hold known numbers, as how far a trajectory goes depends on "
+            "them; got those of a JAX transformation. Use `amortized` or `laplace` inside of it."
+        )
+    bucket_key, exact_key = jax.random.split(rng_key)
+    found = _Found(num_samples, len(context), fitted.model.latent_dim)
+    for k, (rows, part) in enumerate(buckets(context)):
+        _weigh_bucket(jax.random.fold_in(bucket_key, k), fitted, part, rows, num_weighted, found)
+    if exact and found.unsure.size:
+        _run_nuts(exact_key, fitted, context, found)
+    return Sharpening(
+        jnp.asarray(found.z0), found.ended, found.pareto_k, found.log_evidence, dict(found.seconds)
+    )
+
+
+class _Found:
+    """What the stages have found so far."""
+
+    def __init__(self, num_samples: int, num_trajectories: int, latent_dim: int):
+        self.z0 = np.zeros((num_samples, num_trajectories, latent_dim), jnp.result_type(float))
+        self.ended = np.full(num_trajectories, "guide", dtype="<U7")
+        self.pareto_k = np.full(num_trajectories, np.inf)
+        self.log_evidence = np.full(num_trajectories, -np.inf)
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def unsure(self) -> np.ndarray:
+        """The trajectories whose weights cannot be trusted."""
+        return np.flatnonzero(~(self.pareto_k <= TRUSTED))
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        passed = time.perf_counter() - started
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + passed
+
+    def keep(
+        self, stage: str, rows: np.ndarray, z0: np.ndarray, log_weights: np.ndarray
+    ) -> np.ndarray:
+        """Resamples the draws of those trajectories whose weights have a lower k than before.
+
+        Args:
+            stage: the name of the stage.
+            rows: the trajectories.
+            z0: weighted draws, shape (trajectory, draw, latent).
+            log_weights: shape (trajectory, draw).
+
+        Returns:
+            The smoothed weights, shape (trajectory, draw).
+        """
+        smoothed, pareto_k, log_mean = smooth(log_weights.T.astype(float))
+        weights = np.exp(smoothed.T)
+        lower = (pareto_k < self.pareto_k[rows]) | np.isinf(self.pareto_k[rows])
+        for i in np.flatnonzero(lower & np.isfinite(log_mean)):
+            self.z0[:, rows[i]] = z0[i, _resampled(weights[i], len(self.z0))]
+        self.ended[rows[lower]] = stage
+        self.pareto_k[rows[lower]] = pareto_k[lower]
+        self.log_evidence[rows[lower]] = log_mean[lower]
+        return weights
+
+
+def _resampled(weights: np.ndarray, count: int) -> np.ndarray:
+    """Systematic resampling (Kitagawa 1996): each draw as often as its weight says, up to one."""
+    ends = np.cumsum(weights)
+    return np.searchsorted(ends, (np.arange(count) + 0.5) / count * ends[-1])
+
+
+def _weigh_bucket(
+    rng_key: Array,
+    fitted: Fitted,
+    part: Trajectories,
+    rows: np.ndarray,
+    num_weighted: int,
+    found: _Found,
+) -> None:
+    """The stages with importance weights, for trajectories of similar lengths."""
+    part = trimmed(part)
+    # Nothing is solved for slots that are hidden, which may lie far ahead.
+    part = part.replace_arrays(observed_times(fitted.model, part), part.values, part.mask)
+    max_steps = fitted.model.steps_to(part.times, part.offset)
+    screen_key, guide_key, mode_key, *keys = jax.random.split(rng_key, 4 + NUM_ROUNDS)
+    size = min(ROWS_AT_ONCE, 1 << (len(rows) - 1).bit_length())
+
+    def each(call: Callable[..., Any], key: Array, local: np.ndarray, *trees: Any) -> Any:
+        return _in_chunks(
+            partial(call, fitted=fitted, max_steps=max_steps), size, key, local, trees
+        )
+
+    def of_unsure() -> np.ndarray:
+        return np.flatnonzero(np.isin(rows, found.unsure))
+
+    with found.timed("guide"):
+        screen = partial(_ask_guide, num_draws=SCREENED)
+        z0, log_p, log_w = each(screen, screen_key, np.arange(len(rows)), part)
+        promising = np.flatnonzero(_effective_share(log_w) >= PROMISING)
+        if promising.size:
+            ask = partial(_ask_guide, num_draws=num_weighted)
+            draws, _, weights = each(ask, guide_key, promising, part)
+            found.keep("guide", rows[promising], draws, weights)
+    with found.timed("laplace"):
+        if not (unsure := of_unsure()).size:
+            return
+        mixture = each(_find_mixture, mode_key, unsure, part, z0, log_p)
+    weigh = partial(_weigh, num_draws=num_weighted)
+    for key, stage in zip(keys, ["laplace"] + ["adapted"] * NUM_ROUNDS, strict=True):
+        with found.timed(stage):
+            own = np.arange(len(unsure))
+            u, z0, log_w = each(weigh, key, own, _at(unsure, part), mixture)
+            weights = found.keep(stage, rows[unsure], z0, log_w)
+            left = np.flatnonzero(np.isin(unsure, of_unsure()))
+            if not left.size:
+                return
+            mixture = each(_adapt, key, left, mixture, u, weights.astype(u.dtype))
+            unsure = unsure[left]
+
+
+def _in_chunks(
+    call: Callable[..., Any], size: int, rng_key: Array, rows: np.ndarray, trees: tuple[Any, ...]
+) -> Any:
+    """`call(key, *trees)` on some rows of the trees, `size` at a time, and joined.
+
+    All arrays have trajectories along their first axis. The last rows are repeated, so that one
+    compiled program fits all.
+    """
+    done = []
+    for k, first in enumerate(range(0, len(rows), size)):
+        some = rows[first : first + size]
+        padded = np.resize(some, size)
+        made = call(jax.random.fold_in(rng_key, k), *_at(padded, trees))
+        done.append(_at(np.arange(len(some)), made))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *done)
+
+
+def _at(rows: np.ndarray, tree: Any) -> Any:
+    # In NumPy: JAX would compile a program for each number of rows.
+    return jax.tree.map(lambda array: np.asarray(array)[rows], tree)
+
+
+# Not `jax.jit`: a distribution of flowjax holds functions, which JAX cannot pass.
+@eqx.filter_jit
+def _ask_guide(
+    rng_key: Array, context: Trajectories, *, fitted: Fitted, num_draws: int, max_steps: int
+) -> tuple[Array, ...]:
+    """Draws of the guide, log p(x, z0), and the logs of their weights."""
+    fixed, _ = with_networks_fixed(fitted, context, max_steps)
+    z0, log_q = draw_and_score(rng_key, posterior(fitted, context), num_draws)
+    log_p = jax.lax.map(partial(log_joint, fixed, context), z0, batch_size=DRAWS_AT_ONCE)
+    return _trajectories_first(z0, log_p, log_p - log_q)
+
+
+@eqx.filter_jit
+def _find_mixture(
+    rng_key: Array,
+    context: Trajectories,
+    z0: Array,
+    log_p: Array,
+    *,
+    fitted: Fitted,
+    max_steps: int,
+) -> Mixture:
+    """The mixture over the modes that are found from the best of these draws, others and the
+    prior."""
+    before = prior(fitted)
+    to_support = biject_to(before.support)
+    best = jnp.take_along_axis(z0, jnp.argmax(log_p, axis=1)[:, None, None], axis=1)
+    blind = before.sample(rng_key, (len(context), 1))
+    starts = jnp.concatenate([best, z0[:, : NUM_CLIMBS - 2], jnp.asarray(blind)], axis=1)
+    modes = find_modes(
+        fitted,
+        context,
+        to_support.inv(jnp.swapaxes(starts, 0, 1)),
+        max_steps=max_steps,
+        num_steps=NUM_STEPS,
+    )
+    return of_modes(modes, periods(to_support, fitted.model.latent_dim), power=POWER)
+
+
+@eqx.filter_jit
+def _weigh(
+    rng_key: Array,
+    context: Trajectories,
+    mixture: Mixture,
+    *,
+    fitted: Fitted,
+    num_draws: int,
+    max_steps: int,
+) -> tuple[Array, ...]:
+    """Draws u of the mixture, the z0 that they map to, and the logs of their weights."""
+    fixed, before = with_networks_fixed(fitted, context, max_steps)
+    to_support = biject_to(before.support)
+    u, log_q = mixture.draw(rng_key, num_draws)
+    z0 = jnp.asarray(to_support(u))
+    log_p = jax.lax.map(partial(log_joint, fixed, context), z0, batch_size=DRAWS_AT_ONCE)
+    log_p = log_p + to_support.log_abs_det_jacobian(u, z0)
+    return _trajectories_first(u, z0, jnp.where(jnp.isnan(log_p), -jnp.inf, log_p - log_q))
+
+
+@eqx.filter_jit
+def _adapt(_: Array, mixture: Mixture, u: Array, weights: Array, **__: Any) -> Mixture:
+    return mixture.adapted(*_trajectories_first(u, weights))
+
+
+def _trajectories_first(*arrays: Array) -> tuple[Array, ...]:
+    return tuple(jnp.swapaxes(array, 0, 1) for array in arrays)
+
+
+def _effective_share(log_weights: np.ndarray) -> np.ndarray:
+    """The effective number of draws (Kong 1992), as a share, of weights (trajectory, draw)."""
+    weights = softmax(log_weights, axis=1)
+    return 1 / np.square(weights).sum(1) / weights.shape[1]
+
+
+def _run_nuts(rng_key: Array, fitted: Fitted, context: Trajectories, found: _Found) -> None:
+    """The last stage: NUTS, for the trajectories that are left."""
+    mode_key, run_key = jax.random.split(rng_key)
+    unsure = found.unsure
+    with found.timed("exact"):
+        some = context[unsure]
+        count = len(found.z0)
+        q = laplace(mode_key, fitted, some)
+        options: Any = dict(num_warmup=NUM_WARMUP, num_samples=max(NUM_EXACT, -(-count // 4)))
+        tree = exact_posterior(run_key, fitted, some, q=q, progress=False, **options)
+        found.z0[:, unsure] = evenly(tree, count)
+        found.ended[unsure] = "exact"
