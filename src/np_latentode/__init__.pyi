@@ -38,6 +38,7 @@ from .inference.amortization import (
     AmortizationReport as AmortizationReport,
     amortization as amortization,
 )
+from .inference.choice import Choice as Choice, choose_inference as choose_inference
 from .inference.convergence import Convergence as Convergence, convergence as convergence
 from .inference.importance import (
     ImportanceReport as ImportanceReport,

@@ -138,7 +138,7 @@ def forecast(
 def spirals(
     *,
     output_dir: options.OutputDir = Path("runs/spirals"),
-    steps: options.Steps = 14_000,
+    steps: options.Steps = 10_000,
     seed: options.Seed = 0,
     latent_dim: options.LatentDim = 4,
     batch_size: options.BatchOf200 = 50,

@@ -17,6 +17,9 @@ from jaxtyping import Array
 
 from np_latentode.forecasts.codes import posterior, prior
 from np_latentode.forecasts.prediction import prior_predictive
+from np_latentode.inference.pareto import TRUSTED
+from np_latentode.inference.sharpening import Sharpened, sharpen
+from np_latentode.programs.fitted import Fitted
 from np_latentode.storage.results import check_output_dir, result_dir
 from np_latentode.studies.datasets import SpiralFamily, Spirals
 from np_latentode.studies.spirals_priors import Trained, make_prior, on_codes, score_prior, train
@@ -142,15 +145,18 @@ def _score(
     from np_latentode.report.gaussianization import gaussianization
 
     fitted, test = trained.fitted, data.test
-    whole, half = forecasts(keys.test, fitted, test)
-    methods = {"model": score_draws(whole, half, test)}
+    methods = {"model": score_draws(*forecasts(keys.test, fitted, test), test)}
+    whole, half = forecasts(keys.test, fitted, test, inference=Sharpened())
+    methods["sharpened"] = score_draws(whole, half, test)
     methods |= score_others(keys.noise, data.family, data.train, test)
     # Half the draws are enough, as there are ten times as many trajectories.
     fresh = score_draws(*forecasts(keys.fresh, fitted, data.fresh, num_samples=100), data.fresh)
+    sharpened = _sharpened(keys.fresh, fitted, data.fresh)
     report = gaussianization(keys.gauss, fitted, data.many)
     found.methods, found.gaussianization = methods, report
     found.metrics |= methods["model"]
     found.metrics |= {f"fresh_{name}": value for name, value in fresh.items()}
+    found.metrics |= {f"sharpened_{name}": value for name, value in sharpened.items()}
     found.metrics["others"] = {name: scores for name, scores in methods.items() if name != "model"}
     found.metrics |= {
         "kl": report.kl,
@@ -168,6 +174,16 @@ def _score(
         "latent_excess_kurtosis": report.excess_kurtosis.tolist(),
     }
     return whole, half
+
+
+def _sharpened(rng_key: Array, fitted: Fitted, fresh: Spirals) -> dict[str, float]:
+    """Scores of sharpened forecasts, and the share of weights that can be trusted."""
+    fresh_key, k_key = jax.random.split(rng_key)
+    inference = Sharpened()
+    draws = forecasts(fresh_key, fitted, fresh, inference=inference, num_samples=100)
+    scores = {f"fresh_{name}": value for name, value in score_draws(*draws, fresh).items()}
+    report = sharpen(k_key, fitted, fresh.before(CUT), num_samples=100, exact=False)
+    return scores | {"pareto_k_trusted": float(np.mean(report.pareto_k <= TRUSTED))}
 
 
 def _draw(
@@ -288,8 +304,10 @@ def _summary(found: _Results, output_dir: Path) -> str:
     columns = ("reconstruction_mse", "extrapolation_mse", "coverage_90")
     lines = ["", f"{'on 50 held-out spirals':30s}" + "".join(f"{c:>20s}" for c in columns)]
     fresh = {c: metrics[f"fresh_{c}"] for c in columns}
-    names = {"model": "latent ODE"}
-    for name, scores in (found.methods | {"latent ODE, 500 fresh spirals": fresh}).items():
+    sharpened = {c: metrics[f"sharpened_fresh_{c}"] for c in columns}
+    names = {"model": "latent ODE, guide", "sharpened": "latent ODE, sharpened"}
+    others = {"guide, 500 fresh spirals": fresh, "sharpened, 500 fresh": sharpened}
+    for name, scores in (found.methods | others).items():
         cells = (f"{scores[c]:20.5f}" if c in scores else f"{'-':>20s}" for c in columns)
         lines.append(f"{names.get(name, name):30s}" + "".join(cells))
     lines += [

@@ -31,8 +31,12 @@ from np_latentode.studies.datasets import SpiralFamily, Spirals
 from np_latentode.studies.spirals_scores import forecasts, score_draws
 from np_latentode.training.aggregate import fit_prior
 from np_latentode.training.fit import STEPS_AT_ONCE, fit
+from np_latentode.training.polish import polish
 
 __all__ = ["Trained", "make_prior", "on_codes", "score_prior", "train"]
+
+POLISH_SHARE = 5
+"""The steps of training, over those of each of the two parts of polishing."""
 
 SHARE_WITHIN = 0.01
 """The largest mean squared error of a curve that counts as a spiral."""
@@ -85,7 +89,7 @@ def make_prior(name: str, latent_dim: int, *, rngs: nnx.Rngs) -> dict[str, Any]:
 
 
 class Trained(NamedTuple):
-    """A fit, and how long training took."""
+    """A polished fit, and how long training took."""
 
     fitted: Fitted
     ms_per_step: float
@@ -120,6 +124,14 @@ def train(
     )
     first, last = fitted.history.seconds[[0, -1]]
     ms_per_step = 1e3 * (last - first) / max(1, steps - STEPS_AT_ONCE)
+    fitted = polish(
+        jax.random.fold_in(train_key, 1),
+        fitted,
+        spirals,
+        num_steps=max(1, steps // POLISH_SHARE),
+        batch_size=batch_size,
+        progress=progress,
+    )
     return Trained(fitted, ms_per_step, began + first)
 
 

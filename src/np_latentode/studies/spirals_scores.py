@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts import baselines
+from np_latentode.forecasts.codes import Inference, amortized
 from np_latentode.forecasts.prediction import forecast
 from np_latentode.programs.fitted import Fitted
 from np_latentode.studies.datasets import SpiralFamily, Spirals
@@ -50,13 +51,18 @@ def score(
 
 
 def forecasts(
-    rng_key: Array, fitted: Fitted, spirals: Spirals, *, num_samples: int = 200
+    rng_key: Array,
+    fitted: Fitted,
+    spirals: Spirals,
+    *,
+    inference: Inference = amortized,
+    num_samples: int = 200,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draws at the dense times, given all observations and given the early ones."""
     contexts: list[Trajectories] = [spirals, spirals.before(CUT)]
     times = spirals.dense_times
     whole, half = (
-        forecast(key, fitted, context, times, num_samples=num_samples)
+        forecast(key, fitted, context, times, inference=inference, num_samples=num_samples)
         for key, context in zip(jax.random.split(rng_key), contexts, strict=True)
     )
     return whole, half

@@ -38,6 +38,10 @@ MODEL_RATE, LOCAL_RATE, GUIDE_RATE = 1e-3, 3e-2, 3e-3
 """The highest learning rates: of the model's networks, of the posteriors of trajectories in units
 of their first ones, and of the guide's networks."""
 
+NUM_SCORED, NUM_DRAWS = 500, 400
+"""Trajectories by which the old and the new guide are compared, and draws for each. With few draws,
+a wide posterior of precise observations would look worse than it is."""
+
 
 def polish(
     rng_key: Array,
@@ -108,7 +112,8 @@ def polish(
         Fitted(fitted.model, fitted.guide, model | params, fitted.history)
         for params in (asked, guide)
     ]
-    return min(both, key=lambda one: forecast_score(score_key, one, *train.split()))
+    some = train[:NUM_SCORED].split()
+    return min(both, key=lambda one: forecast_score(score_key, one, *some, num_draws=NUM_DRAWS))
 
 
 def _highest(mixture: Any) -> tuple[Array, Array]:

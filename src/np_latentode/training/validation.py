@@ -40,9 +40,14 @@ def held_out_pair(model: LatentODE, validation: Any) -> tuple[Trajectories, Traj
 
 
 def forecast_score(
-    rng_key: Array, fitted: Fitted, context: Trajectories, target: Trajectories
+    rng_key: Array,
+    fitted: Fitted,
+    context: Trajectories,
+    target: Trajectories,
+    *,
+    num_draws: int = NUM_DRAWS,
 ) -> float:
     """-log p(target | context) per observation; infinite if an ODE solve fails."""
-    z0 = amortized(rng_key, fitted, context, NUM_DRAWS)
+    z0 = amortized(rng_key, fitted, context, num_draws)
     score = -float(log_predictive(fitted, z0, context, target).sum() / target.mask.sum())
     return np.inf if np.isnan(score) else score
