@@ -88,6 +88,7 @@ from .parts.residuals import (
 )
 from .parts.solve import Solver as Solver
 from .programs.assemble import latent_ode as latent_ode
+from .programs.ensemble import Ensemble as Ensemble
 from .programs.fitted import Fitted as Fitted, History as History
 from .programs.guide import AmortizedGuide as AmortizedGuide
 from .programs.model import LatentODE as LatentODE
