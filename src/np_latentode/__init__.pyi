@@ -109,5 +109,6 @@ from .report.plots import (
 from .storage.saving import load as load, save as save
 from .studies import datasets as datasets
 from .training.aggregate import fit_prior as fit_prior
+from .training.ensemble import fit_ensemble as fit_ensemble
 from .training.fit import fit as fit
 from .training.optimizer import optimizer as optimizer

@@ -147,7 +147,7 @@ def test_an_interrupted_fit_goes_on_and_cleans_up(home, monkeypatch):
     assert not target.exists()
     monkeypatch.undo()
     # What was trained is not trained again.
-    monkeypatch.setattr("np_latentode.training.fit.dispatches", lambda *_, **__: iter(()))
+    monkeypatch.setattr("np_latentode.training.progress.dispatches", lambda *_, **__: iter(()))
     outcome = run(*arguments)
     assert outcome.exit_code == 0, outcome.output
     assert not [path for path in home.iterdir() if path.name.startswith(".again")]
