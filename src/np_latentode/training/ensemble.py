@@ -113,11 +113,8 @@ def _starts(rng_key: Array, build: Build, num_members: int) -> list[Fitted]:
     """Where each member starts: the programs of the first, with the parameters of its own."""
     pairs = [_pair(build, jax.random.fold_in(rng_key, k)) for k in range(num_members)]
     model, guide = pairs[0]
-    starts = []
+    rule, starts = "build must return the same parts in every call, newly initialised", []
     for k, pair in enumerate(pairs):
-        rule = (
-            "build must return the same model and guide in every call, but for initial parameters"
-        )
         if not model.scaling.like(pair[0].scaling):
             raise ValueError(f"{rule}; got other units for member {k}.")
         try:
@@ -127,14 +124,14 @@ def _starts(rng_key: Array, build: Build, num_members: int) -> list[Fitted]:
     return starts
 
 
-def _pair(build: Any, rng_key: Array) -> tuple[LatentODE, AmortizedGuide]:
+def _pair(build: Any, rng_key: Array) -> Any:
     rule = "build must be a function rngs -> (model, guide), such as latent_ode's"
     if not callable(build):
         raise ValueError(f"{rule}; got {type(build).__name__}.")
     pair = build(nnx.Rngs(rng_key))
-    kinds = [type(one) for one in pair] if isinstance(pair, tuple) else type(pair)
+    kinds = [type(one) for one in pair] if isinstance(pair, tuple) else [type(pair)]
     if kinds != [LatentODE, AmortizedGuide]:
-        came = [kind.__name__ for kind in kinds] if isinstance(kinds, list) else kinds.__name__
+        came = ", ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{rule}; got one that returns {came}.")
     return pair
 

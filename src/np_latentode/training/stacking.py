@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from arviz_stats import compare
+from arviz_stats.loo.compare import compare
 from arviz_stats.utils import ELPDDataLOO
 from jaxtyping import Array, Float
 from xarray import DataArray
@@ -15,7 +15,7 @@ from xarray import DataArray
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import amortized
 from np_latentode.forecasts.densities import log_predictive
-from np_latentode.programs.ensemble import with_solver
+from np_latentode.programs.ensemble import Ensemble, members_of, with_solver
 from np_latentode.programs.fitted import Fitted
 
 __all__ = ["stack", "stacking_weights"]
@@ -42,9 +42,9 @@ def stack(
     if len(members) == 1:
         return np.ones(1)
     scores = []
-    for member in members:
+    for member in members_of(with_solver(Ensemble(tuple(members)), throw=False)):
         z0 = amortized(rng_key, member, context, NUM_DRAWS)
-        log_p = log_predictive(with_solver(member, throw=False), z0, context, target)
+        log_p = log_predictive(member, z0, context, target)
         scores.append(np.asarray(jnp.where(target.mask, log_p, 0.0).sum((1, 2)), float))
     return stacking_weights(np.stack(scores))
 
@@ -66,7 +66,7 @@ def stacking_weights(
     best = log_p.max(0)
     if not (known := np.isfinite(best)).any():
         return np.full(len(log_p), 1 / len(log_p))
-    # Less the best, which leaves the weights as they are: ArviZ takes exp, which could be 0 for all.
+    # Less the best, which does not change the weights: ArviZ takes exp, which may be 0 for all.
     scores = np.maximum(log_p[:, known] - best[known], LOWEST)
     with warnings.catch_warnings():
         # Of many, or of equal members: neither matters for weights.
