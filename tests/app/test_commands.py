@@ -327,6 +327,31 @@ def test_dynamics_that_diverge_are_reported_in_a_sentence(home, monkeypatch, tmp
     assert not output.exists()
 
 
+@pytest.mark.slow
+def test_an_ensemble_is_scored_and_forecasts_tables_as_a_fit(home, tmp_path):
+    fitted, data = load(home / "run"), make_table()
+    ensemble = Ensemble((fitted, fitted), [1.0, 0.0])
+    (tmp_path / "run").mkdir()
+    save(tmp_path / "run" / "fit", ensemble)
+    tables = []
+    for run_dir in (home / "run", tmp_path / "run"):
+        output = tmp_path / f"{len(tables)}.csv"
+        outcome = run("forecast", run_dir, home / "labs.csv", "--ahead", 30, "-o", output)
+        assert outcome.exit_code == 0, outcome.output
+        tables.append(output.read_text())
+    assert tables[0] == tables[1]
+    options = dict(id="patient", time="day", values=["bili", "albumin"], log=["bili"])
+    train = Trajectories.from_dataframe(data, **options)
+    test = train[np.flatnonzero(np.asarray(train.observed).sum(1) > 1)]
+    keys = tuple(jax.random.split(jax.random.key(0)))
+    one, other = (
+        held_out.score_held_out(keys, some, train, test, 0.0) for some in (fitted, ensemble)
+    )
+    assert one.metrics == other.metrics
+    assert one.held_out.equals(other.held_out)
+    assert {"training-0", "training-1"} < other.figures.keys()
+
+
 @pytest.mark.parametrize("command", ["fit", "forecast", "spirals", "clinical", "hopper"])
 def test_help_has_an_example(command):
     outcome = run(command, "--help")

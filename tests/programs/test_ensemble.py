@@ -196,7 +196,7 @@ def test_weights_are_normalised_where_they_were_rounded():
 def test_members_that_are_no_fits_are_refused():
     with pytest.raises(ValueError, match="members must be a tuple of at least one Fitted; got non"):
         Ensemble(())
-    with pytest.raises(ValueError, match="members must be a tuple .*; got Fitted"):
+    with pytest.raises(ValueError, match=r"members must be a tuple .*; got Fitted"):
         Ensemble(ONE)
     with pytest.raises(ValueError, match=r"members\[1\] must be a Fitted.*; got dict"):
         Ensemble((ONE, ONE.params))
