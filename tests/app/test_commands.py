@@ -5,12 +5,21 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from np_latentode import GaussianLikelihood, OrnsteinUhlenbeckLikelihood, forecast, load
+from np_latentode import (
+    Ensemble,
+    GaussianLikelihood,
+    OrnsteinUhlenbeckLikelihood,
+    Trajectories,
+    forecast,
+    load,
+    save,
+)
 from np_latentode.app import fit_table, forecast_table, held_out
 from np_latentode.app.cli import app
 from np_latentode.data.files import read_table
