@@ -1,5 +1,6 @@
 """An ensemble mixes the forecasts of its members by their weights."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import diffrax
@@ -206,6 +207,14 @@ def test_members_in_other_units_are_refused():
     other = untrained(0, scaling=Scaling(np.zeros(1), np.full(1, 2.0)))
     with pytest.raises(ValueError, match=r"members must share their units.* model of members\[1\]"):
         Ensemble((ONE, other))
+
+
+def test_threads_trace_one_after_the_other():
+    """NumPyro's stack of handlers is one for all threads."""
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: initial_params(ONE.model, ONE.guide), range(80)))
+    for params in found:
+        same(params, ONE.params)
 
 
 ABOUT_Z0 = {

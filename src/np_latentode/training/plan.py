@@ -22,6 +22,7 @@ from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.params import initial_params
 from np_latentode.programs.plate import check_call, check_data
+from np_latentode.programs.threads import one_at_a_time
 from np_latentode.storage.arrays import digest
 from np_latentode.storage.saving import describe_parts
 from np_latentode.training.checkpoints import Checkpoints
@@ -46,6 +47,7 @@ class Programs:
         self.svi, self.model = svi, model
         self.init, self.take = jax.jit(self._init), steps_of(svi, kl_weight=kl_weight)
 
+    @one_at_a_time
     def _init(self, rng_key: Array, train: Trajectories, params: dict[str, Any] | None) -> Any:
         """The parameters and the state before the first step."""
         state = self.svi.init(rng_key, train, init_params=params)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from np_latentode.programs.fitted import History
 from np_latentode.storage.arrays import fill
 from np_latentode.training.plan import Plan
-from np_latentode.training.steps import STEPS_AT_ONCE, TRACING, dispatches
+from np_latentode.training.steps import STEPS_AT_ONCE, dispatches
 from np_latentode.training.validation import forecast_score
 
 __all__ = ["Progress", "train_all"]
@@ -91,9 +91,7 @@ def _advance(plan: Plan, done: Progress, started: float) -> Iterator[Progress]:
         state, losses = next(steps)
         params, score = programs.svi.get_params(state), None
         if plan.held_out is not None:
-            with TRACING:
-                found = forecast_score(score_key, programs.fitted(params), *plan.held_out)
-            score = float(found)
+            score = forecast_score(score_key, programs.fitted(params), *plan.held_out)
         history = _append(done.history, losses, score, before + time.perf_counter() - started)
         best = history.best_step == len(history.losses)
         done = Progress(params if best else done.params, state, history)
@@ -117,8 +115,7 @@ def _append(past: History, losses: np.ndarray, score: float | None, seconds: flo
 def _turns(max_workers: int) -> Iterator[Callable[[list[Iterator[Progress]]], Iterator[Progress]]]:
     """A function that takes the next dispatch of each run, some of them side by side.
 
-    In threads, as XLA computes without Python's lock. A thread waits for its own dispatch: XLA
-    runs the dispatches of one thread one after the other.
+    In threads, as XLA computes without Python's lock. Programs are traced one at a time.
     """
     if max_workers == 1:
         yield lambda runs: map(next, runs)
@@ -130,8 +127,17 @@ def _turns(max_workers: int) -> Iterator[Callable[[list[Iterator[Progress]]], It
         with jax.enable_x64(x64):
             return next(run)
 
+    compiled = False
+
+    def turns(runs: list[Iterator[Progress]]) -> Iterator[Progress]:
+        nonlocal compiled
+        # The first dispatch of all compiles, alone: side by side, each run would compile.
+        first, compiled = 0 if compiled else 1, True
+        yield from map(next, runs[:first])
+        yield from pool.map(take, runs[first:])
+
     with ThreadPoolExecutor(max_workers) as pool:
-        yield lambda runs: pool.map(take, runs)
+        yield turns
 
 
 def _save(plans: Sequence[Plan], done: Sequence[Progress]) -> None:

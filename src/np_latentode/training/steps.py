@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,14 +12,12 @@ from jaxtyping import Array, ArrayLike, Float
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
-__all__ = ["STEPS_AT_ONCE", "TRACING", "dispatches", "steps_of"]
+from np_latentode.programs.threads import one_at_a_time
+
+__all__ = ["STEPS_AT_ONCE", "dispatches", "steps_of"]
 
 STEPS_AT_ONCE = 100
 """Steps per dispatch. Progress bar, validation and checkpoints run between dispatches."""
-
-TRACING = threading.Lock()
-"""Held by whoever may trace a program: NumPyro has one stack of handlers for all threads. A traced
-program is only started under it, as JAX does not wait for what it computes."""
 
 
 def steps_of(svi: SVI, *, kl_weight: Callable[[Array], ArrayLike] | None = None) -> Callable:
@@ -35,6 +32,7 @@ def steps_of(svi: SVI, *, kl_weight: Callable[[Array], ArrayLike] | None = None)
     """
 
     @jax.jit
+    @one_at_a_time
     def take(state: SVIState, first: ArrayLike, count: ArrayLike, *args: Any) -> Any:
         def step(k: Array, carry: tuple[SVIState, Array]) -> tuple[SVIState, Array]:
             state, losses = carry
@@ -70,8 +68,7 @@ def dispatches(
     """
     for first in range(start, num_steps, STEPS_AT_ONCE):
         count = min(STEPS_AT_ONCE, num_steps - first)
-        with TRACING:
-            state, losses = take(state, first, count, *args)
+        state, losses = take(state, first, count, *args)
         losses = np.asarray(losses)[:count]
         if not np.isfinite(losses).any():
             raise FloatingPointError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array
 
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import amortized
@@ -41,8 +41,8 @@ def held_out_pair(model: LatentODE, validation: Any) -> tuple[Trajectories, Traj
 
 def forecast_score(
     rng_key: Array, fitted: Fitted, context: Trajectories, target: Trajectories
-) -> Float[Array, ""]:
+) -> float:
     """-log p(target | context) per observation; infinite if an ODE solve fails."""
     z0 = amortized(rng_key, fitted, context, NUM_DRAWS)
-    score = -log_predictive(fitted, z0, context, target).sum() / target.mask.sum()
-    return jnp.where(jnp.isnan(score), jnp.inf, score)
+    score = -float(log_predictive(fitted, z0, context, target).sum() / target.mask.sum())
+    return np.inf if np.isnan(score) else score
