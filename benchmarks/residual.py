@@ -30,7 +30,7 @@ from np_latentode import (
     random_context,
 )
 from np_latentode.studies.spirals_scores import CUT
-from np_latentode.training.fit import dispatches
+from np_latentode.training.steps import dispatches, steps_of
 
 LIKELIHOODS = {"none": GaussianLikelihood, "ou": OrnsteinUhlenbeckLikelihood}
 ROUNDS = 15
@@ -45,7 +45,7 @@ def step_ratio(train: datasets.Spirals) -> float:
         options = dict(batch_size=50, conditioning=random_context)
         svi = SVI(model, guide, optimizer(10_000), Trace_ELBO(), **options)
         state = jax.jit(svi.init)(jax.random.key(0), train)
-        runs.append(dispatches(svi, state, 10_000, train))
+        runs.append(dispatches(steps_of(svi), state, 10_000, train))
     seconds = []
     for _ in range(ROUNDS):
         seconds.append([])

@@ -77,6 +77,8 @@ def check_numpyro(names, path):
     assert np.isfinite([names["whole"].elpd, names["ahead"].elpd]).all()
     assert names["tree"].posterior["z0"].shape == (4, 200, 3, 4)
     assert (path / "fit.nc").stat().st_size > 0
+    assert len(names["ensemble"].members) == 3
+    assert len(names["mixed"]["member"]) == len(names["mixed"]["x"]) == 200
 
 
 def check_parts(names, path):

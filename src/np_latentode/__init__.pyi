@@ -95,6 +95,7 @@ from .parts.residuals import (
 )
 from .parts.solve import Solver as Solver
 from .programs.assemble import latent_ode as latent_ode
+from .programs.ensemble import Ensemble as Ensemble
 from .programs.fitted import Fitted as Fitted, History as History
 from .programs.guide import AmortizedGuide as AmortizedGuide
 from .programs.model import LatentODE as LatentODE
@@ -115,6 +116,7 @@ from .report.plots import (
 from .storage.saving import load as load, save as save
 from .studies import datasets as datasets
 from .training.aggregate import fit_prior as fit_prior
+from .training.ensemble import fit_ensemble as fit_ensemble
 from .training.fit import fit as fit
 from .training.optimizer import optimizer as optimizer
 from .training.polish import polish as polish

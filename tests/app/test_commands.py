@@ -5,12 +5,21 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from np_latentode import GaussianLikelihood, OrnsteinUhlenbeckLikelihood, forecast, load
+from np_latentode import (
+    Ensemble,
+    GaussianLikelihood,
+    OrnsteinUhlenbeckLikelihood,
+    Trajectories,
+    forecast,
+    load,
+    save,
+)
 from np_latentode.app import fit_table, forecast_table, held_out
 from np_latentode.app.cli import app
 from np_latentode.data.files import read_table
@@ -147,7 +156,7 @@ def test_an_interrupted_fit_goes_on_and_cleans_up(home, monkeypatch):
     assert not target.exists()
     monkeypatch.undo()
     # What was trained is not trained again.
-    monkeypatch.setattr("np_latentode.training.fit.dispatches", lambda *_, **__: iter(()))
+    monkeypatch.setattr("np_latentode.training.progress.dispatches", lambda *_, **__: iter(()))
     outcome = run(*arguments)
     assert outcome.exit_code == 0, outcome.output
     assert not [path for path in home.iterdir() if path.name.startswith(".again")]
@@ -325,6 +334,31 @@ def test_dynamics_that_diverge_are_reported_in_a_sentence(home, monkeypatch, tmp
     assert outcome.exit_code == 2
     assert "those of 1 of 30, patient 003 for one, diverge before" in outcome.output
     assert not output.exists()
+
+
+@pytest.mark.slow
+def test_an_ensemble_is_scored_and_forecasts_tables_as_a_fit(home, tmp_path):
+    fitted, data = load(home / "run"), make_table()
+    ensemble = Ensemble((fitted, fitted), [1.0, 0.0])
+    (tmp_path / "run").mkdir()
+    save(tmp_path / "run" / "fit", ensemble)
+    tables = []
+    for run_dir in (home / "run", tmp_path / "run"):
+        output = tmp_path / f"{len(tables)}.csv"
+        outcome = run("forecast", run_dir, home / "labs.csv", "--ahead", 30, "-o", output)
+        assert outcome.exit_code == 0, outcome.output
+        tables.append(output.read_text())
+    assert tables[0] == tables[1]
+    options = dict(id="patient", time="day", values=["bili", "albumin"], log=["bili"])
+    train = Trajectories.from_dataframe(data, **options)
+    test = train[np.flatnonzero(np.asarray(train.observed).sum(1) > 1)]
+    keys = tuple(jax.random.split(jax.random.key(0)))
+    one, other = (
+        held_out.score_held_out(keys, some, train, test, 0.0) for some in (fitted, ensemble)
+    )
+    assert one.metrics == other.metrics
+    assert one.held_out.equals(other.held_out)
+    assert {"training-0", "training-1"} < other.figures.keys()
 
 
 @pytest.mark.parametrize("command", ["fit", "forecast", "spirals", "clinical", "hopper"])

@@ -137,6 +137,53 @@ def test_parts_of_your_own_are_asked_for_by_name(tmp_path):
         load(tmp_path / "fit", dynamics=own_dynamics, prior=nl.StandardNormal(4))
 
 
+def ensemble_of(**parts):
+    """Two members with the same programs, and one with others."""
+    one = trained(**parts)
+    other = Fitted(one.model, one.guide, jax.tree.map(lambda leaf: leaf * 0.9, one.params))
+    wider = trained(**parts | {"encoder": GRU(2, rngs=RNGS)})
+    return nl.Ensemble((one, other, wider), [0.2, 0.3, 0.5])
+
+
+def test_an_ensemble_forecasts_the_same_when_it_is_loaded(tmp_path):
+    ensemble = ensemble_of()
+    save(tmp_path / "fit", ensemble)
+    again = load(tmp_path)
+    assert isinstance(again, nl.Ensemble)
+    np.testing.assert_allclose(again.weights, ensemble.weights, rtol=1e-15)
+    times = np.linspace(1, 3, 4)
+    one, other = (
+        nl.forecast(jax.random.key(0), fit, SPIRALS, times, num_samples=6)
+        for fit in (ensemble, again)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    # Members of the same parts share their programs.
+    first, second, third = (member.model for member in again.members)
+    assert first is second is not third
+
+
+def test_parts_of_your_own_are_given_to_all_members(tmp_path):
+    ensemble = ensemble_of(prior=OwnPrior())
+    save(tmp_path / "fit", ensemble)
+    with pytest.raises(ValueError, match=r"prior must be given, .* own, OwnPrior"):
+        load(tmp_path / "fit")
+    again = load(tmp_path / "fit", prior=OwnPrior())
+    for one, other in zip(ensemble.members, again.members, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+
+
+def test_of_an_ensemble_that_cannot_be_written_nothing_is_left(tmp_path, monkeypatch):
+    ensemble = ensemble_of()
+    monkeypatch.setattr("orbax.checkpoint.Checkpointer.save", raise_no_space)
+    with pytest.raises(OSError, match="cannot be written: No space left"):
+        save(tmp_path / "fit", ensemble)
+    assert not any(tmp_path.iterdir())
+
+
+def raise_no_space(*args, **kwargs):
+    raise OSError("No space left")
+
+
 def test_a_description_builds_nothing_but_parts():
     for name in ("eval", "os.system", "diffeqsolve", "Path", "Trajectories"):
         with pytest.raises(ValueError, match="must name a part of this library"):

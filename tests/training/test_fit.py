@@ -28,7 +28,7 @@ from np_latentode import (
     posterior,
     random_context,
 )
-from np_latentode.training import fit as training, validation
+from np_latentode.training import progress, steps, validation
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -63,7 +63,7 @@ class MeanEncoder(nnx.Linear):
 
 @pytest.fixture
 def few_at_once(monkeypatch):
-    monkeypatch.setattr(training, "STEPS_AT_ONCE", 5)
+    monkeypatch.setattr(steps, "STEPS_AT_ONCE", 5)
 
 
 def same(a, b):
@@ -208,8 +208,8 @@ def test_an_interrupted_training_ends_where_it_would_have_ended(
 ):
     arguments = (jax.random.key(2), *pair, spirals[:10], spirals[10:])
     whole = fit(*arguments, num_steps=22, patience=15, progress=False)
-    monkeypatch.setattr(training, "SECONDS_BETWEEN", 0.0)
-    append, calls = training._append, []
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN", 0.0)
+    append, calls = progress._append, []
 
     def interrupted(*args):
         calls.append(args)
@@ -217,7 +217,7 @@ def test_an_interrupted_training_ends_where_it_would_have_ended(
             raise KeyboardInterrupt
         return append(*args)
 
-    monkeypatch.setattr(training, "_append", interrupted)
+    monkeypatch.setattr(progress, "_append", interrupted)
     options = dict(num_steps=22, patience=15, checkpoint_dir=tmp_path / "c", progress=False)
     with pytest.raises(KeyboardInterrupt):
         fit(*arguments, **options)
@@ -247,7 +247,7 @@ SCRIPT = f"""
     import test_fit
 
     jax.config.update("jax_disable_most_optimizations", True)
-    test_fit.training.STEPS_AT_ONCE, test_fit.training.SECONDS_BETWEEN = 5, 0.0
+    test_fit.steps.STEPS_AT_ONCE, test_fit.progress.SECONDS_BETWEEN = 5, 0.0
     test_fit.training_to_kill(sys.argv[1])
 """
 

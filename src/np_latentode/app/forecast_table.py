@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from np_latentode.data.labels import Labels, shown_time
 from np_latentode.data.tables import check_quantiles, tidy_forecast
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import forecast
+from np_latentode.programs.ensemble import Ensemble, members_of, with_solver
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.model import LatentODE
 from np_latentode.storage.saving import load
@@ -76,11 +76,13 @@ def forecast_table(
         if path.exists() and not overwrite:
             raise ValueError(f"output must be new; got {path}, which exists (--overwrite).")
     fitted = load(run_dir)
-    labels = fitted.model.scaling.labels
+    labels = fitted.scaling.labels
     if labels is None:
         raise ValueError(f"run must be a fit of a table; got {run_dir}, whose columns are unknown.")
-    context = _read(fitted.model, labels, data)
-    times = _times_ahead(fitted.model, context, labels, until, ahead, points)
+    # Of an ensemble, the model that reaches least far.
+    model = min((one.model for one in members_of(fitted)), key=lambda model: model.solver.reach)
+    context = _read(model, labels, data)
+    times = _times_ahead(model, context, labels, until, ahead, points)
     name = "until" if ahead is None else "ahead"
     made = _forecast(jax.random.key(seed), fitted, context, times, draws, name)
     table = tidy_forecast(made, times, context.names, quantiles=quantiles)
@@ -121,15 +123,16 @@ def _read(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
 
 def _forecast(
     rng_key: Array,
-    fitted: Fitted,
+    fitted: Fitted | Ensemble,
     context: Trajectories,
     times: np.ndarray,
     num_samples: int,
     name: str,
 ) -> dict[str, Any]:
     """Draws, or an error that names a trajectory whose dynamics diverge."""
-    fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
-    made = forecast(rng_key, fitted, context, times, num_samples=num_samples)
+    made = forecast(
+        rng_key, with_solver(fitted, throw=False), context, times, num_samples=num_samples
+    )
     finite = np.isfinite(np.asarray(made["x"])).all((0, 2, 3))
     if not finite.all():
         who = context.names.ids[int(np.argmin(finite))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from np_latentode.forecasts.scores import (
     score,
     score_features,
 )
+from np_latentode.programs.ensemble import Ensemble, members_of, with_solver
 from np_latentode.programs.fitted import Fitted
 
 __all__ = ["QUANTILES", "HeldOutScores", "finite", "score_held_out"]
@@ -54,7 +54,7 @@ class HeldOutScores(NamedTuple):
 
 def score_held_out(
     keys: tuple[Array, Array],
-    fitted: Fitted,
+    fitted: Fitted | Ensemble,
     train: Trajectories,
     test: Trajectories | None,
     t0: float,
@@ -63,7 +63,7 @@ def score_held_out(
 
     Args:
         keys: of the scores and of the draws.
-        fitted: the fit.
+        fitted: the fit, or an ensemble.
         train: what it was trained on.
         test: those held out, if any.
         t0: where the figure of forecasts begins.
@@ -71,24 +71,26 @@ def score_held_out(
     # Imported after training, as training should not wait for matplotlib.
     from np_latentode.report import plots
 
-    history, (score_key, draw_key) = fitted.history, keys
+    score_key, draw_key = keys
+    members = members_of(fitted)
     figures: dict[str, Callable[[], Any]] = {
-        "training": partial(
-            plots.plot_training, history.losses, num_trajectories=len(train), history=history
+        "training" if len(members) == 1 else f"training-{k}": partial(
+            plots.plot_training, past.losses, num_trajectories=len(train), history=past
         )
+        for k, past in enumerate(member.history for member in members)
     }
     if test is None:
         return HeldOutScores({}, figures, None)
     context, target = test.split()
     # If the dynamics diverge for one trajectory, the others' scores are still of use.
-    fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
+    fitted = with_solver(fitted, throw=False)
     found = calibration(score_key, fitted, context, target)
     draws = forecast_observed(draw_key, fitted, context, target, num_samples=500)
     figures["forecasts"] = partial(_forecast_figure, draw_key, fitted, context, target, t0)
     figures["calibration"] = partial(plots.plot_calibration, found)
     made = {"latent ODE": of_calibration(target, found), **_others(train, context, target)}
     # In standard deviations of each feature in the training data, as it is modelled.
-    metrics = _scored(made, target, fitted.model.scaling.scale)
+    metrics = _scored(made, target, fitted.scaling.scale)
     return HeldOutScores({"held_out": len(test), **metrics}, figures, _compared(draws, target))
 
 
@@ -139,7 +141,11 @@ def _scored(made: dict[str, Forecasts], target: Trajectories, unit: np.ndarray) 
 
 
 def _forecast_figure(
-    rng_key: Array, fitted: Fitted, context: Trajectories, target: Trajectories, t0: float
+    rng_key: Array,
+    fitted: Fitted | Ensemble,
+    context: Trajectories,
+    target: Trajectories,
+    t0: float,
 ) -> Any:
     """The four trajectories with the longest forecasts."""
     from np_latentode.report.fans import plot_forecasts

@@ -153,6 +153,15 @@ class Scaling:
                 "scaling=Scaling.fit(train, t0=...)."
             )
 
+    def like(self, other: Scaling) -> bool:
+        """Whether numbers have the same meaning in both units."""
+        ours, theirs = (
+            (x.loc.tolist(), x.scale.tolist(), x.t0, x.time_unit, x.offset) for x in (self, other)
+        )
+        if self.labels is None or other.labels is None:
+            return ours == theirs and self.labels is other.labels
+        return ours == theirs and self.labels.like(other.labels)
+
     def less(self, offset: Offset) -> Scaling:
         """The same units of numbers that are less this offset."""
         if not offset:

@@ -16,7 +16,9 @@ from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference, amortized, draw_codes, prior
 from np_latentode.forecasts.densities import log_predictive, observed_times
-from np_latentode.forecasts.prediction import draw_x, forecast_observed
+from np_latentode.forecasts.mixture import join, log_mixture
+from np_latentode.forecasts.prediction import draw_observed, draw_x
+from np_latentode.programs.ensemble import Ensemble, check_fit, members_of
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_context, check_data
 
@@ -59,7 +61,7 @@ class Calibration:
 
 def calibration(
     rng_key: Array,
-    fitted: Fitted,
+    fitted: Fitted | Ensemble,
     context: Trajectories,
     target: Trajectories,
     *,
@@ -71,12 +73,15 @@ def calibration(
 
     PIT_k = the share of draws x_k | context below the observed x_k      (Gneiting et al. 2007)
 
+    The density of an ensemble's forecast is the mixture of those of its members: member m makes
+    n_m of the n draws, and log p(x_k | context) = log sum_m n_m / n p_m(x_k | context).
+
     Observations of one trajectory share its z0, so their errors are correlated. A test of
     uniformity that takes n of them as independent is too strict.
 
     Args:
         rng_key: a key.
-        fitted: the fit.
+        fitted: the fit, or an `Ensemble`.
         context: the observations to forecast from.
         target: later observations of the same trajectories, not shown to the guide.
         inference: how z0 is drawn given the context, as in `forecast`.
@@ -86,17 +91,17 @@ def calibration(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    check_fitted(fitted)
+    check_fit(fitted)
     levels = tuple(float(level) for level in levels)
     if not levels or not all(0 < level < 1 for level in levels):
         raise ValueError(f"levels must be numbers between 0 and 1; got {levels}.")
     if not (isinstance(num_samples, int) and num_samples >= 2):
         raise ValueError(f"num_samples must be an integer of at least 2; got {num_samples!r}.")
-    context, target = check_data(fitted.model, context, target, targets=True)
+    for member in members_of(fitted):
+        context, target = check_data(member.model, context, target, targets=True)
     forecast_key, tie_key = jax.random.split(rng_key)
-    forecasts = forecast_observed(
-        forecast_key, fitted, context, target, inference=inference, num_samples=num_samples
-    )
+    some, each = draw_observed(forecast_key, fitted, context, target, inference, num_samples)
+    forecasts = join(some, each)
     draws, slots = forecasts["x"], np.asarray(target.observed)
     mask, x = np.asarray(target.mask), np.asarray(target.values)[slots]
 
@@ -108,8 +113,11 @@ def calibration(
     share = np.asarray(jax.random.uniform(tie_key, mask.shape))[slots]
     pit = where_observed(_pit(share, draws, x))
     inside = np.abs(pit[mask] - 0.5) <= np.array(levels)[:, None] / 2
-    z0 = jnp.asarray(forecasts["z0"])
-    log_density = np.asarray(log_predictive(fitted, z0, context, target))
+    log_p = [
+        log_predictive(share.fitted, jnp.asarray(made["z0"]), context, target)
+        for share, made in zip(some, each, strict=True)
+    ]
+    log_density = np.asarray(log_mixture(some, log_p))
     return Calibration(
         levels=levels,
         coverage=inside.mean(-1),

@@ -15,6 +15,7 @@ from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.modules import bind_prior
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_context
+from np_latentode.programs.threads import one_at_a_time
 
 __all__ = ["Inference", "amortized", "draw_and_score", "draw_codes", "posterior", "prior"]
 
@@ -23,6 +24,7 @@ Inference = Callable[[Array, Fitted, Trajectories, int], Array]
 drawn given a context. `amortized` asks the guide; `Sharpened()` and `Exact()` go on from there."""
 
 
+@one_at_a_time
 def prior(fitted: Fitted) -> dist.Distribution:
     """The model's distribution p(z0), with its trained parameters."""
     check_fitted(fitted)
@@ -30,6 +32,7 @@ def prior(fitted: Fitted) -> dist.Distribution:
         return bind_prior(fitted.model.prior)
 
 
+@one_at_a_time
 def posterior(fitted: Fitted, context: Trajectories) -> dist.Distribution:
     """The guide's distribution q(z0 | context), one per trajectory.
 

@@ -17,6 +17,7 @@ from np_latentode.parts.emissions import of_each
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.plate import check_context, check_new
+from np_latentode.programs.threads import one_at_a_time
 
 __all__ = [
     "DRAWS_AT_ONCE",
@@ -139,6 +140,7 @@ def _log_predictive(
     return jnp.where(target.mask, total - jnp.log(len(z0s)), 0.0)
 
 
+@one_at_a_time
 def run_given(
     model: LatentODE, params: dict[str, Any], rng_key: Array | int, z0: Array, *args: Any
 ) -> dict[str, Any]:

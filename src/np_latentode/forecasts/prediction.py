@@ -24,8 +24,9 @@ from np_latentode.forecasts.densities import (
     observed_times,
     run_given,
 )
+from np_latentode.forecasts.mixture import join
+from np_latentode.programs.ensemble import Ensemble, Share, check_fit, members_of, shares
 from np_latentode.programs.fitted import Fitted, check_fitted
-from np_latentode.programs.model import LatentODE
 from np_latentode.programs.plate import (
     check_context,
     less_offset,
@@ -35,6 +36,7 @@ from np_latentode.programs.plate import (
 __all__ = [
     "decode",
     "decode_observed",
+    "draw_observed",
     "draw_x",
     "forecast",
     "forecast_observed",
@@ -44,7 +46,7 @@ __all__ = [
 
 
 def prior_predictive(
-    rng_key: Array, fitted: Fitted, times: Numbers, *, num_samples: int = 200
+    rng_key: Array, fitted: Fitted | Ensemble, times: Numbers, *, num_samples: int = 200
 ) -> dict[str, Any]:
     """Draws of trajectories of which nothing was observed.
 
@@ -52,27 +54,33 @@ def prior_predictive(
 
     Args:
         rng_key: a key.
-        fitted: the fit.
+        fitted: the fit; or an `Ensemble`, as in `forecast`.
         times: shape (time,), in original units.
         num_samples: the number of draws.
 
     Returns:
         `z0` (draw, latent), and `x_mean` and `x` (draw, time, feature) in the units of the table.
+        Of an ensemble also `member` (draw,), as in `forecast`.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    check_fitted(fitted)
+    check_fit(fitted)
     check_counts(num_samples=num_samples)
-    scaling = fitted.model.scaling
+    scaling = fitted.scaling
     at = prediction_times(times, 1, scaling, offset=scaling.offset, name="times")
-    _check_reach(fitted.model, times)
-    z0_key, x_key = jax.random.split(rng_key)
-    z0 = jnp.asarray(prior(fitted).sample(z0_key, (1, num_samples)))
-    at = jnp.broadcast_to(at, (num_samples, at.shape[1]))
-    draws = draw_x(x_key, fitted, z0, at, scaling.offset)
-    draws = in_table_units(draws, scaling.offset, scaling.labels)
-    return {name: values[0] for name, values in draws.items()}
+    _check_reach(fitted, times)
+
+    def draw(share: Share) -> dict[str, Any]:
+        z0_key, x_key = jax.random.split(share.rng_key)
+        z0 = jnp.asarray(prior(share.fitted).sample(z0_key, (1, share.num_samples)))
+        rows = jnp.broadcast_to(at, (share.num_samples, at.shape[1]))
+        draws = draw_x(x_key, share.fitted, z0, rows, scaling.offset)
+        draws = in_table_units(draws, scaling.offset, scaling.labels)
+        return {name: values[0] for name, values in draws.items()}
+
+    some = shares(rng_key, fitted, num_samples)
+    return join(some, [draw(share) for share in some])
 
 
 def decode(
@@ -190,7 +198,7 @@ def _draw_x(
 
 def forecast(
     rng_key: Array,
-    fitted: Fitted,
+    fitted: Fitted | Ensemble,
     context: Trajectories,
     times: Numbers,
     *,
@@ -208,7 +216,7 @@ def forecast(
 
     Args:
         rng_key: a key.
-        fitted: the fit.
+        fitted: the fit; or an `Ensemble`, of which each member draws its share.
         context: the known observations of each trajectory.
         times: times to predict, in original units: (time,) for all, or (trajectory, time). Dates
             are counted as `context.names.counted` does.
@@ -220,28 +228,36 @@ def forecast(
         `z0` (draw, trajectory, latent), and `x_mean` and `x` (draw, trajectory, time, feature) in
         the units of the table: curves without and with white noise. Under a residual process both
         continue the residuals of the context. For a feature of which the logarithm is modelled,
-        they are exponentials, and `x_mean` is the median.
+        they are exponentials, and `x_mean` is the median. Of an ensemble also `member` (draw,): the
+        number of the member that made each draw, in rising order; and no `z0` if the latent
+        dimensions of the members differ.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    check_fitted(fitted)
+    check_fit(fitted)
     check_counts(num_samples=num_samples, draws_at_once=draws_at_once)
     if times is None or isinstance(times, Trajectories):
         raise ValueError(f"times must be an array of times; got {type(times).__name__}.")
-    context = check_context(context, fitted.model.scaling)
+    scaling = fitted.scaling
+    context = check_context(context, scaling)
     offset = context.offset
-    at = prediction_times(times, len(context), fitted.model.scaling, offset=offset, name="times")
-    _check_reach(fitted.model, times)
-    z0_key, x_key = jax.random.split(rng_key)
-    z0 = draw_codes(inference, z0_key, fitted, context, num_samples)
-    draws = draw_x(x_key, fitted, z0, at, offset, context=context, draws_at_once=draws_at_once)
-    return in_table_units(draws, offset, context.labels or fitted.model.scaling.labels)
+    at = prediction_times(times, len(context), scaling, offset=offset, name="times")
+    _check_reach(fitted, times)
+
+    def draw(share: Share) -> dict[str, Any]:
+        one, (z0_key, x_key) = share.fitted, jax.random.split(share.rng_key)
+        z0 = draw_codes(inference, z0_key, one, context, share.num_samples)
+        draws = draw_x(x_key, one, z0, at, offset, context=context, draws_at_once=draws_at_once)
+        return in_table_units(draws, offset, context.labels or scaling.labels)
+
+    some = shares(rng_key, fitted, num_samples)
+    return join(some, [draw(share) for share in some])
 
 
 def forecast_observed(
     rng_key: Array,
-    fitted: Fitted,
+    fitted: Fitted | Ensemble,
     context: Trajectories,
     target: Trajectories,
     *,
@@ -252,20 +268,40 @@ def forecast_observed(
 
     Args:
         rng_key: a key.
-        fitted: the fit.
+        fitted: the fit, or an `Ensemble`.
         context: the known observations of each trajectory.
         target: later observations of the same trajectories.
         inference, num_samples: as in `forecast`.
 
     Returns:
-        `z0` (draw, trajectory, latent), and `x_mean` and `x` as `decode_observed` returns them.
+        `z0` (draw, trajectory, latent), and `x_mean` and `x` as `decode_observed` returns them. Of
+        an ensemble also `member`, as in `forecast`.
     """
-    context = check_context(context, fitted.model.scaling)
-    target = check_context(target, fitted.model.scaling, name="target")
-    _check_reach(fitted.model, target.given.times[np.asarray(target.observed)])
-    z0_key, x_key = jax.random.split(rng_key)
-    z0 = draw_codes(inference, z0_key, fitted, context, num_samples)
-    return {"z0": np.asarray(z0), **decode_observed(x_key, fitted, z0, target, context=context)}
+    check_fit(fitted)
+    return join(*draw_observed(rng_key, fitted, context, target, inference, num_samples))
+
+
+def draw_observed(
+    rng_key: Array,
+    fitted: Fitted | Ensemble,
+    context: Trajectories,
+    target: Trajectories,
+    inference: Inference,
+    num_samples: int,
+) -> tuple[list[Share], list[dict[str, np.ndarray]]]:
+    """The draws of `forecast_observed`, those of each member apart."""
+    context = check_context(context, fitted.scaling)
+    target = check_context(target, fitted.scaling, name="target")
+    _check_reach(fitted, target.given.times[np.asarray(target.observed)])
+
+    def draw(share: Share) -> dict[str, np.ndarray]:
+        z0_key, x_key = jax.random.split(share.rng_key)
+        z0 = draw_codes(inference, z0_key, share.fitted, context, share.num_samples)
+        draws = decode_observed(x_key, share.fitted, z0, target, context=context)
+        return {"z0": np.asarray(z0), **draws}
+
+    some = shares(rng_key, fitted, num_samples)
+    return some, [draw(share) for share in some]
 
 
 def decode_observed(
@@ -306,7 +342,8 @@ def decode_observed(
     return draws
 
 
-def _check_reach(model: LatentODE, times: Numbers) -> None:
+def _check_reach(fitted: Fitted | Ensemble, times: Numbers) -> None:
+    model = min((one.model for one in members_of(fitted)), key=lambda model: model.solver.reach)
     latest = model.scaling.t0 + model.solver.reach * model.scaling.time_unit
     if is_concrete(times) and (last := float(np.max(np.asarray(times, float)))) > latest:
         raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpyro.infer.svi import SVIState
 
+from np_latentode.data.scaling import Scaling
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.params import check_params
@@ -72,6 +73,11 @@ class Fitted:
             raise ValueError(f"guide must be an AmortizedGuide; got {type(self.guide).__name__}.")
         check_params(self.model, self.guide, self.params)
 
+    @property
+    def scaling(self) -> Scaling:
+        """The units of the model."""
+        return self.model.scaling
+
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[Any, Any]]:
         return [(jax.tree_util.GetAttrKey("params"), self.params)], (self.model, self.guide)
 
@@ -86,9 +92,14 @@ class Fitted:
 
 def check_fitted(fitted: Any, *, name: str = "fitted") -> Fitted:
     """The fit, or a ValueError that says what came instead."""
-    if not isinstance(fitted, Fitted):
+    if isinstance(fitted, Fitted):
+        return fitted
+    if hasattr(fitted, "members"):
         raise ValueError(
-            f"{name} must be a Fitted, as `fit` and `load` return it and as Fitted(model, guide, "
-            f"params) makes it; got {type(fitted).__name__}."
+            f"{name} must be a Fitted, one member of the ensemble, such as ensemble.members[0]: "
+            f"each has a latent space of its own; got {type(fitted).__name__}."
         )
-    return fitted
+    raise ValueError(
+        f"{name} must be a Fitted, as `fit` and `load` return it and as Fitted(model, guide, "
+        f"params) makes it; got {type(fitted).__name__}."
+    )

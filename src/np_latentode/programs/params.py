@@ -11,10 +11,12 @@ import numpyro.handlers as handlers
 
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
+from np_latentode.programs.threads import one_at_a_time
 
 __all__ = ["check_params", "initial_params", "named_leaves"]
 
 
+@one_at_a_time
 def initial_params(model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
     """The parameters before training, by the names of their sites."""
     with handlers.seed(rng_seed=0), handlers.trace() as sites:

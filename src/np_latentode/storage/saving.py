@@ -1,7 +1,8 @@
-"""Fits on disk: `save` and `load`."""
+"""Fits and ensembles on disk: `save` and `load`."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 from np_latentode.parts.likelihoods import Likelihood
 from np_latentode.parts.modules import Part
 from np_latentode.parts.solve import Solver
-from np_latentode.programs.fitted import Fitted, check_fitted
+from np_latentode.programs.ensemble import Ensemble, check_fit
+from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.params import initial_params
@@ -26,23 +28,27 @@ OF_MODEL = ("dynamics", "decoder", "prior", "likelihood", "solver")
 OF_GUIDE = ("encoder", "posterior")
 
 
-def save(path: str | PathLike[str], fitted: Fitted) -> None:
-    """Writes a fit into a new directory, whole or not at all; `load` reads it.
+def save(path: str | PathLike[str], fitted: Fitted | Ensemble) -> None:
+    """Writes a fit or an ensemble into a new directory, whole or not at all; `load` reads it.
 
     The directory holds the parameters, the units, the column names of the training table, and the
-    name and constructor arguments of each part. It holds no ids, no data and no history.
+    name and constructor arguments of each part. It holds no ids, no data and no history. Of an
+    ensemble, it holds the weights and all members.
 
     Args:
         path: the new directory.
-        fitted: the fit.
+        fitted: the fit, or the ensemble.
 
     Raises:
         ValueError: if `path` exists.
         OSError: if the directory cannot be written; then nothing is at `path`.
     """
-    check_fitted(fitted)
-    parts = describe_parts(fitted.model, fitted.guide)
-    write(Path(path), fitted.params, {"kind": "fit", "parts": parts})
+    if isinstance(fitted := check_fit(fitted), Fitted):
+        settings = {"kind": "fit", "parts": describe_parts(fitted.model, fitted.guide)}
+        return write(Path(path), fitted.params, settings)
+    parts = [describe_parts(one.model, one.guide) for one in fitted.members]
+    settings = {"kind": "ensemble", "weights": fitted.weights.tolist(), "members": parts}
+    write(Path(path), [one.params for one in fitted.members], settings)
 
 
 def load(
@@ -55,14 +61,14 @@ def load(
     solver: Solver | None = None,
     encoder: Part | None = None,
     posterior: Part | None = None,
-) -> Fitted:
-    """Reads a fit that `save` wrote. The files hold no code.
+) -> Fitted | Ensemble:
+    """Reads a fit or an ensemble that `save` wrote. The files hold no code.
 
     Args:
         path: the directory; or the output directory of `np-latentode fit`, which holds one.
         dynamics, decoder, prior, likelihood, solver, encoder, posterior: parts of your own, built
             as they were for training. An error names a missing one. The library's own parts need
-            not be given.
+            not be given. All members of an ensemble get the same.
 
     Raises:
         ValueError: if `path` holds no fit, if the fit is damaged, if a part of your own is missing,
@@ -72,21 +78,41 @@ def load(
     if (path / FIT).is_dir():
         path = path / FIT
     arrays, settings = read(path)
-    if settings.get("kind") != "fit":
+    if settings.get("kind") not in ("fit", "ensemble"):
         raise ValueError(f"{path} must be what `save` wrote; got a {settings.get('kind')}.")
     given = dict(dynamics=dynamics, decoder=decoder, prior=prior, likelihood=likelihood)
     given |= dict(solver=solver, encoder=encoder, posterior=posterior)
+    ensemble = settings["kind"] == "ensemble"
     try:
-        parts = _build_parts(path, settings["parts"], given)
+        descriptions = settings["members"] if ensemble else [settings["parts"]]
+        pairs = _build_pairs(path, descriptions, given)
+        weights = settings["weights"] if ensemble else None
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} must be of this version of np_latentode; got a description that does not fit "
             f"its parts: {error}."
         ) from error
-    scaling = parts["scaling"]
-    model = LatentODE(**{name: parts[name] for name in OF_MODEL}, scaling=scaling)
-    guide = AmortizedGuide(**{name: parts[name] for name in OF_GUIDE}, scaling=scaling)
-    return Fitted(model, guide, fill(initial_params(model, guide), arrays, name="path"))
+    if not ensemble:
+        return Fitted(*pairs[0], fill(initial_params(*pairs[0]), arrays, name="path"))
+    params = fill([initial_params(*pair) for pair in pairs], arrays, name="path")
+    members = [Fitted(*pair, own) for pair, own in zip(pairs, params, strict=True)]
+    return Ensemble(tuple(members), weights)
+
+
+def _build_pairs(
+    path: Path, descriptions: list[dict[str, Any]], given: dict[str, Any]
+) -> list[tuple[LatentODE, AmortizedGuide]]:
+    """Model and guide of each description; equal descriptions share theirs, and so compile once."""
+    made: dict[str, tuple[LatentODE, AmortizedGuide]] = {}
+    names = [json.dumps(description, sort_keys=True) for description in descriptions]
+    for name, description in zip(names, descriptions, strict=True):
+        if name not in made:
+            parts = _build_parts(path, description, given)
+            scaling = parts["scaling"]
+            model = LatentODE(**{part: parts[part] for part in OF_MODEL}, scaling=scaling)
+            guide = AmortizedGuide(**{part: parts[part] for part in OF_GUIDE}, scaling=scaling)
+            made[name] = (model, guide)
+    return [made[name] for name in names]
 
 
 def _build_parts(path: Path, descriptions: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -30,8 +30,9 @@ from np_latentode.programs.fitted import Fitted
 from np_latentode.studies.datasets import SpiralFamily, Spirals
 from np_latentode.studies.spirals_scores import forecasts, score_draws
 from np_latentode.training.aggregate import fit_prior
-from np_latentode.training.fit import STEPS_AT_ONCE, fit
+from np_latentode.training.fit import fit
 from np_latentode.training.polish import polish
+from np_latentode.training.steps import STEPS_AT_ONCE
 
 __all__ = ["Trained", "make_prior", "on_codes", "score_prior", "train"]
 

@@ -27,8 +27,8 @@ from np_latentode.parts.modules import (
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.plate import check_context
-from np_latentode.training.fit import dispatches
 from np_latentode.training.optimizer import optimizer
+from np_latentode.training.steps import dispatches, steps_of
 
 __all__ = ["fit_prior"]
 
@@ -92,9 +92,9 @@ def fit_prior(
 
     optim = optimizer(num_steps) if optim is None else optim
     svi = SVI(codes, lambda *_: None, optim, Trace_ELBO())
-    state = jax.jit(svi.init)(rng_key, trajectories, fitted)
+    take, state = steps_of(svi), jax.jit(svi.init)(rng_key, trajectories, fitted)
     with tqdm(total=num_steps, disable=not progress, unit="step") as bar:
-        for after, losses in dispatches(svi, state, num_steps, trajectories, fitted):
+        for after, losses in dispatches(take, state, num_steps, trajectories, fitted):
             state = after
             bar.set_postfix_str(f"-log p(z0) {losses.mean():.2f}", refresh=False)
             bar.update(len(losses))

@@ -28,8 +28,8 @@ from np_latentode.forecasts.densities import run_given
 from np_latentode.inference.laplace import laplace
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_call, check_data, trajectory_plate
-from np_latentode.training.fit import dispatches
 from np_latentode.training.optimizer import optimizer
+from np_latentode.training.steps import dispatches
 from np_latentode.training.validation import forecast_score
 
 __all__ = ["polish"]

@@ -1,0 +1,173 @@
+"""The plan of a training: its programs, data and settings, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike
+from numpyro.infer import SVI, Trace_ELBO
+
+from np_latentode.data.buckets import buckets
+from np_latentode.data.checks import check_counts
+from np_latentode.data.conditioning import Conditioning
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.programs.fitted import Fitted, History, check_fitted
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.model import LatentODE
+from np_latentode.programs.params import initial_params
+from np_latentode.programs.plate import check_call, check_data
+from np_latentode.programs.threads import one_at_a_time
+from np_latentode.storage.arrays import digest
+from np_latentode.storage.saving import describe_parts
+from np_latentode.training.checkpoints import Checkpoints
+from np_latentode.training.losses import BucketLoss, batch_sizes
+from np_latentode.training.optimizer import optimizer
+from np_latentode.training.steps import steps_of
+from np_latentode.training.validation import held_out_pair
+
+__all__ = ["Plan", "Programs", "make_plan"]
+
+
+class Programs:
+    """What is compiled for a training. All trainings that share it compile it once.
+
+    Args:
+        svi: the SVI.
+        model: its model, as it was given, but that a solve that fails gives NaN.
+        kl_weight: `step -> weight`, or None for 1.
+    """
+
+    def __init__(self, svi: SVI, model: LatentODE, kl_weight: Callable[[Array], ArrayLike] | None):
+        self.svi, self.model = svi, model
+        self.init, self.take = jax.jit(self._init), steps_of(svi, kl_weight=kl_weight)
+
+    @one_at_a_time
+    def _init(self, rng_key: Array, train: Trajectories, params: dict[str, Any] | None) -> Any:
+        """The parameters and the state before the first step."""
+        state = self.svi.init(rng_key, train, init_params=params)
+        return self.svi.get_params(state), state
+
+    def fitted(self, params: dict[str, Any]) -> Fitted:
+        return Fitted(self.model, self.svi.guide, params)
+
+
+class Plan(NamedTuple):
+    """What a training consists of."""
+
+    rng_key: Array
+    programs: Programs
+    init_params: dict[str, Any] | None
+    """Where training starts, unless at the initial parameters of the parts."""
+    train: Trajectories
+    buckets: tuple[Trajectories, ...]
+    """The training data, by similar lengths."""
+    held_out: tuple[Trajectories, Trajectories] | None
+    num_steps: int
+    batch_size: int | None
+    patience: int | None
+    checkpoints: Checkpoints | None = None
+
+    @property
+    def data(self) -> Any:
+        """What the loss takes: a `BucketLoss` takes buckets, others take trajectories."""
+        first, *others = self.buckets
+        return self.buckets if others else first
+
+    def finished(self, history: History) -> bool:
+        taken = len(history.losses)
+        waited = taken - history.best_step
+        return taken >= self.num_steps or (self.patience is not None and waited >= self.patience)
+
+    def kept_in(self, directory: Path) -> Plan:
+        """The same plan, with checkpoints in a directory.
+
+        Raises:
+            ValueError: if the directory holds other files, or is a file.
+        """
+        model, guide = self.programs.svi.model, self.programs.svi.guide
+        networks = self.init_params or initial_params(model, guide)
+        data = dict(rng_key=self.rng_key, train=self.train, validation=self.held_out)
+        settings = {
+            "kind": "training",
+            "parts": describe_parts(model, guide),
+            **dict(num_steps=self.num_steps, batch_size=self.batch_size, patience=self.patience),
+            **{name: digest(value) for name, value in (data | {"networks": networks}).items()},
+        }
+        return self._replace(checkpoints=Checkpoints(directory, settings))
+
+
+def make_plan(
+    rng_key: Array,
+    model: LatentODE,
+    guide: AmortizedGuide,
+    train: Trajectories,
+    validation: Any,
+    *,
+    num_steps: int,
+    batch_size: int | None,
+    conditioning: Conditioning | None,
+    optim: optax.GradientTransformation | None,
+    kl_weight: Callable[[Array], ArrayLike] | None,
+    loss: Any,
+    patience: int | None,
+    start: Fitted | None = None,
+) -> Plan:
+    """The plan of `fit`, which describes the arguments.
+
+    Raises:
+        ValueError: if an argument breaks a rule.
+    """
+    check_counts(num_steps=num_steps)
+    train, _ = check_data(model, train)
+    check_call(train, None, batch_size=batch_size, kl_weight=1.0, scaling=model.scaling)
+    held_out = held_out_pair(model, validation)
+    _check_patience(patience, held_out)
+    _check_kl_weight(kl_weight, num_steps)
+    init_params = None if start is None else _params_of(start, model, guide)
+    parts = tuple(bucket.trajectories for bucket in buckets(train))
+    loss, options = Trace_ELBO() if loss is None else loss, dict(batch_size=batch_size)
+    if len(parts) > 1:
+        loss, options = BucketLoss(loss, batch_sizes([*map(len, parts)], batch_size)), {}
+    optim = optimizer(num_steps) if optim is None else optim
+    # Without throw, a solve that fails costs one step, not the whole training.
+    silent = model.with_solver(throw=False)
+    solved = silent.with_solver(max_steps=model.steps_to(train.times, train.offset))
+    svi = SVI(solved, guide, optim, loss, conditioning=conditioning, **options)
+    return Plan(
+        rng_key=rng_key,
+        programs=Programs(svi, silent, kl_weight),
+        init_params=init_params,
+        train=train,
+        buckets=parts,
+        held_out=held_out,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        patience=patience,
+    )
+
+
+def _params_of(start: Any, model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
+    """The parameters of a fit, if they are those of this model and guide."""
+    return Fitted(model, guide, check_fitted(start, name="start").params).params
+
+
+def _check_patience(patience: int | None, held_out: Any) -> None:
+    if patience is None:
+        return
+    check_counts(patience=patience)
+    if held_out is None:
+        raise ValueError(f"patience must come with validation; got {patience} without.")
+
+
+def _check_kl_weight(kl_weight: Callable[[Array], ArrayLike] | None, num_steps: int) -> None:
+    if kl_weight is None:
+        return
+    for step in (0, num_steps - 1):
+        if not np.asarray(weight := kl_weight(jnp.asarray(step))) > 0:
+            raise ValueError(f"kl_weight must be positive; got {weight} at step {step}.")

@@ -1,0 +1,166 @@
+"""The progress of trainings: one, or several side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpyro.infer.svi import SVIState
+from tqdm import tqdm
+
+from np_latentode.programs.fitted import History
+from np_latentode.storage.arrays import fill
+from np_latentode.training.plan import Plan
+from np_latentode.training.steps import STEPS_AT_ONCE, dispatches
+from np_latentode.training.validation import forecast_score
+
+__all__ = ["Progress", "train_all"]
+
+SECONDS_BETWEEN = 30.0
+"""The shortest time between two checkpoints, in seconds."""
+
+
+class Progress(NamedTuple):
+    """The result of the steps so far; a checkpoint holds it."""
+
+    params: dict[str, Any]
+    """The parameters of the best step so far."""
+    state: SVIState
+    history: History
+
+    @property
+    def steps(self) -> int:
+        return len(self.history.losses)
+
+
+def train_all(plans: Sequence[Plan], *, progress: bool, max_workers: int = 1) -> list[Progress]:
+    """Takes the steps of all plans, from their latest checkpoints on, and saves checkpoints.
+
+    Plans take turns: one dispatch of each that is not finished, `max_workers` of them at a time.
+
+    Raises:
+        FloatingPointError: if none of the steps of a dispatch is finite.
+        OSError: if a checkpoint cannot be written; then the earlier one is kept.
+    """
+    started = saved = time.perf_counter()
+    done = [_start(plan) for plan in plans]
+    runs = [_advance(plan, first, started) for plan, first in zip(plans, done, strict=True)]
+    with _bar(plans, done, progress) as bar, _turns(max_workers) as turns:
+        try:
+            while left := [k for k, plan in enumerate(plans) if not plan.finished(done[k].history)]:
+                for k, after in zip(left, turns([runs[k] for k in left]), strict=True):
+                    done[k] = after
+                bar.set_postfix_str(_summary(plans, done), refresh=False)
+                bar.update(sum(one.steps for one in done) - bar.n)
+                if time.perf_counter() - saved > SECONDS_BETWEEN:
+                    _save(plans, done)
+                    saved = time.perf_counter()
+        except BaseException:
+            # The user should see the first error, not that saving failed as well.
+            with contextlib.suppress(OSError):
+                _save(plans, done)
+            raise
+    _save(plans, done)
+    return done
+
+
+def _start(plan: Plan) -> Progress:
+    """The progress before the first step, or at the latest checkpoint."""
+    arguments = (plan.rng_key, plan.buckets[0], plan.init_params)
+    if plan.checkpoints is None or (arrays := plan.checkpoints.latest()) is None:
+        params, state = plan.programs.init(*arguments)
+        return Progress(params, state, History())
+    history = History(*(arrays[f".history.{name}"] for name in History._fields))
+    params, state = jax.eval_shape(plan.programs.init, *arguments)
+    done = fill(Progress(params, state, history), arrays, name="checkpoint_dir")
+    # `fill` makes JAX arrays, often in single precision; the history stays in double.
+    return done._replace(history=history)
+
+
+def _advance(plan: Plan, done: Progress, started: float) -> Iterator[Progress]:
+    """The progress after each dispatch, until the plan is finished."""
+    programs, score_key = plan.programs, jax.random.fold_in(plan.rng_key, 1)
+    before = sum(done.history.seconds[-1:])
+    steps = dispatches(programs.take, done.state, plan.num_steps, plan.data, start=done.steps)
+    while not plan.finished(done.history):
+        state, losses = next(steps)
+        params, score = programs.svi.get_params(state), None
+        if plan.held_out is not None:
+            score = forecast_score(score_key, programs.fitted(params), *plan.held_out)
+        history = _append(done.history, losses, score, before + time.perf_counter() - started)
+        best = history.best_step == len(history.losses)
+        done = Progress(params if best else done.params, state, history)
+        yield done
+
+
+def _append(past: History, losses: np.ndarray, score: float | None, seconds: float) -> History:
+    """The history with one more dispatch."""
+    history = past._replace(
+        losses=np.append(past.losses, losses), seconds=np.append(past.seconds, seconds)
+    )
+    if score is None:
+        return history
+    return history._replace(
+        evaluated=np.append(past.evaluated, len(history.losses)),
+        validation=np.append(past.validation, score),
+    )
+
+
+@contextlib.contextmanager
+def _turns(max_workers: int) -> Iterator[Callable[[list[Iterator[Progress]]], Iterator[Progress]]]:
+    """A function that takes the next dispatch of each run, some of them side by side.
+
+    In threads, as XLA computes without Python's lock. Programs are traced one at a time.
+    """
+    if max_workers == 1:
+        yield lambda runs: map(next, runs)
+        return
+    x64 = bool(jax.config.jax_enable_x64)
+
+    def take(run: Iterator[Progress]) -> Progress:
+        # Settings of JAX's context managers are those of one thread.
+        with jax.enable_x64(x64):
+            return next(run)
+
+    compiled = False
+
+    def turns(runs: list[Iterator[Progress]]) -> Iterator[Progress]:
+        nonlocal compiled
+        # The first dispatch of all compiles, alone: side by side, each run would compile.
+        first, compiled = 0 if compiled else 1, True
+        yield from map(next, runs[:first])
+        yield from pool.map(take, runs[first:])
+
+    with ThreadPoolExecutor(max_workers) as pool:
+        yield turns
+
+
+def _save(plans: Sequence[Plan], done: Sequence[Progress]) -> None:
+    for plan, one in zip(plans, done, strict=True):
+        if plan.checkpoints:
+            plan.checkpoints.save(one.steps, one)
+
+
+def _bar(plans: Sequence[Plan], done: Sequence[Progress], progress: bool) -> tqdm:
+    total, taken = sum(plan.num_steps for plan in plans), sum(one.steps for one in done)
+    bar = tqdm(total=total, initial=taken, disable=not progress, unit="step")
+    bar.set_postfix_str("compiling")
+    return bar
+
+
+def _summary(plans: Sequence[Plan], done: Sequence[Progress]) -> str:
+    """The text beside the progress bar, of the member that forecasts best so far."""
+    best = min(done, key=lambda one: one.history.validation.min(initial=np.inf))
+    history, num_trajectories = best.history, len(plans[0].train)
+    last = history.losses[(len(history.losses) - 1) // STEPS_AT_ONCE * STEPS_AT_ONCE :]
+    text = f"ELBO {-np.nanmean(last) / num_trajectories:.2f}"
+    if len(history.validation):
+        best = history.validation.min()
+        text += f", validation {history.validation[-1]:.3f}"
+        text += f" (best {best:.3f} at {history.best_step})"
+    return text
