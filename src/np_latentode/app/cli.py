@@ -75,6 +75,7 @@ def fit(
     unit: options.Unit = None,
     holdout: options.Holdout = 0.2,
     residual: options.Residual = "ou",
+    inference: options.Inference = "auto",
     latent_dim: options.LatentDim = 4,
     steps: options.MostSteps = 5_000,
     patience: options.Patience = 1_000,
@@ -88,8 +89,10 @@ def fit(
     PNG. After an interruption the same command goes on; a finished fit is not repeated.
     """
     given: dict[str, Any] = dict(id=id, time=time, feature=feature, value=value, unit=unit)
-    given |= dict(since=since, holdout=holdout, residual=residual, latent_dim=latent_dim)
-    given |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
+    given |= dict(since=since, holdout=holdout, residual=residual, inference=inference)
+    given |= dict(
+        latent_dim=latent_dim, steps=steps, patience=patience, batch_size=batch_size, seed=seed
+    )
     given |= dict(overwrite=overwrite)
     with _reported("fit"):
         from np_latentode.app.column_names import named_values
@@ -116,6 +119,7 @@ def forecast(
     quantiles: options.Quantiles = "0.05,0.5,0.95",
     output: options.Output = Path("forecast.csv"),
     draws: options.Draws = 500,
+    inference: options.InferenceOfFit = None,
     seed: options.SeedOfDraws = 0,
     plot: options.Plot = False,
     overwrite: options.OverwriteFiles = False,
@@ -124,6 +128,7 @@ def forecast(
     with _reported("forecast"):
         given: dict[str, Any] = dict(until=until, ahead=ahead, points=points, draws=draws)
         given |= dict(quantiles=_numbers("quantiles", quantiles), seed=seed, plot=plot)
+        given |= dict(inference=inference)
         from np_latentode.app.forecast_table import forecast_table
 
         _keep_compiled_programs()

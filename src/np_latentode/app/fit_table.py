@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from np_latentode.app.held_out import QUANTILES, finite, score_held_out
 from np_latentode.app.summaries import (
+    inference_chosen,
     scores_table,
     trajectories_table,
     variance_table,
@@ -31,11 +32,12 @@ from np_latentode.data.scaling import Scaling
 from np_latentode.data.tables import forecast_columns
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.variance import variance_shares
+from np_latentode.inference.choice import INFERENCES, Choice, choose_inference
 from np_latentode.parts.likelihoods import GaussianLikelihood
 from np_latentode.parts.residuals import OrnsteinUhlenbeckLikelihood
 from np_latentode.programs.assemble import latent_ode
 from np_latentode.programs.fitted import Fitted
-from np_latentode.storage.results import MARKER, check_output_dir, result_dir
+from np_latentode.storage.results import MARKER, check_output_dir, earlier, result_dir
 from np_latentode.storage.saving import FIT, save
 from np_latentode.training.fit import fit
 
@@ -46,6 +48,12 @@ VALIDATION = 0.15
 
 LIKELIHOODS = {"none": GaussianLikelihood, "ou": OrnsteinUhlenbeckLikelihood}
 """The likelihoods by what they assume of the residual."""
+
+AUTO = "auto"
+"""The word for the inference that forecasts the validation data best."""
+
+NUM_DRAWS = 500
+"""Draws of each inference, by which one is chosen."""
 
 FEWEST_TRAINED = 5
 FEWEST_HELD_OUT = 2
@@ -66,6 +74,7 @@ def fit_table(
     unit: str | None = None,
     holdout: float = 0.2,
     residual: str = "ou",
+    inference: str = AUTO,
     latent_dim: int = 4,
     steps: int = 5_000,
     patience: int = 1_000,
@@ -89,6 +98,9 @@ def fit_table(
         holdout: the share of the trajectories to hold out; 0 for none.
         residual: what the path of the ODE leaves of a value. ou: an Ornstein-Uhlenbeck process,
             which is remembered for a while, and white noise. none: white noise only.
+        inference: how forecasts infer z0 of an id. guide: by the guide alone. sharpened: by
+            `sharpen`. exact: by NUTS. auto: guide or sharpened, whichever forecasts the validation
+            ids better.
         latent_dim: of the model.
         steps, patience, batch_size: of `fit`.
         seed: of the networks, of training, and of the choice of held-out trajectories.
@@ -104,8 +116,10 @@ def fit_table(
     """
     names = dict(id=id, time=time, feature=feature, value=value, since=since)
     columns = _columns(names, values=values, log=log, unit=unit)
-    settings = columns | dict(holdout=holdout, residual=residual, latent_dim=latent_dim)
-    settings |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
+    settings = columns | dict(holdout=holdout, residual=residual, inference=inference)
+    settings |= dict(
+        latent_dim=latent_dim, steps=steps, patience=patience, batch_size=batch_size, seed=seed
+    )
     _check(settings)
     trajectories = _read(data, columns)
     settings = {"data": hashlib.sha256(data.read_bytes()).hexdigest(), **settings}
@@ -140,13 +154,27 @@ def _score_and_write(
     output_dir: Path, parts: _Parts, fitted: Fitted, settings: dict[str, Any], *, overwrite: bool
 ) -> dict[str, Any]:
     _, *keys, variance_key = _keys(settings["seed"])
-    scores = score_held_out((keys[0], keys[1]), fitted, parts.train, parts.test, parts.t0)
+    # If the dynamics diverge for one trajectory, the others' scores are still of use.
+    silent = replace(fitted, model=fitted.model.with_solver(throw=False))
+    choice = _choose(keys[0], silent, parts.validation, settings["inference"])
+    scores = score_held_out(
+        (keys[0], keys[1]), silent, parts.train, parts.test, parts.t0, inference=choice.inference
+    )
     metrics = {"settings": settings, **_fit_metrics(parts, fitted), **scores.metrics}
-    metrics["variance"] = _variance(variance_key, fitted, parts.train)
+    log_scores = {name: finite(score) for name, score in choice.scores.items()}
+    metrics["inference"] = {"name": choice.name, "log_scores": log_scores}
+    metrics["variance"] = _variance(variance_key, silent, parts.train)
     _write(output_dir, fitted, metrics, scores.held_out, overwrite=overwrite)
     # After the fit is safe, as no figure may cost it.
     _draw(output_dir, scores.figures)
     return metrics
+
+
+def _choose(rng_key: Array, fitted: Fitted, validation: Trajectories, name: str) -> Choice:
+    """The inference of a name; of auto, that which forecasts the validation data best."""
+    if name != AUTO:
+        return Choice(name, INFERENCES[name], {})
+    return choose_inference(rng_key, fitted, *validation.split(), num_samples=NUM_DRAWS)
 
 
 def _say_nothing(text: str) -> None:
@@ -193,6 +221,9 @@ def _check(settings: dict[str, Any]) -> None:
     check_counts(**{name: settings[name] for name in counts})
     check_seed(settings["seed"])
     residual, holdout = settings["residual"], settings["holdout"]
+    if (inference := settings["inference"]) not in (AUTO, *INFERENCES):
+        known = ", ".join((AUTO, *INFERENCES))
+        raise ValueError(f"inference must be one of {known}; got {inference!r}.")
     if residual not in LIKELIHOODS:
         raise ValueError(f"residual must be one of {', '.join(LIKELIHOODS)}; got {residual!r}.")
     if not 0 <= holdout < 1:
@@ -298,8 +329,6 @@ def _variance(
     rng_key: Array, fitted: Fitted, train: Trajectories
 ) -> dict[str, dict[str, float | None]]:
     """The shares of path, residual and noise, and the half-life of the residual, by column."""
-    # A trajectory whose dynamics diverge may cost the shares, but not the fit.
-    fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
     shares = asdict(variance_shares(rng_key, fitted, train))
     return {
         column: {name: finite(numbers[j]) for name, numbers in shares.items()}
@@ -327,18 +356,9 @@ def _draw(output_dir: Path, figures: dict[str, Callable[[], Any]]) -> None:
             warn_user(f"The figure {name}.png could not be drawn: {error}.")
 
 
-def _earlier(output_dir: Path) -> dict[str, Any]:
-    """The metrics of the results in a directory; empty if it holds none that can be read."""
-    try:
-        metrics = json.loads((output_dir / MARKER).read_text())
-    except (OSError, ValueError):
-        return {}
-    return metrics if isinstance(metrics, dict) else {}
-
-
 def _finished(output_dir: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The metrics of a finished fit with these settings, if there is one."""
-    metrics = _earlier(output_dir)
+    metrics = earlier(output_dir)
     same = metrics.get("settings") == settings
     return metrics if same and (output_dir / FIT).is_dir() else None
 
@@ -348,11 +368,11 @@ def _check_new(output_dir: Path, settings: dict[str, Any], *, overwrite: bool) -
     try:
         check_output_dir(output_dir, overwrite=overwrite)
     except ValueError as error:
-        earlier = _earlier(output_dir).get("settings")
-        if not isinstance(earlier, dict):
+        past = earlier(output_dir).get("settings")
+        if not isinstance(past, dict):
             raise
-        every = sorted({*settings, *earlier})
-        differ = [name for name in every if settings.get(name) != earlier.get(name)]
+        every = sorted({*settings, *past})
+        differ = [name for name in every if settings.get(name) != past.get(name)]
         if not differ:
             raise
         raise ValueError(f"{error} Its settings differ in {', '.join(differ)}.") from error
@@ -366,6 +386,7 @@ def _summary(metrics: dict[str, Any]) -> str:
         lines.append(
             f"stopped before {steps} steps, as {patience} steps brought no better validation score"
         )
+    lines.append(inference_chosen(metrics["inference"]))
     if "methods" in metrics:
         lines += ["", scores_table(metrics), *verdicts(metrics)]
     lines += ["", variance_table(metrics)]

@@ -18,10 +18,13 @@ from np_latentode.data.files import check_path, write_table
 from np_latentode.data.labels import Labels, shown_time
 from np_latentode.data.tables import check_quantiles, tidy_forecast
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.codes import Inference
 from np_latentode.forecasts.prediction import forecast
+from np_latentode.inference.choice import INFERENCES
 from np_latentode.programs.ensemble import Ensemble, members_of, with_solver
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.model import LatentODE
+from np_latentode.storage.results import earlier
 from np_latentode.storage.saving import load
 
 __all__ = ["forecast_table"]
@@ -37,6 +40,7 @@ def forecast_table(
     points: int = 50,
     quantiles: Sequence[float] = (0.05, 0.5, 0.95),
     draws: int = 500,
+    inference: str | None = None,
     seed: int = 0,
     plot: bool = False,
     overwrite: bool = False,
@@ -54,6 +58,7 @@ def forecast_table(
         points: the number of times per trajectory, evenly spaced after its last observation.
         quantiles: between 0 and 1.
         draws: the number of draws from the posterior predictive.
+        inference: guide, sharpened or exact, as in `fit_table`. Default: what that has chosen.
         seed: of the draws.
         plot: whether to draw the first four as well, into a .png file of the output's name.
         overwrite: whether existing files are replaced.
@@ -75,6 +80,7 @@ def forecast_table(
     for path in (output, *([picture] if plot else [])):
         if path.exists() and not overwrite:
             raise ValueError(f"output must be new; got {path}, which exists (--overwrite).")
+    asked = _inference(run_dir, inference)
     fitted = load(run_dir)
     labels = fitted.scaling.labels
     if labels is None:
@@ -84,7 +90,7 @@ def forecast_table(
     context = _read(model, labels, data)
     times = _times_ahead(model, context, labels, until, ahead, points)
     name = "until" if ahead is None else "ahead"
-    made = _forecast(jax.random.key(seed), fitted, context, times, draws, name)
+    made = _forecast(jax.random.key(seed), fitted, context, times, draws, name, asked)
     table = tidy_forecast(made, times, context.names, quantiles=quantiles)
     write_table(table, output)
     if plot:
@@ -98,6 +104,15 @@ def _check_end(until: str | None, ahead: float | None) -> None:
         raise ValueError(f"until or ahead must be given, and not both; got {came}.")
     if ahead is not None and not 0 < ahead < float("inf"):
         raise ValueError(f"ahead must be positive and finite; got {ahead}.")
+
+
+def _inference(run_dir: Path, name: str | None) -> Inference:
+    """The inference of a name; by default the one that `fit_table` has chosen."""
+    if name is None:
+        name = earlier(run_dir).get("inference", {}).get("name", "guide")
+    if name not in INFERENCES:
+        raise ValueError(f"inference must be one of {', '.join(INFERENCES)}; got {name!r}.")
+    return INFERENCES[name]
 
 
 def _read(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
@@ -128,11 +143,11 @@ def _forecast(
     times: np.ndarray,
     num_samples: int,
     name: str,
+    inference: Inference,
 ) -> dict[str, Any]:
     """Draws, or an error that names a trajectory whose dynamics diverge."""
-    made = forecast(
-        rng_key, with_solver(fitted, throw=False), context, times, num_samples=num_samples
-    )
+    options: Any = dict(inference=inference, num_samples=num_samples)
+    made = forecast(rng_key, with_solver(fitted, throw=False), context, times, **options)
     finite = np.isfinite(np.asarray(made["x"])).all((0, 2, 3))
     if not finite.all():
         who = context.names.ids[int(np.argmin(finite))]

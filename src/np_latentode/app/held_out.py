@@ -15,6 +15,7 @@ from np_latentode.data.given import table_times, table_values
 from np_latentode.data.tables import tidy_forecast
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.calibration import calibration
+from np_latentode.forecasts.codes import Inference, amortized
 from np_latentode.forecasts.prediction import forecast, forecast_observed, in_table_units
 from np_latentode.forecasts.scores import (
     Forecasts,
@@ -24,7 +25,7 @@ from np_latentode.forecasts.scores import (
     score,
     score_features,
 )
-from np_latentode.programs.ensemble import Ensemble, members_of, with_solver
+from np_latentode.programs.ensemble import Ensemble, members_of
 from np_latentode.programs.fitted import Fitted
 
 __all__ = ["QUANTILES", "HeldOutScores", "finite", "score_held_out"]
@@ -58,6 +59,8 @@ def score_held_out(
     train: Trajectories,
     test: Trajectories | None,
     t0: float,
+    *,
+    inference: Inference = amortized,
 ) -> HeldOutScores:
     """Scores, figures and the table of forecasts of those held out.
 
@@ -67,6 +70,7 @@ def score_held_out(
         train: what it was trained on.
         test: those held out, if any.
         t0: where the figure of forecasts begins.
+        inference: how forecasts draw z0.
     """
     # Imported after training, as training should not wait for matplotlib.
     from np_latentode.report import plots
@@ -82,11 +86,13 @@ def score_held_out(
     if test is None:
         return HeldOutScores({}, figures, None)
     context, target = test.split()
-    # If the dynamics diverge for one trajectory, the others' scores are still of use.
-    fitted = with_solver(fitted, throw=False)
-    found = calibration(score_key, fitted, context, target)
-    draws = forecast_observed(draw_key, fitted, context, target, num_samples=500)
-    figures["forecasts"] = partial(_forecast_figure, draw_key, fitted, context, target, t0)
+    found = calibration(score_key, fitted, context, target, inference=inference)
+    draws = forecast_observed(
+        draw_key, fitted, context, target, inference=inference, num_samples=500
+    )
+    figures["forecasts"] = partial(
+        _forecast_figure, draw_key, fitted, context, target, t0, inference
+    )
     figures["calibration"] = partial(plots.plot_calibration, found)
     made = {"latent ODE": of_calibration(target, found), **_others(train, context, target)}
     # In standard deviations of each feature in the training data, as it is modelled.
@@ -146,6 +152,7 @@ def _forecast_figure(
     context: Trajectories,
     target: Trajectories,
     t0: float,
+    inference: Inference,
 ) -> Any:
     """The four trajectories with the longest forecasts."""
     from np_latentode.report.fans import plot_forecasts
@@ -153,7 +160,7 @@ def _forecast_figure(
     most = np.argsort(-np.asarray(target.observed).sum(1), kind="stable")[:4]
     context, target = context[most], target[most]
     times = _times_shown(context, t0, target.given.times.max())
-    draws = forecast(rng_key, fitted, context, times, num_samples=500)
+    draws = forecast(rng_key, fitted, context, times, inference=inference, num_samples=500)
     return plot_forecasts(context, draws, times, target=target)
 
 

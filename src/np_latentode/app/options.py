@@ -17,6 +17,8 @@ __all__ = [
     "Feature",
     "Holdout",
     "Id",
+    "Inference",
+    "InferenceOfFit",
     "Known",
     "LatentDim",
     "Log",
@@ -120,6 +122,14 @@ Residual = Annotated[
         "process); none: they are white noise."
     ),
 ]
+Inference = Annotated[
+    str,
+    typer.Option(
+        help="How forecasts infer the latent state of an id. guide: by the guide alone; sharpened: "
+        "go on from there to the posterior; exact: NUTS, slow; auto: guide or sharpened, whichever "
+        "forecasts the validation ids better."
+    ),
+]
 MostSteps = Annotated[int, typer.Option(min=1, help="Highest number of training steps.")]
 Patience = Annotated[
     int, typer.Option(min=1, help="Stop after this many steps without a better validation score.")
@@ -160,6 +170,13 @@ Output = Annotated[
     Path, typer.Option("--output", "-o", help="The file to write, ending as `fit` reads them.")
 ]
 Draws = Annotated[int, typer.Option(min=2, help="Draws from the posterior predictive.")]
+InferenceOfFit = Annotated[
+    str | None,
+    typer.Option(
+        "--inference",
+        help="guide, sharpened or exact, as in fit.  [default: what fit has chosen]",
+    ),
+]
 SeedOfDraws = Annotated[int, typer.Option(help="Seed of the draws.")]
 Plot = Annotated[
     bool, typer.Option("--plot", help="Also draw the first four ids, in a .png of the same name.")

@@ -94,6 +94,20 @@ def _in_unit(names: Labels) -> str:
     return "" if names.unit is None else f" {names.unit}"
 
 
+def inference_chosen(found: dict[str, Any]) -> str:
+    """Which inference forecasts use, and why."""
+    means = {
+        "guide": "the guide alone",
+        "sharpened": "sharpened posteriors",
+        "exact": "exact posteriors, by NUTS",
+    }
+    line = f"forecasts use {means[found['name']]}"
+    if not (scores := found["log_scores"]):
+        return line
+    listed = ", ".join(f"{name} {_cell(score)}" for name, score in scores.items())
+    return f"{line}; log scores of the validation ids, higher is better: {listed}"
+
+
 def scores_table(metrics: dict[str, Any]) -> str:
     """The scores of each method, over all columns and for each."""
     shown = ("rmse", "crps", "coverage_90")

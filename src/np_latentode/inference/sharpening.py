@@ -53,8 +53,9 @@ NUM_ROUNDS = 4
 NUM_WARMUP, NUM_EXACT = 300, 250
 """Of each of the four chains of NUTS."""
 
-ROWS_AT_ONCE = 64
-"""Trajectories per call of a compiled program, so that one program fits every stage."""
+ROWS_AT_ONCE = (16, 64)
+"""Trajectories per call of a compiled program: the first that holds all, or the last. Few sizes, so
+that few programs are compiled."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ def _weigh_bucket(
     part = part.replace_arrays(observed_times(fitted.model, part), part.values, part.mask)
     max_steps = fitted.model.steps_to(part.times, part.offset)
     screen_key, guide_key, mode_key, *keys = jax.random.split(rng_key, 4 + NUM_ROUNDS)
-    size = min(ROWS_AT_ONCE, 1 << (len(rows) - 1).bit_length())
+    size = next((size for size in ROWS_AT_ONCE if len(rows) <= size), ROWS_AT_ONCE[-1])
 
     def each(call: Callable[..., Any], key: Array, local: np.ndarray, *trees: Any) -> Any:
         return _in_chunks(

@@ -173,8 +173,12 @@ class LatentODE:
 
     def with_solver(self, **changes: Any) -> LatentODE:
         """The same model, with other settings of its `Solver`."""
+        solver = replace(self.solver, **changes)
+        # The model itself, where nothing changes: JAX compiles anew for another object.
+        if solver == self.solver:
+            return self
         model = copy.copy(self)
-        model.solver = replace(self.solver, **changes)
+        model.solver = solver
         return model
 
     def less(self, offset: Offset) -> LatentODE:

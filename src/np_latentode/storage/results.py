@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["MARKER", "check_output_dir", "result_dir"]
+__all__ = ["MARKER", "check_output_dir", "earlier", "result_dir"]
 
 MARKER = "metrics.json"
 """Every directory of results holds this file. A directory without it is never replaced."""
@@ -80,3 +82,12 @@ def result_dir(path: Path, *, overwrite: bool) -> Iterator[Path]:
         # If earlier results could not be put back, they are kept here.
         if path.exists() or not old.exists():
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def earlier(output_dir: Path) -> dict[str, Any]:
+    """The metrics of the results in a directory; empty if it holds none that can be read."""
+    try:
+        metrics = json.loads((output_dir / MARKER).read_text())
+    except (OSError, ValueError):
+        return {}
+    return metrics if isinstance(metrics, dict) else {}

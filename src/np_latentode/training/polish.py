@@ -29,7 +29,7 @@ from np_latentode.inference.laplace import laplace
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_call, check_data, trajectory_plate
 from np_latentode.training.optimizer import optimizer
-from np_latentode.training.steps import dispatches
+from np_latentode.training.steps import dispatches, steps_of
 from np_latentode.training.validation import forecast_score
 
 __all__ = ["polish"]
@@ -211,7 +211,7 @@ def _run(
         train, params
     )
     with tqdm(total=num_steps, desc=title, disable=title is None, unit="step") as bar:
-        for done, losses in dispatches(svi, state, num_steps, train):
+        for done, losses in dispatches(steps_of(svi), state, num_steps, train):
             bar.update(len(losses))
             state = done
     return svi.get_params(state)
