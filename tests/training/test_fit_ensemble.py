@@ -147,7 +147,7 @@ def test_an_interrupted_ensemble_ends_where_it_would_have_ended(tmp_path, monkey
 @pytest.mark.slow
 def test_patience_ends_each_member_by_itself(monkeypatch):
     scores = iter([1.0, 2.0, 3.0, 1.0, 4.0, 0.5, 0.25])
-    monkeypatch.setattr(progress, "forecast_score", lambda *_: jnp.asarray(next(scores)))
+    monkeypatch.setattr(progress, "forecast_score", lambda *_: next(scores))
     options = OPTIONS | dict(num_steps=20)
     made = fit_ensemble(
         KEY, build, TRAIN, HELD_OUT, num_members=2, max_workers=1, patience=10, **options
