@@ -41,8 +41,9 @@ SCREENED = 40
 PROMISING = 0.25
 """The effective share of these draws from which on the guide may be good enough."""
 
-NUM_CLIMBS, NUM_STEPS = 4, 6
-"""Starts of Levenberg-Marquardt, and steps of each. Three steps are mostly enough."""
+FROM_GUIDE, FROM_PRIOR, NUM_STEPS = 5, 3, 4
+"""Starts of Levenberg-Marquardt, and steps of each. From the best start three steps are mostly
+enough; the others are there to find other modes."""
 
 POWER = 0.5
 """Of the modes' evidences. A mode that Laplace's approximation belittles still gets draws."""
@@ -307,8 +308,8 @@ def _find_mixture(
     before = prior(fitted)
     to_support = biject_to(before.support)
     best = jnp.take_along_axis(z0, jnp.argmax(log_p, axis=1)[:, None, None], axis=1)
-    blind = before.sample(rng_key, (len(context), 1))
-    starts = jnp.concatenate([best, z0[:, : NUM_CLIMBS - 2], jnp.asarray(blind)], axis=1)
+    blind = jnp.asarray(before.sample(rng_key, (len(context), FROM_PRIOR)))
+    starts = jnp.concatenate([best, z0[:, : FROM_GUIDE - 1], blind], axis=1)
     modes = find_modes(
         fitted,
         context,
