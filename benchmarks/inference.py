@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -81,8 +80,8 @@ def errors(fitted: Fitted | Ensemble, name: str) -> dict[str, float]:
 
 def first_points(count: int) -> tuple[Trajectories, Trajectories]:
     """The first few points of each fresh spiral, and the others."""
-    early = jnp.arange(FRESH.times.shape[1]) < count
-    return FRESH.keep(early[None, :, None]), FRESH.keep(~early[None, :, None])
+    early = np.tile(np.arange(FRESH.times.shape[1]) < count, (len(FRESH), 1))
+    return FRESH.keep(early), FRESH.keep(~early)
 
 
 def coverages(fitted: Fitted) -> dict[str, float]:

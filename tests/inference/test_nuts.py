@@ -118,9 +118,17 @@ def refined(problem):
     return {name: problem.refine(problem.data, name) for name in GUIDES}
 
 
+def drawing(q):
+    """Inference by draws of a distribution over z0."""
+    return lambda rng_key, fitted, context, num_samples: q.sample(rng_key, (num_samples,))
+
+
 @pytest.fixture(scope="module")
 def reports(problem, tree, refined):
-    return {name: problem.report(name, exact=tree, refined=refined[name]) for name in GUIDES}
+    return {
+        name: problem.report(name, exact=tree, others={"refined": drawing(refined[name].q)})
+        for name in GUIDES
+    }
 
 
 def exact_moments(problem, data):

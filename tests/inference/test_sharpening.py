@@ -240,7 +240,8 @@ def test_hidden_slots_change_nothing(problem):
 
 
 def test_nuts_ends_the_chain_where_no_weights_can_be_trusted(problem, monkeypatch):
-    monkeypatch.setattr(sharpening, "TRUSTED", -np.inf)
+    monkeypatch.setattr(sharpening, "GUIDE_TRUSTED", -np.inf)
+    monkeypatch.setattr(sharpening, "most_trusted", lambda num_draws: -np.inf)
     monkeypatch.setattr(sharpening, "NUM_ROUNDS", 0)
     monkeypatch.setattr(sharpening, "NUM_EXACT", 500)
     fitted = problem.with_guide("narrow")

@@ -44,10 +44,13 @@ def test_an_exact_guide_passes_and_a_narrow_one_fails(found):
     assert (metrics["elbo_gap_median"] < 0.05) == right
     assert (min(metrics["sbc_p_values"]) > 0.01) == right
     assert (abs(metrics["coverage_90_forecasts"] - 0.9) < 0.03) == right
-    # NUTS and refinement start from the guide, but do not depend on its quality.
+    assert metrics["pareto_k_trusted_sharpened"] == 1
+    assert min(metrics["sbc_p_values_sharpened"]) > 0.01
+    assert text.splitlines()[-1].startswith("guide is" if right else "sharpened is")
+    # NUTS and sharpening start from the guide, but do not depend on its quality.
     assert metrics["rhat_worst"] < 1.01
-    assert metrics["shift_median_refined"] < 0.1
-    assert metrics["crps_refined"] == pytest.approx(metrics["crps_exact"], rel=0.02)
+    assert metrics["shift_median_sharpened"] < 0.1
+    assert metrics["crps_sharpened"] == pytest.approx(metrics["crps_exact"], rel=0.02)
     for words in ("coverage of", "Pareto k median", "ranks of 300 simulations", "worst R-hat"):
         assert words in text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -13,11 +14,10 @@ from xarray import DataTree
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.codes import posterior
+from np_latentode.forecasts.codes import Inference, amortized, draw_codes
 from np_latentode.forecasts.densities import observed_times
 from np_latentode.forecasts.prediction import draw_x
 from np_latentode.inference.convergence import Convergence, check_exact, convergence
-from np_latentode.inference.refinement import Refined
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data
 
@@ -26,13 +26,13 @@ __all__ = ["AmortizationReport", "amortization"]
 
 @dataclass(frozen=True)
 class AmortizationReport:
-    """How far a guide and its refinement are from the exact posterior, and how well they forecast.
+    """How far a guide and others are from the exact posterior, and how well they forecast.
 
-    The keys are "guide" and "refined"; `crps` also has "exact". `shift` and `sd_ratio`, shape
-    (trajectory, latent), are in the coordinates of z0: the difference of means in units of the
-    exact standard deviation, and the ratio of standard deviations. `crps` is the continuous ranked
-    probability score of the target, averaged over the observed values of each trajectory, in
-    original units.
+    The keys are "guide" and the names of the others; `crps` also has "exact". `shift` and
+    `sd_ratio`, shape (trajectory, latent), are in the coordinates of z0: the difference of means in
+    units of the exact standard deviation, and the ratio of standard deviations. `crps` is the
+    continuous ranked probability score of the target, averaged over the observed values of each
+    trajectory, in original units.
     """
 
     shift: dict[str, np.ndarray]
@@ -41,8 +41,9 @@ class AmortizationReport:
     convergence: Convergence
 
     def __str__(self) -> str:
+        width = 2 + max(map(len, self.crps))
         titles = ("|shift| median", "worst", "sd ratio median", "least", "most", "CRPS")
-        lines = [" " * 8 + "".join(f"{title:>16s}" for title in titles)]
+        lines = [" " * width + "".join(f"{title:>16s}" for title in titles)]
         for name, crps in self.crps.items():
             cells = ["-"] * 5
             if name in self.shift:
@@ -51,7 +52,7 @@ class AmortizationReport:
                 figures += [np.median(ratio), ratio.min(), ratio.max()]
                 cells = [f"{figure:.3f}" for figure in figures]
             cells.append(f"{np.nanmean(crps):.5f}")
-            lines.append(f"{name:8s}" + "".join(f"{cell:>16s}" for cell in cells))
+            lines.append(f"{name:{width}s}" + "".join(f"{cell:>16s}" for cell in cells))
         return "\n".join([*lines, f"exact: {self.convergence}"])
 
 
@@ -62,11 +63,11 @@ def amortization(
     target: Trajectories,
     *,
     exact: DataTree,
-    refined: Refined | None = None,
+    others: Mapping[str, Inference] | None = None,
     num_moments: int = 4_000,
     num_samples: int = 400,
 ) -> AmortizationReport:
-    """Compares the guide, and its refinement, with the exact posterior and their forecasts.
+    """Compares the guide, and other inferences, with the exact posterior and its forecasts.
 
     Args:
         rng_key: a key.
@@ -74,7 +75,8 @@ def amortization(
         context: the observations from which z0 is inferred.
         target: later observations of the same trajectories, with which forecasts are scored.
         exact: the result of `exact_posterior` for this context.
-        refined: the result of `refine` for this context. Default: the guide alone is compared.
+        others: further inferences by name, such as `{"sharpened": Sharpened()}`. Default: the guide
+            alone is compared.
         num_moments: draws for means and standard deviations.
         num_samples: draws per forecast.
 
@@ -86,11 +88,11 @@ def amortization(
     context, target = check_data(fitted.model, context, target, targets=True)
     nuts = np.asarray(check_exact(exact, context)["posterior"]["z0"], dtype=float)
     nuts = nuts.reshape(-1, *nuts.shape[2:])
-    guide_key, refined_key, pick_key, x_key = jax.random.split(rng_key, 4)
-    z0 = {"guide": posterior(fitted, context).sample(guide_key, (num_moments,))}
-    if refined is not None:
-        z0["refined"] = refined.q.sample(refined_key, (num_moments,))
-    draws = {name: np.asarray(value, dtype=float) for name, value in z0.items()}
+    z0_key, pick_key, x_key = jax.random.split(rng_key, 3)
+    draws = {}
+    for name, inference in {"guide": amortized, **(others or {})}.items():
+        z0 = draw_codes(inference, z0_key, fitted, context, num_moments)
+        draws[name] = np.asarray(z0, dtype=float)
     exact_mean, exact_sd = nuts.mean(0), nuts.std(0)
     crps, times = {}, observed_times(fitted.model, target)
     for name, all_draws in (draws | {"exact": nuts}).items():

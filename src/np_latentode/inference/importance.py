@@ -19,7 +19,7 @@ from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import draw_and_score, posterior
 from np_latentode.inference.density import check_q, log_joint, with_networks_fixed
-from np_latentode.inference.pareto import FEWEST, TRUSTED, smooth
+from np_latentode.inference.pareto import FEWEST, TRUSTED, most_trusted, smooth
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data
 
@@ -141,7 +141,7 @@ def elpd(
     # Without a target the draws are weighted once only.
     pareto_k = last_k if target is None else np.maximum(pareto_k, last_k)
     seen = np.asarray(logsumexp(smoothed + log_liks, axis=0))
-    good_k = min(1 - 1 / np.log10(num_samples), TRUSTED)
+    good_k = most_trusted(num_samples)
     return ELPDDataLOO(
         elpd=float(elpd_i.sum()),
         se=float(np.sqrt(len(elpd_i) * elpd_i.var())),

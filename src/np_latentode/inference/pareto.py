@@ -8,13 +8,18 @@ import numpy as np
 from arviz_stats.base.array import array_stats
 from scipy.special import logsumexp
 
-__all__ = ["FEWEST", "TRUSTED", "smooth"]
+__all__ = ["FEWEST", "TRUSTED", "most_trusted", "smooth"]
 
 TRUSTED = 0.7
 """The highest Pareto k at which importance weights are trusted (Vehtari et al. 2024)."""
 
 FEWEST = 25
 """The fewest draws to whose tail of weights a distribution is fitted."""
+
+
+def most_trusted(num_draws: int) -> float:
+    """The highest Pareto k at which this many weights are trusted: min(1 - 1 / log10 S, 0.7)."""
+    return min(1 - 1 / np.log10(num_draws), TRUSTED)
 
 
 def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

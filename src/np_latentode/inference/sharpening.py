@@ -28,7 +28,7 @@ from np_latentode.inference.laplace import laplace
 from np_latentode.inference.mixtures import Mixture, of_modes
 from np_latentode.inference.modes import find_modes
 from np_latentode.inference.nuts import evenly, exact_posterior
-from np_latentode.inference.pareto import FEWEST, TRUSTED, smooth
+from np_latentode.inference.pareto import FEWEST, TRUSTED, most_trusted, smooth
 from np_latentode.parts.supports import periods
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data
@@ -44,6 +44,10 @@ PROMISING = 0.25
 FROM_GUIDE, FROM_PRIOR, NUM_STEPS = 5, 3, 4
 """Starts of Levenberg-Marquardt, and steps of each. From the best start three steps are mostly
 enough; the others are there to find other modes."""
+
+GUIDE_TRUSTED = 0.5
+"""The highest Pareto k of draws of the guide. Its tails are mostly lighter than the posterior's, so
+that weighted draws are too narrow before k is large."""
 
 POWER = 0.5
 """Of the modes' evidences. A mode that Laplace's approximation belittles still gets draws."""
@@ -119,9 +123,10 @@ def sharpen(
     3. adapted: the same, with the moments of the weighted draws before, up to four times.
     4. exact: `exact_posterior`.
 
-    A trajectory goes on while Pareto k of its weights exceeds 0.7. Then its draws are resampled to
-    equal weights. It is the workflow of Li et al. (2026, "Amortized Bayesian workflow"), with
-    adaptive importance sampling (Cappe et al. 2008) before NUTS.
+    A trajectory goes on while Pareto k of its weights is too large for their number: above
+    1 - 1 / log10(num_weighted) or 0.7, and for the guide above 0.5 (Vehtari et al. 2024). Then its
+    draws are resampled to equal weights. It is the "amortized Bayesian workflow" of Li et al.
+    (2026), with adaptive importance sampling (Cappe et al. 2008) before NUTS.
 
     Args:
         rng_key: a key.
@@ -165,12 +170,13 @@ class _Found:
         self.ended = np.full(num_trajectories, "guide", dtype="<U7")
         self.pareto_k = np.full(num_trajectories, np.inf)
         self.log_evidence = np.full(num_trajectories, -np.inf)
+        self.sure = np.zeros(num_trajectories, bool)
         self.seconds: dict[str, float] = {}
 
     @property
     def unsure(self) -> np.ndarray:
         """The trajectories whose weights cannot be trusted."""
-        return np.flatnonzero(~(self.pareto_k <= TRUSTED))
+        return np.flatnonzero(~self.sure)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -201,6 +207,8 @@ class _Found:
         self.ended[rows[lower]] = stage
         self.pareto_k[rows[lower]] = pareto_k[lower]
         self.log_evidence[rows[lower]] = log_mean[lower]
+        most = GUIDE_TRUSTED if stage == "guide" else most_trusted(log_weights.shape[1])
+        self.sure[rows] = self.pareto_k[rows] <= most
         return weights
 
 

@@ -26,12 +26,19 @@ from np_latentode.inference.amortization import AmortizationReport, amortization
 from np_latentode.inference.importance import ImportanceReport, elpd, importance
 from np_latentode.inference.nuts import exact_posterior
 from np_latentode.inference.pareto import TRUSTED
-from np_latentode.inference.refinement import Refined, refine
+from np_latentode.inference.sharpening import Sharpened, Sharpening, sharpen
 from np_latentode.programs.fitted import Fitted
 from np_latentode.report import plots
 from np_latentode.report.fans import plot_forecasts
 
-__all__ = ["Diagnosis", "diagnose"]
+__all__ = ["Diagnosis", "diagnose", "needed"]
+
+NEAR, NEAR_CRPS = 0.15, 0.02
+"""How far from the exact posterior an inference may be that is enough: the median shift in standard
+deviations, the median ratio of standard deviations from 1, and the share by which CRPS is higher.
+"""
+
+SHARPENED = Sharpened()
 
 
 class Diagnosis(NamedTuple):
@@ -64,7 +71,7 @@ def diagnose(
         many: more trajectories, for bands and ranks.
         progress: whether to print each step.
     """
-    keys = iter(jax.random.split(rng_key, 10))
+    keys = iter(jax.random.split(rng_key, 12))
     context, target = trajectories.before(cut), trajectories.after(cut)
     say = _say if progress else lambda what: None
     say("importance weights, bands and ranks")
@@ -74,22 +81,57 @@ def diagnose(
     say("exact posteriors")
     q = posterior(fitted, context)
     exact = exact_posterior(next(keys), fitted, context, q=q, progress=progress)
-    say("refinement")
-    refined = refine(next(keys), fitted, context)
-    report = amortization(next(keys), fitted, context, target, exact=exact, refined=refined)
+    say("sharpened posteriors")
+    sharpened = _check_sharpened(keys, fitted, context, many)
+    others = {"sharpened": SHARPENED}
+    report = amortization(next(keys), fitted, context, target, exact=exact, others=others)
     figures = {
         "fans": plot_forecasts(context, fans, times, target=target),
         "calibration": plots.plot_calibration(guide.bands),
         "ranks": plots.plot_ranks(guide.ranks),
         "pareto_k": plots.plot_pareto_k(guide.scores),
-        "guide": _plot_worst(next(keys), report, exact, q, refined),
+        "guide": _plot_worst(next(keys), report, exact, q, sharpened),
     }
-    text = "\n".join(map(str, (guide.bands, guide.weights, guide.ranks, report)))
-    return Diagnosis(_guide_metrics(guide) | _exact_metrics(report), figures, exact, text)
+    parts = (guide.bands, guide.weights, guide.ranks, sharpened.draws, sharpened.ranks, report)
+    text = "\n".join([*map(str, parts), needed(report)])
+    metrics = _guide_metrics(guide) | _sharpened_metrics(sharpened) | _exact_metrics(report)
+    return Diagnosis(metrics, figures, exact, text)
+
+
+def needed(report: AmortizationReport) -> str:
+    """Which inference forecasts need, in words: the cheapest one that is near the exact one."""
+    for name in report.shift:
+        shift = float(np.median(np.abs(report.shift[name])))
+        ratio = float(np.median(report.sd_ratio[name]))
+        crps, exact = (float(np.nanmean(report.crps[key])) for key in (name, "exact"))
+        words = (
+            f"means are {shift:.2f} exact standard deviations off in the median, standard "
+            f"deviations {ratio:.2f} times the exact ones, and the CRPS of forecasts is {crps:.4g} "
+            f"beside {exact:.4g}"
+        )
+        if shift <= NEAR and abs(ratio - 1) <= NEAR and crps <= (1 + NEAR_CRPS) * exact:
+            return f"{name} is enough: {words}"
+    return f"exact posteriors are needed: of {name}, {words}"
 
 
 def _say(what: str) -> None:
     print(f"{what} ...", flush=True)
+
+
+class _SharpenedChecks(NamedTuple):
+    """Checks of sharpened posteriors that need no exact ones."""
+
+    draws: Sharpening
+    ranks: SimulationRanks
+
+
+def _check_sharpened(
+    keys: Iterator[Array], fitted: Fitted, context: Trajectories, many: Trajectories
+) -> _SharpenedChecks:
+    return _SharpenedChecks(
+        draws=sharpen(next(keys), fitted, context, num_samples=400),
+        ranks=simulation_ranks(next(keys), fitted, many, inference=SHARPENED),
+    )
 
 
 class _Guide(NamedTuple):
@@ -138,6 +180,13 @@ def _guide_metrics(guide: _Guide) -> dict[str, Any]:
     }
 
 
+def _sharpened_metrics(sharpened: _SharpenedChecks) -> dict[str, Any]:
+    return {
+        "pareto_k_trusted_sharpened": float(np.mean(sharpened.draws.pareto_k <= TRUSTED)),
+        "sbc_p_values_sharpened": sharpened.ranks.p_value.tolist(),
+    }
+
+
 def _exact_metrics(report: AmortizationReport) -> dict[str, Any]:
     shift = {name: np.abs(values) for name, values in report.shift.items()}
     return {
@@ -156,7 +205,7 @@ def _plot_worst(
     report: AmortizationReport,
     exact: DataTree,
     q: Distribution,
-    refined: Refined,
+    sharpened: _SharpenedChecks,
 ) -> Figure:
     """Draws of the trajectory whose guide is furthest from the exact posterior."""
     worst = int(np.abs(report.shift["guide"]).max(-1).argmax())
@@ -165,6 +214,6 @@ def _plot_worst(
     draws = {
         "exact (NUTS)": nuts[:: max(1, len(nuts) // 600)],
         "guide": np.asarray(q.sample(rng_key, (400,)))[:, worst],
-        "refined": np.asarray(refined.q.sample(rng_key, (400,)))[:, worst],
+        "sharpened": np.asarray(sharpened.draws.z0)[:, worst],
     }
     return plots.plot_guide(draws, title=f"trajectory {worst}, where the guide is worst")
