@@ -146,7 +146,7 @@ def test_an_interrupted_fit_goes_on_and_cleans_up(home, monkeypatch):
     target = home / "again"
     arguments = ["fit", home / "labs.csv", *COLUMNS, "--output-dir", target, "--steps", 150]
     monkeypatch.setattr(
-        held_out, "calibration", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        held_out, "calibration", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     outcome = run(*arguments)
     assert outcome.exit_code == 130
@@ -226,6 +226,10 @@ def test_ahead_is_counted_from_each_last_visit(home, tmp_path):
         (["labs.csv", *COLUMNS, "--holdout", "1.5"], "holdout must be a share"),
         (["labs.csv", *COLUMNS, "--holdout", "0.95"], "data must hold 34 ids or more"),
         (["labs.csv", *COLUMNS, "--residual", "ar"], "residual must be one of none, ou; got 'ar'."),
+        (
+            ["labs.csv", *COLUMNS, "--inference", "mcmc"],
+            "inference must be one of auto, guide, sharpened, exact; got 'mcmc'.",
+        ),
         (["labs.csv", *COLUMNS, "--steps", "0"], "--steps"),
         (["labs.csv", *COLUMNS, "--seed", "-1"], "seed must be an integer from 0 to"),
         (["labs.csv", *COLUMNS, "--seed", str(2**70)], "seed must be an integer from 0 to"),
@@ -322,7 +326,7 @@ def test_a_disk_that_cannot_be_written_is_another_exit_code(labs, monkeypatch):
 
 @pytest.mark.slow
 def test_dynamics_that_diverge_are_reported_in_a_sentence(home, monkeypatch, tmp_path):
-    def diverging(rng_key, fitted, context, times, *, num_samples):
+    def diverging(rng_key, fitted, context, times, *, inference, num_samples):
         assert not fitted.model.solver.throw
         x = np.zeros((num_samples, *times.shape, 2))
         x[0, 3, -1] = np.nan
@@ -337,6 +341,27 @@ def test_dynamics_that_diverge_are_reported_in_a_sentence(home, monkeypatch, tmp
 
 
 @pytest.mark.slow
+def test_forecasts_use_the_inference_that_fit_has_chosen(home, tmp_path):
+    found = json.loads((home / "run" / "metrics.json").read_text())["inference"]
+    scores = found["log_scores"]
+    assert set(scores) == {"guide", "sharpened"}
+    assert found["name"] == max(scores, key=scores.get)
+    tables = {}
+    for name in (None, "guide", "sharpened"):
+        output = tmp_path / f"{name}.csv"
+        options = ["--ahead", 30, "--draws", 50, "-o", output]
+        options += ["--inference", name] if name else []
+        outcome = run("forecast", home / "run", home / "labs.csv", *options)
+        assert outcome.exit_code == 0, outcome.output
+        tables[name] = output.read_text()
+    assert tables["guide"] != tables["sharpened"]
+    assert tables[None] == tables[found["name"]]
+    outcome = run("forecast", home / "run", home / "labs.csv", "--ahead", 30, "--inference", "all")
+    assert outcome.exit_code == 2
+    assert "inference must be one of guide, sharpened, exact; got 'all'." in outcome.output
+
+
+@pytest.mark.slow
 def test_an_ensemble_is_scored_and_forecasts_tables_as_a_fit(home, tmp_path):
     fitted, data = load(home / "run"), make_table()
     ensemble = Ensemble((fitted, fitted), [1.0, 0.0])
@@ -345,7 +370,8 @@ def test_an_ensemble_is_scored_and_forecasts_tables_as_a_fit(home, tmp_path):
     tables = []
     for run_dir in (home / "run", tmp_path / "run"):
         output = tmp_path / f"{len(tables)}.csv"
-        outcome = run("forecast", run_dir, home / "labs.csv", "--ahead", 30, "-o", output)
+        options = ["--ahead", 30, "--inference", "guide", "-o", output]
+        outcome = run("forecast", run_dir, home / "labs.csv", *options)
         assert outcome.exit_code == 0, outcome.output
         tables.append(output.read_text())
     assert tables[0] == tables[1]

@@ -20,6 +20,7 @@ from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.calibration import Calibration, calibration
 from np_latentode.forecasts.prediction import forecast
 from np_latentode.forecasts.scores import BAND, of_calibration, of_levels, of_mixed_models, score
+from np_latentode.inference.choice import choose_inference
 from np_latentode.parts.decoder import MLPDecoder
 from np_latentode.parts.encoders import SummaryEncoder
 from np_latentode.parts.likelihoods import StudentTLikelihood
@@ -84,6 +85,7 @@ def run(
         "splits": splits,
         "seconds": [one.seconds for one in done],
         "best_step": [one.best_step for one in done],
+        "inference": [one.inference for one in done],
         "methods": {
             name: {key: [one.scores[name].get(key) for one in done] for key in SCORES}
             for name in done[0].scores
@@ -118,6 +120,7 @@ class _Split(NamedTuple):
     scores: dict[str, dict[str, float]]
     seconds: float
     best_step: int
+    inference: str
     calibration: Calibration
     context: Trajectories
     target: Trajectories
@@ -143,7 +146,9 @@ def _one_split(patients: Trajectories, seed: int, steps: int, *, progress: bool)
         optim=optimizer(steps, weight_decay=0.1),
         progress=progress,
     )
-    found = calibration(score_key, fitted, context, target, num_samples=DRAWS)
+    chosen = choose_inference(score_key, fitted, *validation.split())
+    options: Any = dict(inference=chosen.inference, num_samples=DRAWS)
+    found = calibration(score_key, fitted, context, target, **options)
     seconds = time.perf_counter() - started
     times = np.linspace(0.0, patients.given.times.max(), 60)
     made = {"latent ODE": of_calibration(target, found)}
@@ -152,11 +157,12 @@ def _one_split(patients: Trajectories, seed: int, steps: int, *, progress: bool)
         scores={name: score(target, unit, forecasts) for name, forecasts in made.items()},
         seconds=seconds,
         best_step=fitted.history.best_step,
+        inference=chosen.name,
         calibration=found,
         context=context,
         target=target,
         times=times,
-        draws=forecast(draw_key, fitted, context, times),
+        draws=forecast(draw_key, fitted, context, times, inference=chosen.inference),
     )
 
 
