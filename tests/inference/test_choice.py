@@ -42,10 +42,9 @@ def test_the_first_of_equals_wins_and_a_score_that_is_not_finite_never(problem):
     def broken(rng_key, fitted, context, num_samples):
         return jnp.full((num_samples, len(context), 2), jnp.nan)
 
-    fitted = problem.fitted
-    fitted = type(fitted)(fitted.model.with_solver(throw=False), fitted.guide, fitted.params)
     candidates = {"broken": broken, "first": amortized, "second": amortized}
-    choice = choose_inference(jax.random.key(0), fitted, *split(problem), candidates=candidates)
+    pair = split(problem)
+    choice = choose_inference(jax.random.key(0), problem.fitted, *pair, candidates=candidates)
     assert choice.name == "first"
 
 

@@ -37,8 +37,8 @@ from np_latentode import (
 )
 from np_latentode.inference import sharpening
 from np_latentode.inference.density import log_joint, with_networks_fixed
-from np_latentode.inference.mixtures import Mixture
-from np_latentode.inference.modes import find_modes
+from np_latentode.inference.mixtures import Mixture, of_modes
+from np_latentode.inference.modes import Place, find_modes
 from np_latentode.programs.params import initial_params
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -291,6 +291,90 @@ def test_sharpening_passes_in_double_precision(x64):
     assert found.z0.dtype == jnp.float64
     mean, _ = own.truth.posterior(own.data)
     np.testing.assert_allclose(moments(found)[0], mean, atol=0.2)
+
+
+class Exploding(nnx.Module):
+    """dz/dt = z^3, which is infinite before t = 1 unless |z0| < 0.7."""
+
+    def __call__(self, t, z):
+        return z**3
+
+
+def test_starts_whose_solve_fails_cost_nothing():
+    scaling = Scaling.identity(1)
+    likelihood = GaussianLikelihood(0.1)
+    prior = StandardNormal(1)
+    model = LatentODE(Exploding(), Same(), prior=prior, scaling=scaling, likelihood=likelihood)
+    parts = SummaryEncoder(1, rngs=nnx.Rngs(0)), DiagonalNormal(32, 1, rngs=nnx.Rngs(0))
+    guide = AmortizedGuide(*parts, scaling=scaling)
+    fitted = Fitted(model, guide, initial_params(model, guide))
+    x = np.array([0.1, -0.3, 0.4])
+    data = Trajectories(np.tile([0.0, 5.0], (3, 1)), np.stack([x, x], 1)[..., None])
+    grid = np.linspace(-0.6, 0.6, 1_201)
+    at = jnp.broadcast_to(jnp.asarray(grid)[:, None, None], (len(grid), 3, 1))
+
+    @jax.jit
+    def explain(at):
+        fixed, _ = with_networks_fixed(fitted, data, 64)
+        return jax.vmap(lambda z0: log_joint(fixed, data, z0))(at)
+
+    log_p = np.asarray(explain(at), float)
+    p = np.exp(log_p - log_p.max(0))
+    mean = (p * grid[:, None]).sum(0) / p.sum(0)
+    q = laplace(jax.random.key(0), fitted, data)
+    assert np.isfinite(q.log_prob(jnp.asarray(mean)[:, None])).all()
+    found = sharpen(jax.random.key(0), fitted, data, num_samples=2_000, exact=False)
+    np.testing.assert_allclose(np.asarray(found.z0)[..., 0].mean(0), mean, atol=0.02)
+    evidence = np.log(p.sum(0) * (grid[1] - grid[0])) + log_p.max(0)
+    np.testing.assert_allclose(found.log_evidence, evidence, atol=0.1)
+
+
+def test_a_flat_density_on_a_circle_has_the_evidence_1():
+    wide = Mixture(jnp.zeros((1, 1)), jnp.ones((1, 1, 1)), 3 * jnp.ones((1, 1, 1, 1)), (2 * np.pi,))
+    _, log_q = wide.draw(jax.random.key(0), 20_000)
+    weights = np.exp(-np.log(2 * np.pi) - np.asarray(log_q, float))
+    np.testing.assert_allclose(weights.mean(), 1.0, atol=0.03)
+    assert weights.max() < 2
+
+
+def test_a_saddle_hides_no_mode():
+    """Four places of one trajectory: a saddle that is high, and a mode far away."""
+    u = jnp.array([[[0.0, 0.0]], [[0.0, 50.0]]])
+    precision = jnp.stack([jnp.diag(jnp.array([1.0, -0.1])), jnp.eye(2)])[:, None]
+    place = Place(u, jnp.array([[0.0], [-1.0]]), jnp.zeros_like(u), precision)
+    found = of_modes(place, (float("inf"),) * 2)
+    assert np.isfinite(found.log_weight).all()
+
+
+def test_what_the_guide_is_not_trusted_with_does_not_stop_the_chain():
+    rng = np.random.default_rng(0)
+    found = sharpening._Found(10, 1, 1)
+    rows, draws = np.array([0]), rng.normal(size=(1, 1_000, 1))
+
+    def pareto(k):
+        return np.log(rng.pareto(1 / k, (1, 1_000)) + 1)
+
+    found.keep("guide", rows, draws, pareto(0.58))
+    assert found.pareto_k[0] > 0.5
+    assert not found.sure[0]
+    found.keep("laplace", rows, draws, pareto(0.95))
+    assert not found.sure[0]
+    assert found.ended[0] == "laplace"
+    found.keep("adapted", rows, draws, pareto(0.1))
+    assert found.sure[0]
+    assert found.ended[0] == "adapted"
+
+
+def test_trajectories_of_very_different_lengths_keep_their_places(closed_form):
+    truth, _, fitted = closed_form
+    rng = np.random.default_rng(5)
+    times = truth.scaling.t0 + truth.scaling.time_unit * np.sort(rng.uniform(0, 2, (7, 24)), axis=1)
+    lengths = np.array([24, 1, 2, 24, 1, 2, 1])
+    data = Trajectories(times, truth.sample(6, times)).keep(np.arange(24) < lengths[:, None])
+    found = sharpen(jax.random.key(0), fitted, data, num_samples=2_000)
+    mean, covariance = truth.posterior(data)
+    sd = np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1))
+    np.testing.assert_array_less(np.abs(moments(found)[0] - mean) / sd, 0.15)
 
 
 # Inference as an object.

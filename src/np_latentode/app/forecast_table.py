@@ -109,7 +109,9 @@ def _check_end(until: str | None, ahead: float | None) -> None:
 def _inference(run_dir: Path, name: str | None) -> Inference:
     """The inference of a name; by default the one that `fit_table` has chosen."""
     if name is None:
-        name = earlier(run_dir).get("inference", {}).get("name", "guide")
+        # The fit itself lies in the directory of the run.
+        found = (earlier(run_dir) or earlier(run_dir.parent)).get("inference")
+        name = found.get("name") if isinstance(found, dict) else "guide"
     if name not in INFERENCES:
         raise ValueError(f"inference must be one of {', '.join(INFERENCES)}; got {name!r}.")
     return INFERENCES[name]

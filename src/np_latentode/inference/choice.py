@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +70,8 @@ def choose_inference(
     if not candidates:
         raise ValueError("candidates must hold at least one inference; got none.")
     context, target = check_data(fitted.model, context, target, targets=True)
+    # A solve that fails costs an inference its score, and not the whole choice.
+    fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
     scores = {}
     for name, inference in candidates.items():
         z0 = draw_codes(inference, rng_key, fitted, context, num_samples)

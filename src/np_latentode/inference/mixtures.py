@@ -23,6 +23,9 @@ the posterior, or few draws would have most of the weight."""
 SAME_MODE = 2.0
 """Two starts that end this close to each other, in standard deviations, have found one mode."""
 
+TURNS = 3
+"""The turns of a circle, to either side, over which a density is summed."""
+
 LEAST_WEIGHT = 1e-3
 """A component with less weight than this is not adapted."""
 
@@ -57,15 +60,21 @@ class Mixture(eqx.Module):
     ) -> tuple[Float[Array, "draw trajectory latent"], Float[Array, "draw trajectory"]]:
         """Draws of u with Student's t components, and their log densities."""
         u = jnp.asarray(self.student_t.sample(rng_key, (num_draws,)))
-        # A point of a circle is reached with each number of turns.
+        gaps = shorter(u[:, :, None] - self.loc, self.periods)
+        # A point of a circle is reached with each number of turns, the other way round as well.
         angles = [j for j, period in enumerate(self.periods) if period < float("inf")]
         log_q = []
-        for turns in itertools.product((0, 1, -1), repeat=len(angles)):
+        for turns in itertools.product(range(-TURNS, TURNS + 1), repeat=len(angles)):
             shift = jnp.zeros(u.shape[-1], u.dtype)
             for j, turn in zip(angles, turns, strict=True):
                 shift = shift.at[j].set(turn * self.periods[j])
-            log_q.append(self.student_t.log_prob(u + shift))
-        return u, jax.nn.logsumexp(jnp.stack(log_q), axis=0)
+            log_q.append(self._log_components(gaps + shift))
+        return u, jax.nn.logsumexp(jnp.stack(log_q), axis=(0, -1))
+
+    def _log_components(self, gaps: Array) -> Array:
+        """The weighted log densities of each component, at these distances from its loc."""
+        centred = dist.MultivariateStudentT(DEGREES, jnp.zeros_like(self.loc), self.scale_tril)
+        return centred.log_prob(gaps) + jax.nn.log_softmax(self.log_weight)
 
     def adapted(
         self, u: Float[Array, "draw trajectory latent"], weights: Float[Array, "draw trajectory"]
@@ -80,13 +89,8 @@ class Mixture(eqx.Module):
             u: draws of this mixture.
             weights: their importance weights; they sum to 1 for each trajectory.
         """
-        period = jnp.asarray(self.periods, u.dtype)
-        gaps = u[:, :, None] - self.loc
-        # The shorter way around a circle.
-        turns = jnp.where(jnp.isfinite(period), jnp.round(gaps / period), 0.0)
-        gaps = gaps - jnp.where(turns == 0, 0.0, turns * period)
-        came = dist.MultivariateStudentT(DEGREES, jnp.zeros_like(self.loc), self.scale_tril)
-        of = jax.nn.softmax(came.log_prob(gaps) + self.log_weight, axis=-1)
+        gaps = shorter(u[:, :, None] - self.loc, self.periods)
+        of = jax.nn.softmax(self._log_components(gaps), axis=-1)
         share = weights[..., None] * of
         weight = share.sum(0)
         share = share / jnp.maximum(weight, LEAST_WEIGHT)
@@ -100,7 +104,12 @@ class Mixture(eqx.Module):
         good = (weight > LEAST_WEIGHT) & jnp.isfinite(tril).all((-1, -2))
         return replace(
             self,
-            log_weight=jnp.log(jnp.maximum(weight, LEAST_WEIGHT)),
+            # What had no weight keeps none: no start ended there.
+            log_weight=jnp.where(
+                jnp.isneginf(self.log_weight),
+                -jnp.inf,
+                jnp.log(jnp.maximum(weight, LEAST_WEIGHT)),
+            ),
             loc=jnp.where(good[..., None], self.loc + step, self.loc),
             scale_tril=jnp.where(good[..., None, None], tril, self.scale_tril),
         )
@@ -122,18 +131,30 @@ def of_modes(modes: Place, periods: tuple[float, ...], *, power: float = 1.0) ->
     found = jnp.stack([_found(ranked, k, periods) for k in range(len(order))])
     log_weight = jnp.where(found, -jnp.inf, power * jax.vmap(lambda m: m.log_evidence)(ranked))
     tril = jax.vmap(lambda m: m.scale_tril)(ranked)
-    log_weight, loc, tril = (jnp.moveaxis(a, 0, 1) for a in (log_weight, ranked.u, tril))
+    # Where a solve failed, all is NaN. Without any mode, the mixture is wide around the best start.
+    nowhere = found.all(0)
+    log_weight = log_weight.at[0].set(jnp.where(nowhere, 0.0, log_weight[0]))
+    tril = tril.at[0].set(jnp.where(nowhere[:, None, None], jnp.eye(tril.shape[-1]), tril[0]))
+    # A component without weight must have finite parameters, too.
+    loc = jnp.where(found[..., None], ranked.u[0], ranked.u)
+    tril = jnp.where(found[..., None, None], tril[0], tril)
+    log_weight, loc, tril = (jnp.moveaxis(a, 0, 1) for a in (log_weight, loc, tril))
     return Mixture(jax.nn.log_softmax(log_weight), loc, tril, periods)
+
+
+def shorter(gap: Array, periods: tuple[float, ...]) -> Array:
+    """The gaps along each coordinate, by the shorter way around a circle."""
+    period = jnp.asarray(periods, gap.dtype)
+    turns = jnp.where(jnp.isfinite(period), jnp.round(gap / period), 0.0)
+    return gap - jnp.where(turns == 0, 0.0, turns * period)
 
 
 def _found(ranked: Place, k: int, periods: tuple[float, ...]) -> Array:
     """Whether a start with a higher density found the mode of the k-th one already."""
     lost = ~jnp.isfinite(ranked.log_p[k])
     if k == 0:
-        return jnp.zeros_like(lost)
-    period = jnp.asarray(periods, ranked.u.dtype)
-    gap = ranked.u[k] - ranked.u[:k]
-    turns = jnp.where(jnp.isfinite(period), jnp.round(gap / period), 0.0)
-    gap = gap - jnp.where(turns == 0, 0.0, turns * period)
-    distance = jnp.einsum("sni,snij,snj->sn", gap, ranked.precision[:k], gap)
+        return lost
+    gap = shorter(ranked.u[k] - ranked.u[:k], periods)
+    values, vectors = jax.vmap(lambda place: place.spectrum)(jax.tree.map(lambda a: a[:k], ranked))
+    distance = (values * jnp.einsum("snij,sni->snj", vectors, gap) ** 2).sum(-1)
     return lost | (distance < SAME_MODE**2).any(0)

@@ -50,7 +50,7 @@ GUIDE_TRUSTED = 0.5
 that weighted draws are too narrow before k is large."""
 
 POWER = 0.5
-"""Of the modes' evidences. A mode that Laplace's approximation belittles still gets draws."""
+"""Of the modes' evidences, so that a mode with too low an evidence still gets draws."""
 
 NUM_ROUNDS = 4
 """The highest number of times that a mixture adapts to its draws."""
@@ -68,9 +68,10 @@ class Sharpening:
     """Draws from the posterior, and how each trajectory came by them.
 
     `z0`, shape (draw, trajectory, latent), are draws of equal weight. `ended`, shape (trajectory,),
-    is the stage of each: "guide", "laplace", "adapted" or "exact". `pareto_k` is that of the last
-    importance weights. `log_evidence` is log p(context), estimated by their mean. `seconds` are
-    those of each stage.
+    is the stage that its draws come from: "guide", "laplace", "adapted" or "exact". `pareto_k` is
+    that of their importance weights, and `log_evidence` is log p(context), estimated by the mean of
+    these. Draws of NUTS have no weights: both are then of the last stage before, which could not
+    be trusted. Pareto k is infinite where no draw had a weight. `seconds` are those of each stage.
     """
 
     z0: Float[Array, "draw trajectory latent"]
@@ -133,8 +134,8 @@ def sharpen(
         fitted: the fit.
         context: the known observations of each trajectory.
         num_samples: draws per trajectory.
-        num_weighted: weighted draws per trajectory, of which these are taken; at least 25. Default:
-            twice as many, and no fewer than 200.
+        num_weighted: weighted draws per trajectory, from which num_samples are taken; at least 25.
+            Default: twice num_samples, and no fewer than 200.
         exact: whether NUTS ends the chain. Otherwise the last weights are taken as they are.
 
     Raises:
@@ -154,7 +155,8 @@ def sharpen(
     bucket_key, exact_key = jax.random.split(rng_key)
     found = _Found(num_samples, len(context), fitted.model.latent_dim)
     for k, (rows, part) in enumerate(buckets(context)):
-        _weigh_bucket(jax.random.fold_in(bucket_key, k), fitted, part, rows, num_weighted, found)
+        bucket = _Bucket(fitted, part, rows, num_weighted, found)
+        bucket.run(jax.random.fold_in(bucket_key, k))
     if exact and found.unsure.size:
         _run_nuts(exact_key, fitted, context, found)
     return Sharpening(
@@ -185,10 +187,15 @@ class _Found:
         passed = time.perf_counter() - started
         self.seconds[stage] = self.seconds.get(stage, 0.0) + passed
 
+    def start(self, rows: np.ndarray, z0: np.ndarray) -> None:
+        """Unweighted draws of the guide, (trajectory, draw, latent), if nothing better is found."""
+        count = np.arange(len(self.z0)) % z0.shape[1]
+        self.z0[:, rows] = np.swapaxes(z0[:, count], 0, 1)
+
     def keep(
         self, stage: str, rows: np.ndarray, z0: np.ndarray, log_weights: np.ndarray
     ) -> np.ndarray:
-        """Resamples the draws of those trajectories whose weights have a lower k than before.
+        """Resamples the draws of a stage, unless an earlier stage had weights of a lower k.
 
         Args:
             stage: the name of the stage.
@@ -201,14 +208,17 @@ class _Found:
         """
         smoothed, pareto_k, log_mean = smooth(log_weights.T.astype(float))
         weights = np.exp(smoothed.T)
-        lower = (pareto_k < self.pareto_k[rows]) | np.isinf(self.pareto_k[rows])
-        for i in np.flatnonzero(lower & np.isfinite(log_mean)):
-            self.z0[:, rows[i]] = z0[i, _resampled(weights[i], len(self.z0))]
-        self.ended[rows[lower]] = stage
-        self.pareto_k[rows[lower]] = pareto_k[lower]
-        self.log_evidence[rows[lower]] = log_mean[lower]
         most = GUIDE_TRUSTED if stage == "guide" else most_trusted(log_weights.shape[1])
-        self.sure[rows] = self.pareto_k[rows] <= most
+        sure = pareto_k <= most
+        # What the guide is not trusted with does not compete with later stages.
+        earlier = np.where(self.ended[rows] == "guide", np.inf, self.pareto_k[rows])
+        better = np.isfinite(log_mean) & (sure | (pareto_k < earlier) | np.isinf(earlier))
+        for i in np.flatnonzero(better):
+            self.z0[:, rows[i]] = z0[i, _resampled(weights[i], len(self.z0))]
+        self.ended[rows[better]] = stage
+        self.pareto_k[rows[better]] = pareto_k[better]
+        self.log_evidence[rows[better]] = log_mean[better]
+        self.sure[rows] = sure & better
         return weights
 
 
@@ -218,53 +228,78 @@ def _resampled(weights: np.ndarray, count: int) -> np.ndarray:
     return np.searchsorted(ends, (np.arange(count) + 0.5) / count * ends[-1])
 
 
-def _weigh_bucket(
-    rng_key: Array,
-    fitted: Fitted,
-    part: Trajectories,
-    rows: np.ndarray,
-    num_weighted: int,
-    found: _Found,
-) -> None:
-    """The stages with importance weights, for trajectories of similar lengths."""
+def _hidden_slots_at_t0(fitted: Fitted, part: Trajectories) -> Trajectories:
+    """The trajectories up to their last slot; nothing is solved for slots that are hidden."""
     part = trimmed(part)
-    # Nothing is solved for slots that are hidden, which may lie far ahead.
-    part = part.replace_arrays(observed_times(fitted.model, part), part.values, part.mask)
-    max_steps = fitted.model.steps_to(part.times, part.offset)
-    screen_key, guide_key, mode_key, *keys = jax.random.split(rng_key, 4 + NUM_ROUNDS)
-    size = next((size for size in ROWS_AT_ONCE if len(rows) <= size), ROWS_AT_ONCE[-1])
+    return part.replace_arrays(observed_times(fitted.model, part), part.values, part.mask)
 
-    def each(call: Callable[..., Any], key: Array, local: np.ndarray, *trees: Any) -> Any:
-        return _in_chunks(
-            partial(call, fitted=fitted, max_steps=max_steps), size, key, local, trees
-        )
 
-    def of_unsure() -> np.ndarray:
-        return np.flatnonzero(np.isin(rows, found.unsure))
+class _Bucket:
+    """Trajectories of similar lengths, on which the stages with importance weights run."""
 
-    with found.timed("guide"):
+    def __init__(
+        self,
+        fitted: Fitted,
+        part: Trajectories,
+        rows: np.ndarray,
+        num_weighted: int,
+        found: _Found,
+    ):
+        self.part, self.rows, self.found = _hidden_slots_at_t0(fitted, part), rows, found
+        self.num_weighted = num_weighted
+        max_steps = fitted.model.steps_to(self.part.times, self.part.offset)
+        self.options: Any = dict(fitted=fitted, max_steps=max_steps)
+        self.size = next((n for n in ROWS_AT_ONCE if len(rows) <= n), ROWS_AT_ONCE[-1])
+
+    def run(self, rng_key: Array) -> None:
+        guide_key, mode_key, *keys = jax.random.split(rng_key, 3 + NUM_ROUNDS)
+        with self.found.timed("guide"):
+            z0, log_p = self.ask_guide(guide_key)
+        with self.found.timed("laplace"):
+            if not (unsure := self.unsure).size:
+                return
+            mixture = self.each(_find_mixture, mode_key, unsure, self.part, z0, log_p)
+        for key, stage in zip(keys, ["laplace"] + ["adapted"] * NUM_ROUNDS, strict=True):
+            with self.found.timed(stage):
+                left, mixture = self.weigh(key, stage, unsure, mixture)
+                unsure = unsure[left]
+            if not unsure.size:
+                return
+
+    @property
+    def unsure(self) -> np.ndarray:
+        """Which of the trajectories of this bucket cannot be trusted yet."""
+        return np.flatnonzero(~self.found.sure[self.rows])
+
+    def each(self, call: Callable[..., Any], key: Array, local: np.ndarray, *trees: Any) -> Any:
+        return _in_chunks(partial(call, **self.options), self.size, key, local, trees)
+
+    def ask_guide(self, rng_key: Array) -> tuple[np.ndarray, np.ndarray]:
+        """Draws of the guide and their log p(x, z0); where they promise it, more are weighed."""
+        screen_key, guide_key = jax.random.split(rng_key)
         screen = partial(_ask_guide, num_draws=SCREENED)
-        z0, log_p, log_w = each(screen, screen_key, np.arange(len(rows)), part)
+        z0, log_p, log_w = self.each(screen, screen_key, np.arange(len(self.rows)), self.part)
+        self.found.start(self.rows, z0)
         promising = np.flatnonzero(_effective_share(log_w) >= PROMISING)
         if promising.size:
-            ask = partial(_ask_guide, num_draws=num_weighted)
-            draws, _, weights = each(ask, guide_key, promising, part)
-            found.keep("guide", rows[promising], draws, weights)
-    with found.timed("laplace"):
-        if not (unsure := of_unsure()).size:
-            return
-        mixture = each(_find_mixture, mode_key, unsure, part, z0, log_p)
-    weigh = partial(_weigh, num_draws=num_weighted)
-    for key, stage in zip(keys, ["laplace"] + ["adapted"] * NUM_ROUNDS, strict=True):
-        with found.timed(stage):
-            own = np.arange(len(unsure))
-            u, z0, log_w = each(weigh, key, own, _at(unsure, part), mixture)
-            weights = found.keep(stage, rows[unsure], z0, log_w)
-            left = np.flatnonzero(np.isin(unsure, of_unsure()))
-            if not left.size:
-                return
-            mixture = each(_adapt, key, left, mixture, u, weights.astype(u.dtype))
-            unsure = unsure[left]
+            ask = partial(_ask_guide, num_draws=self.num_weighted)
+            draws, _, weights = self.each(ask, guide_key, promising, self.part)
+            self.found.keep("guide", self.rows[promising], draws, weights)
+        return z0, log_p
+
+    def weigh(
+        self, rng_key: Array, stage: str, unsure: np.ndarray, mixture: Mixture
+    ) -> tuple[np.ndarray, Mixture]:
+        """Weighs draws of a mixture; returns who is still unsure, and their adapted mixture."""
+        weigh = partial(_weigh, num_draws=self.num_weighted)
+        own = np.arange(len(unsure))
+        u, z0, log_w = self.each(weigh, rng_key, own, _at(unsure, self.part), mixture)
+        weights = self.found.keep(stage, self.rows[unsure], z0, log_w)
+        left = np.flatnonzero(~self.found.sure[self.rows[unsure]])
+        if left.size:
+            weights = np.nan_to_num(weights).astype(u.dtype)
+            mixture = self.each(_adapt, rng_key, left, mixture, u, weights)
+        return left, mixture
 
 
 def _in_chunks(
@@ -298,7 +333,7 @@ def _ask_guide(
     fixed, _ = with_networks_fixed(fitted, context, max_steps)
     z0, log_q = draw_and_score(rng_key, posterior(fitted, context), num_draws)
     log_p = jax.lax.map(partial(log_joint, fixed, context), z0, batch_size=DRAWS_AT_ONCE)
-    return _trajectories_first(z0, log_p, log_p - log_q)
+    return _trajectories_first(z0, log_p, _finite_or_nothing(log_p - log_q))
 
 
 @eqx.filter_jit
@@ -345,12 +380,17 @@ def _weigh(
     z0 = jnp.asarray(to_support(u))
     log_p = jax.lax.map(partial(log_joint, fixed, context), z0, batch_size=DRAWS_AT_ONCE)
     log_p = log_p + to_support.log_abs_det_jacobian(u, z0)
-    return _trajectories_first(u, z0, jnp.where(jnp.isnan(log_p), -jnp.inf, log_p - log_q))
+    return _trajectories_first(u, z0, _finite_or_nothing(log_p - log_q))
 
 
 @eqx.filter_jit
 def _adapt(_: Array, mixture: Mixture, u: Array, weights: Array, **__: Any) -> Mixture:
     return mixture.adapted(*_trajectories_first(u, weights))
+
+
+def _finite_or_nothing(log_weights: Array) -> Array:
+    """The log weights, without any weight where a solve failed."""
+    return jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
 
 
 def _trajectories_first(*arrays: Array) -> tuple[Array, ...]:
@@ -359,7 +399,9 @@ def _trajectories_first(*arrays: Array) -> tuple[Array, ...]:
 
 def _effective_share(log_weights: np.ndarray) -> np.ndarray:
     """The effective number of draws (Kong 1992), as a share, of weights (trajectory, draw)."""
-    weights = softmax(log_weights, axis=1)
+    # Where no draw can be explained, all are alike.
+    best = log_weights.max(axis=1, keepdims=True)
+    weights = softmax(np.where(np.isfinite(best), log_weights, 0.0), axis=1)
     return 1 / np.square(weights).sum(1) / weights.shape[1]
 
 
@@ -368,7 +410,7 @@ def _run_nuts(rng_key: Array, fitted: Fitted, context: Trajectories, found: _Fou
     mode_key, run_key = jax.random.split(rng_key)
     unsure = found.unsure
     with found.timed("exact"):
-        some = context[unsure]
+        some = _hidden_slots_at_t0(fitted, context[unsure])
         count = len(found.z0)
         q = laplace(mode_key, fitted, some)
         options: Any = dict(num_warmup=NUM_WARMUP, num_samples=max(NUM_EXACT, -(-count // 4)))

@@ -1,15 +1,17 @@
 """Polishing: the model under a posterior of each trajectory's own, then the guide on simulations.
 
 The amortized guide is a compromise between all trajectories, and between parts and wholes. The
-model explains its errors by noise. Where trajectories are densely observed, that costs accuracy.
+model takes its errors for noise, which costs accuracy where trajectories are densely observed.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import numpyro.handlers as handlers
@@ -37,6 +39,9 @@ __all__ = ["polish"]
 MODEL_RATE, LOCAL_RATE, GUIDE_RATE = 1e-3, 3e-2, 3e-3
 """The highest learning rates: of the model's networks, of the posteriors of trajectories in units
 of their first ones, and of the guide's networks."""
+
+ROWS_AT_ONCE = 256
+"""Trajectories whose modes are sought at once, which bounds the memory."""
 
 NUM_SCORED, NUM_DRAWS = 500, 400
 """Simulations by which the old and the new guide are compared, and draws for each. With few draws,
@@ -67,8 +72,8 @@ def polish(
     The guide stays as it was if it then forecasts later halves of simulations better: if similar
     trajectories have codes far apart, no simple posterior covers what an early half leaves open.
 
-    It is for many observations per trajectory. With few, the networks learn the training data by
-    heart: compare held-out scores before and after.
+    It is for many observations per trajectory. With few, the networks overfit the training data:
+    compare held-out scores before and after. Short trajectories are padded to the longest.
 
     Args:
         rng_key: a key.
@@ -92,7 +97,7 @@ def polish(
     check_call(train, None, batch_size=batch_size, kl_weight=1.0, scaling=fitted.model.scaling)
     codes_key, model_key, guide_key, score_key = jax.random.split(rng_key, 4)
     to_support = biject_to(prior(fitted).support)
-    loc, scale_tril = _highest(laplace(codes_key, fitted, train))
+    loc, scale_tril = _first_posteriors(codes_key, fitted, train)
     max_steps = fitted.model.steps_to(train.times, train.offset)
     solved = fitted.model.with_solver(throw=False, max_steps=max_steps)
     local = _Local(loc, scale_tril, to_support)
@@ -116,7 +121,26 @@ def polish(
     data_key, draw_key = jax.random.split(score_key)
     rows = jnp.arange(min(len(train), NUM_SCORED))
     new = jax.jit(asleep.simulate)(data_key, train, rows)[1].split()
-    return min(both, key=lambda one: forecast_score(draw_key, one, *new, num_draws=NUM_DRAWS))
+
+    def score(one: Fitted) -> float:
+        silent = replace(one, model=solved.with_solver(max_steps=fitted.model.solver.max_steps))
+        return forecast_score(draw_key, silent, *new, num_draws=NUM_DRAWS)
+
+    return min(both, key=score)
+
+
+def _first_posteriors(rng_key: Array, fitted: Fitted, train: Trajectories) -> tuple[Array, Array]:
+    """Means and Cholesky factors of the highest mode of each trajectory, over unconstrained z0."""
+    found = []
+    for k, first in enumerate(range(0, len(train), ROWS_AT_ONCE)):
+        rows = np.arange(first, min(first + ROWS_AT_ONCE, len(train)))
+        # Repeated, so that one compiled program fits all.
+        padded = np.resize(rows, min(ROWS_AT_ONCE, len(train)))
+        some = jax.tree.map(lambda array, at=padded: array[at], train)
+        loc, tril = _highest(laplace(jax.random.fold_in(rng_key, k), fitted, some))
+        found.append((loc[: len(rows)], tril[: len(rows)]))
+    locs, trils = zip(*found, strict=True)
+    return jnp.concatenate(locs), jnp.concatenate(trils)
 
 
 def _highest(mixture: Any) -> tuple[Array, Array]:
