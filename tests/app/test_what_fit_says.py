@@ -65,7 +65,7 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "plot_calibration", lambda found: 1 / 0)
         patch.setattr(fans, "plot_forecasts", partial(note_and_plot, fans.plot_forecasts))
-        outcome = run("fit", *arguments, "--steps", 100)
+        outcome = run("fit", *arguments, "--steps", 100, "--inference", "guide")
     assert outcome.exit_code == 0, outcome.output
     (home / "printed").write_text(outcome.output)
     return home
@@ -272,7 +272,7 @@ def test_a_fit_does_without_rows_far_outside_in_time(wrong, tmp_path):
     table.loc[7, "day"] = wrong
     table.to_csv(tmp_path / "labs.csv", index=False)
     arguments = [tmp_path / "labs.csv", *COLUMNS, "--output-dir", tmp_path / "run"]
-    outcome = run("fit", *arguments, "--steps", 100, "--batch-size", 10)
+    outcome = run("fit", *arguments, "--steps", 100, "--batch-size", 10, "--inference", "guide")
     assert outcome.exit_code == 0, outcome.output
     assert f"column 'day' holds {wrong[:10]} in line 9, far from all others" in outcome.output
     scaling = load(tmp_path / "run").model.scaling
