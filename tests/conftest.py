@@ -58,7 +58,7 @@ TESTS_BETWEEN = itertools.count(1)
 
 @pytest.fixture(autouse=True)
 def free_programs():
-    """Frees the compiled programs, once they are many; every tenth test looks, as that takes time."""
+    """Frees the compiled programs once they are many. Looking takes time: every tenth test does."""
     yield
     mappings = Path("/proc/self/maps")
     if next(TESTS_BETWEEN) % 10 or not mappings.exists():
