@@ -441,7 +441,6 @@ def of_long(home):
     """A fit of the long table, which remembers how it was read."""
     make_long().to_csv(home / "long.csv.gz", index=False)
     options = ["--values", "bili,albumin", "--log", "bili", "--steps", 150]
-    options += ["--inference", "guide"]
     outcome = run("fit", home / "long.csv.gz", *LONG, *options, "--output-dir", home / "of_long")
     assert outcome.exit_code == 0, outcome.output
     assert "np-latentode fit:" not in outcome.stderr
