@@ -21,7 +21,7 @@ from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference
 from np_latentode.forecasts.prediction import forecast
 from np_latentode.inference.choice import INFERENCES
-from np_latentode.programs.ensemble import Ensemble, members_of, with_solver
+from np_latentode.programs.ensemble import Ensemble, shortest_reach, with_solver
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.model import LatentODE
 from np_latentode.storage.results import earlier
@@ -85,8 +85,7 @@ def forecast_table(
     labels = fitted.scaling.labels
     if labels is None:
         raise ValueError(f"run must be a fit of a table; got {run_dir}, whose columns are unknown.")
-    # Of an ensemble, the model that reaches least far.
-    model = min((one.model for one in members_of(fitted)), key=lambda model: model.solver.reach)
+    model = shortest_reach(fitted)
     context = _read(model, labels, data)
     times = _times_ahead(model, context, labels, until, ahead, points)
     name = "until" if ahead is None else "ahead"

@@ -25,7 +25,7 @@ from np_latentode.forecasts.densities import (
     run_given,
 )
 from np_latentode.forecasts.mixture import join
-from np_latentode.programs.ensemble import Ensemble, Share, check_fit, members_of, shares
+from np_latentode.programs.ensemble import Ensemble, Share, check_fit, shares, shortest_reach
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import (
     check_context,
@@ -343,7 +343,7 @@ def decode_observed(
 
 
 def _check_reach(fitted: Fitted | Ensemble, times: Numbers) -> None:
-    model = min((one.model for one in members_of(fitted)), key=lambda model: model.solver.reach)
+    model = shortest_reach(fitted)
     latest = model.scaling.t0 + model.solver.reach * model.scaling.time_unit
     if is_concrete(times) and (last := float(np.max(np.asarray(times, float)))) > latest:
         raise ValueError(

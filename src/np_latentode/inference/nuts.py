@@ -35,7 +35,7 @@ from np_latentode.inference.density import (
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data
 
-__all__ = ["Exact", "evenly", "exact_posterior"]
+__all__ = ["Exact", "draw_exact", "exact_posterior"]
 
 STATISTICS = {
     "potential_energy": "lp",
@@ -77,24 +77,38 @@ class Exact:
     def __call__(
         self, rng_key: Array, fitted: Fitted, context: Trajectories, num_samples: int
     ) -> Array:
-        tree = exact_posterior(
-            rng_key,
-            fitted,
-            context,
-            q=posterior(fitted, context),
-            num_warmup=self.num_warmup,
-            num_samples=max(self.num_draws, -(-num_samples // NUM_CHAINS)),
-            num_chains=NUM_CHAINS,
-            progress=False,
-        )
-        return jnp.asarray(evenly(tree, num_samples))
+        q = posterior(fitted, context)
+        lengths = dict(num_warmup=self.num_warmup, num_draws=self.num_draws)
+        return jnp.asarray(draw_exact(rng_key, fitted, context, q, num_samples, **lengths))
 
 
-def evenly(tree: DataTree, count: int) -> np.ndarray:
-    """As many draws of z0, shape (draw, trajectory, latent), evenly spaced in all chains."""
+def draw_exact(
+    rng_key: Array,
+    fitted: Fitted,
+    context: Trajectories,
+    q: dist.Distribution,
+    num_samples: int,
+    *,
+    num_warmup: int,
+    num_draws: int,
+) -> np.ndarray:
+    """As many draws of z0, shape (draw, trajectory, latent), evenly spaced in four chains.
+
+    Each chain takes `num_draws`, or more if that is needed.
+    """
+    tree = exact_posterior(
+        rng_key,
+        fitted,
+        context,
+        q=q,
+        num_warmup=num_warmup,
+        num_samples=max(num_draws, -(-num_samples // NUM_CHAINS)),
+        num_chains=NUM_CHAINS,
+        progress=False,
+    )
     z0 = np.asarray(tree["posterior"]["z0"])
     z0 = z0.reshape(-1, *z0.shape[2:])
-    return z0[np.arange(count) * len(z0) // count]
+    return z0[np.arange(num_samples) * len(z0) // num_samples]
 
 
 def exact_posterior(

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro
 import numpyro.distributions as dist
 import numpyro.handlers as handlers
 import optax
 from jaxtyping import Array, Float
-from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import SVI, Trace_ELBO
 
@@ -25,8 +23,9 @@ from np_latentode.inference.density import (
     whitening,
     with_networks_fixed,
 )
+from np_latentode.inference.local import LocalNormals
 from np_latentode.programs.fitted import Fitted, check_fitted
-from np_latentode.programs.plate import check_data, trajectory_plate
+from np_latentode.programs.plate import check_data
 
 __all__ = ["Refined", "refine"]
 
@@ -94,25 +93,12 @@ def _refine(
     to_support = biject_to(prior.support)
     amortized = posterior(fitted, context)
     loc, scale_tril = whitening(moments_key, amortized, to_support)
-    identity = jnp.broadcast_to(jnp.eye(loc.shape[-1]), scale_tril.shape)
-
-    def pushed(m: Array, s: Array) -> dist.Distribution:
-        mean = loc + jnp.einsum("nij,nj->ni", scale_tril, m)
-        normal = dist.MultivariateNormal(mean, scale_tril=scale_tril @ s)
-        return dist.TransformedDistribution(normal, to_support)
-
-    def local(context: Trajectories) -> None:
-        m = jnp.asarray(numpyro.param("m", jnp.zeros_like(loc)))
-        lower = constraints.softplus_lower_cholesky
-        s = jnp.asarray(numpyro.param("s", identity, constraint=lower))
-        with trajectory_plate(context, None):
-            numpyro.sample("z0", pushed(m, s))
-
+    local = LocalNormals(loc, scale_tril, to_support)
     # Hides the networks from the optimizer, so that they stay as they are.
     model = handlers.block(fixed, hide_fn=lambda site: site["type"] == "param")
     svi = SVI(model, local, _optimizer(num_steps), Trace_ELBO(num_particles=num_particles))
     result = svi.run(run_key, num_steps, context, progress_bar=False)
-    refined = pushed(result.params["m"], result.params["s"])
+    refined = local.pushed(*local.of(result.params))
     return Refined(refined, *_elbos(elbo_key, fixed, context, amortized, refined))
 
 

@@ -9,27 +9,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from numpyro.distributions.transforms import biject_to
 from scipy.special import softmax
 
 from np_latentode.data.buckets import buckets, trimmed
 from np_latentode.data.checks import check_counts
 from np_latentode.data.numbers import is_concrete
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.codes import draw_and_score, posterior, prior
-from np_latentode.forecasts.densities import DRAWS_AT_ONCE, observed_times
-from np_latentode.inference.density import log_joint, with_networks_fixed
+from np_latentode.forecasts.densities import observed_times
+from np_latentode.inference.chunks import at_rows, in_chunks
 from np_latentode.inference.laplace import laplace
-from np_latentode.inference.mixtures import Mixture, of_modes
-from np_latentode.inference.modes import find_modes
-from np_latentode.inference.nuts import evenly, exact_posterior
+from np_latentode.inference.mixtures import Mixture
+from np_latentode.inference.nuts import draw_exact
 from np_latentode.inference.pareto import FEWEST, TRUSTED, most_trusted, smooth
-from np_latentode.parts.supports import periods
+from np_latentode.inference.stages import adapt, find_mixture, weigh_guide, weigh_mixture
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data
 
@@ -41,16 +37,9 @@ SCREENED = 40
 PROMISING = 0.25
 """The effective share of these draws from which on the guide may be good enough."""
 
-FROM_GUIDE, FROM_PRIOR, NUM_STEPS = 5, 3, 4
-"""Starts of Levenberg-Marquardt, and steps of each. From the best start three steps are mostly
-enough; the others are there to find other modes."""
-
 GUIDE_TRUSTED = 0.5
 """The highest Pareto k of draws of the guide. Its tails are mostly lighter than the posterior's, so
 that weighted draws are too narrow before k is large."""
-
-POWER = 0.5
-"""Of the modes' evidences, so that a mode with too low an evidence still gets draws."""
 
 NUM_ROUNDS = 4
 """The highest number of times that a mixture adapts to its draws."""
@@ -258,7 +247,7 @@ class _Bucket:
         with self.found.timed("laplace"):
             if not (unsure := self.unsure).size:
                 return
-            mixture = self.each(_find_mixture, mode_key, unsure, self.part, z0, log_p)
+            mixture = self.each(find_mixture, mode_key, unsure, self.part, z0, log_p)
         for key, stage in zip(keys, ["laplace"] + ["adapted"] * NUM_ROUNDS, strict=True):
             with self.found.timed(stage):
                 left, mixture = self.weigh(key, stage, unsure, mixture)
@@ -272,17 +261,17 @@ class _Bucket:
         return np.flatnonzero(~self.found.sure[self.rows])
 
     def each(self, call: Callable[..., Any], key: Array, local: np.ndarray, *trees: Any) -> Any:
-        return _in_chunks(partial(call, **self.options), self.size, key, local, trees)
+        return in_chunks(partial(call, **self.options), self.size, key, local, trees)
 
     def ask_guide(self, rng_key: Array) -> tuple[np.ndarray, np.ndarray]:
         """Draws of the guide and their log p(x, z0); where they promise it, more are weighed."""
         screen_key, guide_key = jax.random.split(rng_key)
-        screen = partial(_ask_guide, num_draws=SCREENED)
+        screen = partial(weigh_guide, num_draws=SCREENED)
         z0, log_p, log_w = self.each(screen, screen_key, np.arange(len(self.rows)), self.part)
         self.found.start(self.rows, z0)
         promising = np.flatnonzero(_effective_share(log_w) >= PROMISING)
         if promising.size:
-            ask = partial(_ask_guide, num_draws=self.num_weighted)
+            ask = partial(weigh_guide, num_draws=self.num_weighted)
             draws, _, weights = self.each(ask, guide_key, promising, self.part)
             self.found.keep("guide", self.rows[promising], draws, weights)
         return z0, log_p
@@ -291,110 +280,15 @@ class _Bucket:
         self, rng_key: Array, stage: str, unsure: np.ndarray, mixture: Mixture
     ) -> tuple[np.ndarray, Mixture]:
         """Weighs draws of a mixture; returns who is still unsure, and their adapted mixture."""
-        weigh = partial(_weigh, num_draws=self.num_weighted)
+        weigh = partial(weigh_mixture, num_draws=self.num_weighted)
         own = np.arange(len(unsure))
-        u, z0, log_w = self.each(weigh, rng_key, own, _at(unsure, self.part), mixture)
+        u, z0, log_w = self.each(weigh, rng_key, own, at_rows(unsure, self.part), mixture)
         weights = self.found.keep(stage, self.rows[unsure], z0, log_w)
         left = np.flatnonzero(~self.found.sure[self.rows[unsure]])
         if left.size:
             weights = np.nan_to_num(weights).astype(u.dtype)
-            mixture = self.each(_adapt, rng_key, left, mixture, u, weights)
+            mixture = self.each(adapt, rng_key, left, mixture, u, weights)
         return left, mixture
-
-
-def _in_chunks(
-    call: Callable[..., Any], size: int, rng_key: Array, rows: np.ndarray, trees: tuple[Any, ...]
-) -> Any:
-    """`call(key, *trees)` on some rows of the trees, `size` at a time, and joined.
-
-    All arrays have trajectories along their first axis. The last rows are repeated, so that one
-    compiled program fits all.
-    """
-    done = []
-    for k, first in enumerate(range(0, len(rows), size)):
-        some = rows[first : first + size]
-        padded = np.resize(some, size)
-        made = call(jax.random.fold_in(rng_key, k), *_at(padded, trees))
-        done.append(_at(np.arange(len(some)), made))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *done)
-
-
-def _at(rows: np.ndarray, tree: Any) -> Any:
-    # In NumPy: JAX would compile a program for each number of rows.
-    return jax.tree.map(lambda array: np.asarray(array)[rows], tree)
-
-
-# Not `jax.jit`: a distribution of flowjax holds functions, which JAX cannot pass.
-@eqx.filter_jit
-def _ask_guide(
-    rng_key: Array, context: Trajectories, *, fitted: Fitted, num_draws: int, max_steps: int
-) -> tuple[Array, ...]:
-    """Draws of the guide, log p(x, z0), and the logs of their weights."""
-    fixed, _ = with_networks_fixed(fitted, context, max_steps)
-    z0, log_q = draw_and_score(rng_key, posterior(fitted, context), num_draws)
-    log_p = jax.lax.map(partial(log_joint, fixed, context), z0, batch_size=DRAWS_AT_ONCE)
-    return _trajectories_first(z0, log_p, _finite_or_nothing(log_p - log_q))
-
-
-@eqx.filter_jit
-def _find_mixture(
-    rng_key: Array,
-    context: Trajectories,
-    z0: Array,
-    log_p: Array,
-    *,
-    fitted: Fitted,
-    max_steps: int,
-) -> Mixture:
-    """The mixture over the modes that are found from the best of these draws, others and the
-    prior."""
-    before = prior(fitted)
-    to_support = biject_to(before.support)
-    best = jnp.take_along_axis(z0, jnp.argmax(log_p, axis=1)[:, None, None], axis=1)
-    blind = jnp.asarray(before.sample(rng_key, (len(context), FROM_PRIOR)))
-    starts = jnp.concatenate([best, z0[:, : FROM_GUIDE - 1], blind], axis=1)
-    modes = find_modes(
-        fitted,
-        context,
-        to_support.inv(jnp.swapaxes(starts, 0, 1)),
-        max_steps=max_steps,
-        num_steps=NUM_STEPS,
-    )
-    return of_modes(modes, periods(to_support, fitted.model.latent_dim), power=POWER)
-
-
-@eqx.filter_jit
-def _weigh(
-    rng_key: Array,
-    context: Trajectories,
-    mixture: Mixture,
-    *,
-    fitted: Fitted,
-    num_draws: int,
-    max_steps: int,
-) -> tuple[Array, ...]:
-    """Draws u of the mixture, the z0 that they map to, and the logs of their weights."""
-    fixed, before = with_networks_fixed(fitted, context, max_steps)
-    to_support = biject_to(before.support)
-    u, log_q = mixture.draw(rng_key, num_draws)
-    z0 = jnp.asarray(to_support(u))
-    log_p = jax.lax.map(partial(log_joint, fixed, context), z0, batch_size=DRAWS_AT_ONCE)
-    log_p = log_p + to_support.log_abs_det_jacobian(u, z0)
-    return _trajectories_first(u, z0, _finite_or_nothing(log_p - log_q))
-
-
-@eqx.filter_jit
-def _adapt(_: Array, mixture: Mixture, u: Array, weights: Array, **__: Any) -> Mixture:
-    return mixture.adapted(*_trajectories_first(u, weights))
-
-
-def _finite_or_nothing(log_weights: Array) -> Array:
-    """The log weights, without any weight where a solve failed."""
-    return jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
-
-
-def _trajectories_first(*arrays: Array) -> tuple[Array, ...]:
-    return tuple(jnp.swapaxes(array, 0, 1) for array in arrays)
 
 
 def _effective_share(log_weights: np.ndarray) -> np.ndarray:
@@ -411,9 +305,8 @@ def _run_nuts(rng_key: Array, fitted: Fitted, context: Trajectories, found: _Fou
     unsure = found.unsure
     with found.timed("exact"):
         some = _hidden_slots_at_t0(fitted, context[unsure])
-        count = len(found.z0)
         q = laplace(mode_key, fitted, some)
-        options: Any = dict(num_warmup=NUM_WARMUP, num_samples=max(NUM_EXACT, -(-count // 4)))
-        tree = exact_posterior(run_key, fitted, some, q=q, progress=False, **options)
-        found.z0[:, unsure] = evenly(tree, count)
+        lengths = dict(num_warmup=NUM_WARMUP, num_draws=NUM_EXACT)
+        z0 = draw_exact(run_key, fitted, some, q, len(found.z0), **lengths)
+        found.z0[:, unsure] = z0
         found.ended[unsure] = "exact"

@@ -11,8 +11,17 @@ from jaxtyping import Array, Int
 
 from np_latentode.data.scaling import Scaling
 from np_latentode.programs.fitted import Fitted, check_fitted
+from np_latentode.programs.model import LatentODE
 
-__all__ = ["Ensemble", "Share", "check_fit", "members_of", "shares", "with_solver"]
+__all__ = [
+    "Ensemble",
+    "Share",
+    "check_fit",
+    "members_of",
+    "shares",
+    "shortest_reach",
+    "with_solver",
+]
 
 ROUNDING = 1e-6
 """How far from 1 a sum of weights may be, as single precision rounds."""
@@ -97,6 +106,11 @@ def shares(rng_key: Array, fitted: Fitted | Ensemble, num_samples: int) -> list[
 def members_of(fitted: Fitted | Ensemble) -> tuple[Fitted, ...]:
     """The members of an ensemble, or the one fit."""
     return fitted.members if isinstance(fitted, Ensemble) else (fitted,)
+
+
+def shortest_reach(fitted: Fitted | Ensemble) -> LatentODE:
+    """The model whose solver reaches least far, which bounds what all can forecast."""
+    return min((one.model for one in members_of(fitted)), key=lambda model: model.solver.reach)
 
 
 def with_solver(fitted: Fitted | Ensemble, **changes: Any) -> Fitted | Ensemble:

@@ -15,10 +15,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import posterior, prior
 from np_latentode.forecasts.prediction import prior_predictive
 from np_latentode.inference.pareto import TRUSTED
-from np_latentode.inference.sharpening import Sharpened, sharpen
+from np_latentode.inference.sharpening import Sharpened, Sharpening, sharpen
 from np_latentode.programs.fitted import Fitted
 from np_latentode.storage.results import check_output_dir, result_dir
 from np_latentode.studies.datasets import SpiralFamily, Spirals
@@ -178,12 +179,16 @@ def _score(
 
 def _sharpened(rng_key: Array, fitted: Fitted, fresh: Spirals) -> dict[str, float]:
     """Scores of sharpened forecasts, and the share of weights that can be trusted."""
-    fresh_key, k_key = jax.random.split(rng_key)
-    inference = Sharpened()
-    draws = forecasts(fresh_key, fitted, fresh, inference=inference, num_samples=100)
+    reports: list[Sharpening] = []
+
+    def noted(rng_key: Array, fitted: Fitted, context: Trajectories, num_samples: int) -> Array:
+        reports.append(sharpen(rng_key, fitted, context, num_samples=num_samples))
+        return reports[-1].z0
+
+    draws = forecasts(rng_key, fitted, fresh, inference=noted, num_samples=100)
     scores = {f"fresh_{name}": value for name, value in score_draws(*draws, fresh).items()}
-    report = sharpen(k_key, fitted, fresh.before(CUT), num_samples=100, exact=False)
-    return scores | {"pareto_k_trusted": float(np.mean(report.pareto_k <= TRUSTED))}
+    trusted = np.mean([report.pareto_k <= TRUSTED for report in reports])
+    return scores | {"pareto_k_trusted": float(trusted)}
 
 
 def _draw(

@@ -13,11 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-import numpyro.distributions as dist
 import numpyro.handlers as handlers
 import optax
 from jaxtyping import Array, Float
-from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import SVI, Trace_ELBO
 from tqdm import tqdm
@@ -27,9 +25,11 @@ from np_latentode.data.conditioning import Conditioning, random_context
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import prior
 from np_latentode.forecasts.densities import run_given
+from np_latentode.inference.chunks import in_chunks
 from np_latentode.inference.laplace import laplace
+from np_latentode.inference.local import LocalNormals
 from np_latentode.programs.fitted import Fitted, check_fitted
-from np_latentode.programs.plate import check_call, check_data, trajectory_plate
+from np_latentode.programs.plate import check_call, check_data
 from np_latentode.training.optimizer import optimizer
 from np_latentode.training.steps import dispatches, steps_of
 from np_latentode.training.validation import forecast_score
@@ -100,14 +100,15 @@ def polish(
     loc, scale_tril = _first_posteriors(codes_key, fitted, train)
     max_steps = fitted.model.steps_to(train.times, train.offset)
     solved = fitted.model.with_solver(throw=False, max_steps=max_steps)
-    local = _Local(loc, scale_tril, to_support)
-    svi = SVI(solved, local.guide, _optimizer(num_steps), Trace_ELBO(), batch_size=batch_size)
+    local = LocalNormals(loc, scale_tril, to_support)
+    svi = SVI(solved, local, _optimizer(num_steps), Trace_ELBO(), batch_size=batch_size)
     networks = {name: fitted.params[name] for name in fitted.model.trained}
     title = "model" if progress else None
     params = _run(model_key, svi, networks, num_steps, train, title)
     model = {name: params[name] for name in networks}
-    q = local.at(params["local_loc"], params["local_scale"])
-    asleep = _Asleep(fitted, solved, model, q, conditioning, batch_size or len(train))
+    asleep = _Asleep(
+        fitted, solved, model, local.of(params), conditioning, batch_size or len(train)
+    )
     optim = optimizer(num_steps, learning_rate=GUIDE_RATE)
     svi = SVI(asleep, lambda train: None, optim, Trace_ELBO())
     guide = {name: fitted.params[name] for name in fitted.guide.trained}
@@ -131,16 +132,13 @@ def polish(
 
 def _first_posteriors(rng_key: Array, fitted: Fitted, train: Trajectories) -> tuple[Array, Array]:
     """Means and Cholesky factors of the highest mode of each trajectory, over unconstrained z0."""
-    found = []
-    for k, first in enumerate(range(0, len(train), ROWS_AT_ONCE)):
-        rows = np.arange(first, min(first + ROWS_AT_ONCE, len(train)))
-        # Repeated, so that one compiled program fits all.
-        padded = np.resize(rows, min(ROWS_AT_ONCE, len(train)))
-        some = jax.tree.map(lambda array, at=padded: array[at], train)
-        loc, tril = _highest(laplace(jax.random.fold_in(rng_key, k), fitted, some))
-        found.append((loc[: len(rows)], tril[: len(rows)]))
-    locs, trils = zip(*found, strict=True)
-    return jnp.concatenate(locs), jnp.concatenate(trils)
+
+    def find(key: Array, some: Trajectories) -> tuple[Array, Array]:
+        return _highest(laplace(key, fitted, jax.tree.map(jnp.asarray, some)))
+
+    size = min(ROWS_AT_ONCE, len(train))
+    found = in_chunks(find, size, rng_key, np.arange(len(train)), (train,))
+    return jax.tree.map(jnp.asarray, found)
 
 
 def _highest(mixture: Any) -> tuple[Array, Array]:
@@ -150,32 +148,6 @@ def _highest(mixture: Any) -> tuple[Array, Array]:
     loc = jnp.take_along_axis(modes.component_distribution.loc, best, axis=1)
     tril = modes.component_distribution.scale_tril
     return loc[:, 0], jnp.take_along_axis(tril, best[..., None], axis=1)[:, 0]
-
-
-class _Local:
-    """A normal for each trajectory, over unconstrained z0, in units of its first one."""
-
-    def __init__(self, loc: Array, scale_tril: Array, to_support: Any):
-        self.loc, self.scale_tril, self.to_support = loc, scale_tril, to_support
-
-    def at(self, m: Array, s: Array) -> tuple[Array, Array]:
-        """The means and Cholesky factors of all trajectories."""
-        mean = self.loc + jnp.einsum("nij,nj->ni", self.scale_tril, m)
-        return mean, self.scale_tril @ s
-
-    def guide(
-        self, context: Trajectories, target: Any = None, *, batch_size: int | None = None
-    ) -> None:
-        m = jnp.asarray(numpyro.param("local_loc", jnp.zeros_like(self.loc)))
-        identity = jnp.broadcast_to(jnp.eye(m.shape[-1], dtype=m.dtype), self.scale_tril.shape)
-        lower = constraints.softplus_lower_cholesky
-        s = jnp.asarray(numpyro.param("local_scale", identity, constraint=lower))
-        mean, tril = self.at(m, s)
-        with trajectory_plate(context, batch_size):
-            mean = jnp.asarray(numpyro.subsample(mean, event_dim=1))
-            tril = jnp.asarray(numpyro.subsample(tril, event_dim=2))
-            normal = dist.MultivariateNormal(mean, scale_tril=tril)
-            numpyro.sample("z0", dist.TransformedDistribution(normal, self.to_support))
 
 
 class _Asleep:
