@@ -53,9 +53,10 @@ from .inference.sharpening import (
     Sharpening as Sharpening,
     sharpen as sharpen,
 )
-from .parts.decoder import MLPDecoder as MLPDecoder
+from .parts.decoder import LinearDecoder as LinearDecoder, MLPDecoder as MLPDecoder
 from .parts.dynamics import (
     BoundedDynamics as BoundedDynamics,
+    LinearDynamics as LinearDynamics,
     MLPDynamics as MLPDynamics,
     TimeMLPDynamics as TimeMLPDynamics,
 )
@@ -72,6 +73,7 @@ from .parts.likelihoods import (
     PoissonLikelihood as PoissonLikelihood,
     StudentTLikelihood as StudentTLikelihood,
 )
+from .parts.mixed_model import MixedModel as MixedModel, choose_degree as choose_degree
 from .parts.posteriors import (
     CirclePosterior as CirclePosterior,
     DiagonalNormal as DiagonalNormal,
@@ -89,12 +91,17 @@ from .parts.priors import (
     RingPrior as RingPrior,
     StandardNormal as StandardNormal,
 )
+from .parts.regression import (
+    RegressionEncoder as RegressionEncoder,
+    RegressionNormal as RegressionNormal,
+)
 from .parts.residuals import (
     BrownianLikelihood as BrownianLikelihood,
     OrnsteinUhlenbeckLikelihood as OrnsteinUhlenbeckLikelihood,
 )
 from .parts.solve import Solver as Solver
-from .programs.assemble import latent_ode as latent_ode
+from .programs.assemble import candidates as candidates, latent_ode as latent_ode
+from .programs.bands import Bands as Bands
 from .programs.ensemble import Ensemble as Ensemble
 from .programs.fitted import Fitted as Fitted, History as History
 from .programs.guide import AmortizedGuide as AmortizedGuide
@@ -116,7 +123,9 @@ from .report.plots import (
 from .storage.saving import load as load, save as save
 from .studies import datasets as datasets
 from .training.aggregate import fit_prior as fit_prior
+from .training.cross_fit import CrossFit as CrossFit, cross_fit as cross_fit
 from .training.ensemble import fit_ensemble as fit_ensemble
 from .training.fit import fit as fit
 from .training.optimizer import optimizer as optimizer
 from .training.polish import polish as polish
+from .training.recalibration import recalibrated as recalibrated

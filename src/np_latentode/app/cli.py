@@ -76,9 +76,11 @@ def fit(
     holdout: options.Holdout = 0.2,
     residual: options.Residual = "ou",
     inference: options.Inference = "auto",
-    latent_dim: options.LatentDim = 4,
-    steps: options.MostSteps = 5_000,
-    patience: options.Patience = 1_000,
+    latent_dim: options.LatentDimOfNetwork = None,
+    members: options.Members = 5,
+    recalibrate: options.Recalibrate = True,
+    steps: options.MostSteps = 6_000,
+    patience: options.Patience = 500,
     batch_size: options.BatchSize = 50,
     seed: options.SeedOfAll = 0,
     overwrite: options.OverwriteFit = False,
@@ -90,9 +92,8 @@ def fit(
     """
     given: dict[str, Any] = dict(id=id, time=time, feature=feature, value=value, unit=unit)
     given |= dict(since=since, holdout=holdout, residual=residual, inference=inference)
-    given |= dict(
-        latent_dim=latent_dim, steps=steps, patience=patience, batch_size=batch_size, seed=seed
-    )
+    given |= dict(latent_dim=latent_dim, members=members, recalibrate=recalibrate)
+    given |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
     given |= dict(overwrite=overwrite)
     with _reported("fit"):
         from np_latentode.app.column_names import named_values

@@ -6,17 +6,18 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
-from flax import nnx
 from jaxtyping import Array
 
-from np_latentode.app.held_out import QUANTILES, finite, score_held_out
+from np_latentode.app.division import Parts, check_columns, divide
+from np_latentode.app.held_out import finite, score_held_out
 from np_latentode.app.summaries import (
+    candidates_table,
+    coverage_table,
     inference_chosen,
     scores_table,
     trajectories_table,
@@ -25,39 +26,32 @@ from np_latentode.app.summaries import (
 )
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.conditioning import MOSTLY_PARTS
-from np_latentode.data.entries import reads_otherwise
 from np_latentode.data.far import warn_user, without_far_times
 from np_latentode.data.files import write_table
 from np_latentode.data.scaling import Scaling
-from np_latentode.data.tables import forecast_columns
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.variance import variance_shares
-from np_latentode.inference.choice import INFERENCES, Choice, choose_inference
+from np_latentode.inference.choice import INFERENCES, Choice, choose_by_folds
 from np_latentode.parts.likelihoods import GaussianLikelihood
 from np_latentode.parts.residuals import OrnsteinUhlenbeckLikelihood
-from np_latentode.programs.assemble import latent_ode
+from np_latentode.programs.assemble import candidates, latent_ode
+from np_latentode.programs.ensemble import Ensemble, heaviest, with_solver
 from np_latentode.programs.fitted import Fitted
 from np_latentode.storage.results import MARKER, check_output_dir, earlier, result_dir
 from np_latentode.storage.saving import FIT, save
-from np_latentode.training.fit import fit
+from np_latentode.training.cross_fit import CrossFit, cross_fit
+from np_latentode.training.recalibration import recalibrated
 
 __all__ = ["fit_table"]
-
-VALIDATION = 0.15
-"""The share of the trajectories for validation, of those that are not held out."""
 
 LIKELIHOODS = {"none": GaussianLikelihood, "ou": OrnsteinUhlenbeckLikelihood}
 """The likelihoods by what they assume of the residual."""
 
 AUTO = "auto"
-"""The word for the inference that forecasts the validation data best."""
+"""The word for the inference that forecasts best what was left out of the training."""
 
 NUM_DRAWS = 500
 """Draws of each inference, by which one is chosen."""
-
-FEWEST_TRAINED = 5
-FEWEST_HELD_OUT = 2
-"""The fewest trajectories for training and, if any, to hold out: less say nothing of others."""
 
 
 def fit_table(
@@ -75,9 +69,11 @@ def fit_table(
     holdout: float = 0.2,
     residual: str = "ou",
     inference: str = AUTO,
-    latent_dim: int = 4,
-    steps: int = 5_000,
-    patience: int = 1_000,
+    latent_dim: int | None = None,
+    members: int = 5,
+    recalibrate: bool = True,
+    steps: int = 6_000,
+    patience: int = 500,
     batch_size: int = 50,
     seed: int = 0,
     overwrite: bool = False,
@@ -85,9 +81,10 @@ def fit_table(
 ) -> dict[str, Any]:
     """Fits a table, scores forecasts of held-out trajectories, and saves the fit.
 
-    Some trajectories are held out for the scores, and some of the others for validation. Of each,
-    the later half of the observed times is forecast from the first half. The same call goes on with
-    a fit that was interrupted, and does not repeat one that is finished.
+    Some trajectories are held out for the scores. On the others, each candidate is trained several
+    times, by `cross_fit`. What a member was not trained on judges it: of each trajectory, the later
+    half of the observed times is forecast from the first half. The same call goes on with a fit
+    that was interrupted, and does not repeat one that is finished.
 
     Args:
         data: a file that `Trajectories.from_file` reads.
@@ -99,10 +96,14 @@ def fit_table(
         residual: what the path of the ODE leaves of a value. ou: an Ornstein-Uhlenbeck process,
             which is remembered for a while, and white noise. none: white noise only.
         inference: how forecasts infer z0 of an id. guide: by the guide alone. sharpened: by
-            `sharpen`. exact: by NUTS. auto: guide or sharpened, whichever forecasts the validation
-            ids better.
-        latent_dim: of the model.
-        steps, patience, batch_size: of `fit`.
+            `sharpen`. exact: by NUTS. auto: by the guide, where backbones weigh most, as theirs
+            starts at the exact posterior; else guide or sharpened, whichever forecasts better what
+            was left out.
+        latent_dim: of a network, which is then the only candidate. Default: the `candidates` that
+            the data suggest.
+        members: of each candidate; each is trained without one part of the ids.
+        recalibrate: whether bands are widened or narrowed, so that they hold what was left out.
+        steps, patience, batch_size: of `cross_fit`.
         seed: of the networks, of training, and of the choice of held-out trajectories.
         overwrite: whether other results in output_dir are replaced.
         progress: whether to show progress and print the scores.
@@ -117,9 +118,8 @@ def fit_table(
     names = dict(id=id, time=time, feature=feature, value=value, since=since)
     columns = _columns(names, values=values, log=log, unit=unit)
     settings = columns | dict(holdout=holdout, residual=residual, inference=inference)
-    settings |= dict(
-        latent_dim=latent_dim, steps=steps, patience=patience, batch_size=batch_size, seed=seed
-    )
+    settings |= dict(latent_dim=latent_dim, members=members, recalibrate=recalibrate)
+    settings |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
     _check(settings)
     trajectories = _read(data, columns)
     settings = {"data": hashlib.sha256(data.read_bytes()).hexdigest(), **settings}
@@ -128,10 +128,10 @@ def fit_table(
         _end(checkpoints, say, f"{output_dir} holds this fit already: {_summary(done)}")
         return done
     _check_new(output_dir, settings, overwrite=overwrite)
-    parts = _divide(trajectories, holdout, seed)
+    parts = divide(trajectories, holdout, seed)
     say(_described(data, trajectories, parts, unit, checkpoints))
-    fitted = _fit(parts, settings, checkpoints, progress=progress)
-    metrics = _score_and_write(output_dir, parts, fitted, settings, overwrite=overwrite)
+    cross = _fit(parts, settings, checkpoints, progress=progress)
+    metrics = _score_and_write(output_dir, parts, cross, settings, overwrite=overwrite)
     _end(checkpoints, say, f"{_summary(metrics)}\nresults in {output_dir}")
     return metrics
 
@@ -146,23 +146,30 @@ def _columns(
 
 def _read(data: Path, columns: dict[str, Any]) -> Trajectories:
     trajectories = without_far_times(Trajectories.from_file(data, **columns))
-    _check_columns(trajectories)
+    check_columns(trajectories)
     return trajectories
 
 
 def _score_and_write(
-    output_dir: Path, parts: _Parts, fitted: Fitted, settings: dict[str, Any], *, overwrite: bool
+    output_dir: Path, parts: Parts, cross: CrossFit, settings: dict[str, Any], *, overwrite: bool
 ) -> dict[str, Any]:
     _, *keys, variance_key = _keys(settings["seed"])
+    choice = _choose(keys[0], cross, parts.train, settings["inference"])
+    fitted = cross.ensemble
+    if settings["recalibrate"]:
+        fitted = recalibrated(keys[1], cross, parts.train, inference=choice.inference)
     # If the dynamics diverge for one trajectory, the others' scores are still of use.
-    silent = replace(fitted, model=fitted.model.with_solver(throw=False))
-    choice = _choose(keys[0], silent, parts.validation, settings["inference"])
+    silent = with_solver(fitted, throw=False)
     scores = score_held_out(
         (keys[0], keys[1]), silent, parts.train, parts.test, parts.t0, inference=choice.inference
     )
-    metrics = {"settings": settings, **_fit_metrics(parts, fitted), **scores.metrics}
+    metrics = {"settings": settings, **_fit_metrics(parts, cross), **scores.metrics}
     log_scores = {name: finite(score) for name, score in choice.scores.items()}
     metrics["inference"] = {"name": choice.name, "log_scores": log_scores}
+    metrics["bands"] = None
+    if fitted.bands is not None:
+        names = parts.train.names.features
+        metrics["bands"] = dict(zip(names, fitted.bands.widths.tolist(), strict=True))
     metrics["variance"] = _variance(variance_key, silent, parts.train)
     _write(output_dir, fitted, metrics, scores.held_out, overwrite=overwrite)
     # After the fit is safe, as no figure may cost it.
@@ -170,11 +177,15 @@ def _score_and_write(
     return metrics
 
 
-def _choose(rng_key: Array, fitted: Fitted, validation: Trajectories, name: str) -> Choice:
-    """The inference of a name; of auto, that which forecasts the validation data best."""
+def _choose(rng_key: Array, cross: CrossFit, train: Trajectories, name: str) -> Choice:
+    """The inference of a name; of auto, that which forecasts best what was left out."""
     if name != AUTO:
         return Choice(name, INFERENCES[name], {})
-    return choose_inference(rng_key, fitted, *validation.split(), num_samples=NUM_DRAWS)
+    best = max(cross.weights, key=lambda candidate: cross.weights[candidate])
+    if best == "backbone":
+        return Choice("guide", INFERENCES["guide"], {})
+    folds = [(cross.of(best)[k], *train[rows].split()) for k, rows in enumerate(cross.left_out)]
+    return choose_by_folds(rng_key, folds)
 
 
 def _say_nothing(text: str) -> None:
@@ -187,7 +198,7 @@ def _end(checkpoints: Path, say: Callable[[str], None], text: str) -> None:
 
 
 def _described(
-    data: Path, trajectories: Trajectories, parts: _Parts, unit: str | None, checkpoints: Path
+    data: Path, trajectories: Trajectories, parts: Parts, unit: str | None, checkpoints: Path
 ) -> str:
     lines = [f"{data}: {trajectories_table(trajectories)}", str(parts)]
     names = trajectories.names
@@ -198,27 +209,10 @@ def _described(
     return "\n".join(lines)
 
 
-class _Parts(NamedTuple):
-    """The trajectories of a table, by what they are for."""
-
-    train: Trajectories
-    validation: Trajectories
-    test: Trajectories | None
-    """Those that are held out."""
-    t0: float
-    """The earliest observed time of all."""
-
-    def __str__(self) -> str:
-        held_out = 0 if self.test is None else len(self.test)
-        return (
-            f"{len(self.train)} for training, {len(self.validation)} for validation, "
-            f"{held_out} held out"
-        )
-
-
 def _check(settings: dict[str, Any]) -> None:
-    counts = ("latent_dim", "steps", "patience", "batch_size")
-    check_counts(**{name: settings[name] for name in counts})
+    counts = ("latent_dim", "members", "steps", "patience", "batch_size")
+    given = {name: settings[name] for name in counts if settings[name] is not None}
+    check_counts(**given)
     check_seed(settings["seed"])
     residual, holdout = settings["residual"], settings["holdout"]
     if (inference := settings["inference"]) not in (AUTO, *INFERENCES):
@@ -236,70 +230,29 @@ def _checkpoint_dir(output_dir: Path, settings: dict[str, Any]) -> Path:
     return output_dir.parent / f".{output_dir.name}-training-{name}"
 
 
-def _check_columns(trajectories: Trajectories) -> None:
-    """Refuses columns without a value, and names that heldout.csv could not hold."""
-    names = trajectories.names
-    never = ~np.asarray(trajectories.mask).any((0, 1))
-    if missing := [name for name, no in zip(names.features, never, strict=True) if no]:
-        raise ValueError(
-            f"data must hold a value of every column of values; got none of {missing}."
-        )
-    own = {"observed", *forecast_columns(QUANTILES)}
-    if taken := own & {names.id, names.time}:
-        raise ValueError(f"id and time must not be called {', '.join(sorted(own))}; got {taken}.")
-    if strange := [name for name in names.features if reads_otherwise(name)]:
-        raise ValueError(
-            "values must have names that can be written to a CSV file, without blanks around them, "
-            f"and not the word for a missing entry; got {strange[0]!r}."
-        )
-    if strange := [i for i in names.ids if isinstance(i, str) and reads_otherwise(i)]:
-        raise ValueError(
-            f"column {names.id!r} must hold ids that can be written to a CSV file, without blanks "
-            f"around them, and not the word for a missing one; got {strange[0]!r}."
-        )
-
-
-def _divide(trajectories: Trajectories, holdout: float, seed: int) -> _Parts:
-    """A random partition; to be forecast, a trajectory must be observed at two times or more."""
-    times_observed = np.asarray(trajectories.observed).sum(1)
-    order = np.random.default_rng(seed).permutation(len(trajectories))
-    able = order[times_observed[order] > 1]
-    num_test = max(FEWEST_HELD_OUT, round(holdout * len(trajectories))) if holdout else 0
-    num_validation = max(1, round(VALIDATION * (len(trajectories) - num_test)))
-    needed = num_test + num_validation + FEWEST_TRAINED
-    if len(able) < needed:
-        raise ValueError(
-            f"data must hold {needed} ids or more that were observed at two times or more: "
-            f"{FEWEST_TRAINED} to train on, {num_validation} for validation, and {num_test} to "
-            f"hold out; got {len(able)} of {len(trajectories)}."
-        )
-    test, validation = np.split(able[: num_test + num_validation], [num_test])
-    train = np.setdiff1d(np.arange(len(trajectories)), np.concatenate([test, validation]))
-    # No trajectory may be earlier than t0, whichever are trained on.
-    t0 = float(trajectories.given.times[np.asarray(trajectories.observed)].min())
-    held_out = trajectories[np.sort(test)] if num_test else None
-    return _Parts(trajectories[train], trajectories[np.sort(validation)], held_out, t0)
-
-
-def _fit(parts: _Parts, settings: dict[str, Any], checkpoints: Path, *, progress: bool) -> Fitted:
+def _fit(parts: Parts, settings: dict[str, Any], checkpoints: Path, *, progress: bool) -> CrossFit:
     train, seed = parts.train, settings["seed"]
     fit_key, *_ = _keys(seed)
-    model, guide = latent_ode(
-        train,
-        latent_dim=settings["latent_dim"],
-        scaling=Scaling.fit(train, t0=parts.t0),
-        likelihood=LIKELIHOODS[settings["residual"]](),
-        rngs=nnx.Rngs(seed),
-    )
-    return fit(
+    scaling = Scaling.fit(train, t0=parts.t0)
+    likelihood = LIKELIHOODS[settings["residual"]]
+    latent_dim = settings["latent_dim"]
+    if latent_dim is None:
+        found = candidates(train, scaling=scaling, likelihood=likelihood)
+    else:
+        options: Any = dict(latent_dim=latent_dim, scaling=scaling)
+        found = {
+            "network": lambda train, rngs: latent_ode(
+                train, likelihood=likelihood(), rngs=rngs, **options
+            )
+        }
+    return cross_fit(
         fit_key,
-        model,
-        guide,
+        found,
         train,
-        parts.validation,
+        num_folds=settings["members"],
         num_steps=settings["steps"],
         patience=settings["patience"],
-        batch_size=min(settings["batch_size"], len(train)),
+        batch_size=settings["batch_size"],
         conditioning=MOSTLY_PARTS,
         checkpoint_dir=checkpoints,
         progress=progress,
@@ -312,24 +265,33 @@ def _keys(seed: int) -> tuple[Array, Array, Array, Array]:
     return fit_key, score_key, draw_key, jax.random.fold_in(draw_key, 1)
 
 
-def _fit_metrics(parts: _Parts, fitted: Fitted) -> dict[str, Any]:
-    history = fitted.history
+def _fit_metrics(parts: Parts, cross: CrossFit) -> dict[str, Any]:
+    members = cross.ensemble.members
     return {
         "trained_on": len(parts.train),
-        "validated_by": len(parts.validation),
-        "steps_taken": len(history.losses),
-        "best_step": history.best_step,
-        "validation": finite(history.validation.min()),
-        "seconds": float(history.seconds[-1]),
+        "candidates": {
+            name: {
+                "log_score": finite(score),
+                "weight": cross.weights[name],
+                "latent_dim": some[0].model.latent_dim if (some := cross.of(name)) else None,
+                "best_steps": [member.history.best_step for member in some],
+            }
+            for name, score in cross.scores.items()
+        },
+        "steps_taken": sum(len(member.history.losses) for member in members),
+        "seconds": cross.seconds,
         "time_unit": parts.train.names.unit,
     }
 
 
 def _variance(
-    rng_key: Array, fitted: Fitted, train: Trajectories
+    rng_key: Array, fitted: Fitted | Ensemble, train: Trajectories
 ) -> dict[str, dict[str, float | None]]:
-    """The shares of path, residual and noise, and the half-life of the residual, by column."""
-    shares = asdict(variance_shares(rng_key, fitted, train))
+    """The shares of path, residual and noise, and the half-life of the residual, by column.
+
+    They are those of the member with the largest weight.
+    """
+    shares = asdict(variance_shares(rng_key, heaviest(fitted), train))
     return {
         column: {name: finite(numbers[j]) for name, numbers in shares.items()}
         for j, column in enumerate(train.names.features)
@@ -337,7 +299,7 @@ def _variance(
 
 
 def _write(
-    output_dir: Path, fitted: Fitted, metrics: dict[str, Any], held_out: Any, *, overwrite: bool
+    output_dir: Path, fitted: Ensemble, metrics: dict[str, Any], held_out: Any, *, overwrite: bool
 ) -> None:
     with result_dir(output_dir, overwrite=overwrite) as directory:
         save(directory / FIT, fitted)
@@ -379,15 +341,8 @@ def _check_new(output_dir: Path, settings: dict[str, Any], *, overwrite: bool) -
 
 
 def _summary(metrics: dict[str, Any]) -> str:
-    steps, taken = metrics["settings"]["steps"], metrics["steps_taken"]
-    lines = [f"best at step {metrics['best_step']} of {taken}, in {metrics['seconds']:.0f} s"]
-    if taken < steps:
-        patience = metrics["settings"]["patience"]
-        lines.append(
-            f"stopped before {steps} steps, as {patience} steps brought no better validation score"
-        )
-    lines.append(inference_chosen(metrics["inference"]))
+    lines = [candidates_table(metrics), inference_chosen(metrics["inference"])]
     if "methods" in metrics:
-        lines += ["", scores_table(metrics), *verdicts(metrics)]
+        lines += ["", scores_table(metrics), coverage_table(metrics), *verdicts(metrics)]
     lines += ["", variance_table(metrics)]
     return "\n".join(lines)

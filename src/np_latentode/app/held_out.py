@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from np_latentode.data.far import warn_user
 from np_latentode.data.given import table_times, table_values
 from np_latentode.data.tables import tidy_forecast
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.calibration import calibration
+from np_latentode.forecasts.calibration import Calibration, calibration
 from np_latentode.forecasts.codes import Inference, amortized
 from np_latentode.forecasts.prediction import forecast, forecast_observed, in_table_units
 from np_latentode.forecasts.scores import (
@@ -24,8 +25,9 @@ from np_latentode.forecasts.scores import (
     of_mixed_models,
     score,
     score_features,
+    within_band,
 )
-from np_latentode.programs.ensemble import Ensemble, members_of
+from np_latentode.programs.ensemble import Ensemble, heaviest
 from np_latentode.programs.fitted import Fitted
 
 __all__ = ["QUANTILES", "HeldOutScores", "finite", "score_held_out"]
@@ -76,12 +78,11 @@ def score_held_out(
     from np_latentode.report import plots
 
     score_key, draw_key = keys
-    members = members_of(fitted)
+    past = heaviest(fitted).history
     figures: dict[str, Callable[[], Any]] = {
-        "training" if len(members) == 1 else f"training-{k}": partial(
+        "training": partial(
             plots.plot_training, past.losses, num_trajectories=len(train), history=past
         )
-        for k, past in enumerate(member.history for member in members)
     }
     if test is None:
         return HeldOutScores({}, figures, None)
@@ -97,7 +98,31 @@ def score_held_out(
     made = {"latent ODE": of_calibration(target, found), **_others(train, context, target)}
     # In standard deviations of each feature in the training data, as it is modelled.
     metrics = _scored(made, target, fitted.scaling.scale)
+    metrics["coverage"] = {"with bands": covered(found, context, target)}
+    if isinstance(fitted, Ensemble) and fitted.bands is not None:
+        # The same draws, not widened.
+        plain = replace(fitted, bands=None)
+        before = calibration(score_key, plain, context, target, inference=inference)
+        metrics["coverage"]["without"] = covered(before, context, target)
     return HeldOutScores({"held_out": len(test), **metrics}, figures, _compared(draws, target))
+
+
+def covered(
+    found: Calibration, context: Trajectories, target: Trajectories
+) -> dict[str, float | None]:
+    """The share of a target within the central 90%: of all, by column, and by thirds of the gap.
+
+    A gap is the time from a trajectory's last known observation to the one that is forecast. The
+    first third of the target has the shortest gaps.
+    """
+    mask, inside = np.asarray(target.mask), within_band(found.pit)
+    columns = {name: inside[..., j][mask[..., j]] for j, name in enumerate(target.names.features)}
+    last = np.max(context.given.times, axis=1, where=np.asarray(context.observed), initial=-np.inf)
+    gaps = np.broadcast_to((target.given.times - last[:, None])[..., None], mask.shape)[mask]
+    near, middle, far = np.array_split(inside[mask][np.argsort(gaps, kind="stable")], 3)
+    thirds = {"near": near, "middle": middle, "far": far}
+    parts = {"all": inside[mask], **columns, **thirds}
+    return {name: finite(x.mean()) if len(x) else None for name, x in parts.items()}
 
 
 def _others(

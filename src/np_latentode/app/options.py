@@ -21,7 +21,9 @@ __all__ = [
     "InferenceOfFit",
     "Known",
     "LatentDim",
+    "LatentDimOfNetwork",
     "Log",
+    "Members",
     "MostSteps",
     "NumTrajectories",
     "Observed",
@@ -36,6 +38,7 @@ __all__ = [
     "Priors",
     "Protocol",
     "Quantiles",
+    "Recalibrate",
     "Residual",
     "Run",
     "Seed",
@@ -126,13 +129,45 @@ Inference = Annotated[
     str,
     typer.Option(
         help="How forecasts infer the latent state of an id. guide: by the guide alone; sharpened: "
-        "go on from there to the posterior; exact: NUTS, slow; auto: guide or sharpened, whichever "
-        "forecasts the validation ids better."
+        "go on from there to the posterior; exact: NUTS, slow; auto: guide, if backbones weigh "
+        "most; else guide or sharpened, whichever forecasts better what was left out."
     ),
 ]
-MostSteps = Annotated[int, typer.Option(min=1, help="Highest number of training steps.")]
+LatentDimOfNetwork = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Fit a network with this dimension of the latent state, and nothing else.  "
+        "[default: what the data suggest: a backbone that starts as a mixed model, and a network]",
+    ),
+]
+Members = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Trainings of each candidate, each without one part of the ids, which judges it. "
+        "Their forecasts are mixed.",
+    ),
+]
+Recalibrate = Annotated[
+    bool,
+    typer.Option(
+        help="Widen or narrow the bands, so that they hold the values that were left out."
+    ),
+]
+MostSteps = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Highest number of training steps of each member. A quarter of them is taken first, "
+        "and the others only if it still gets better at the end of these.",
+    ),
+]
 Patience = Annotated[
-    int, typer.Option(min=1, help="Stop after this many steps without a better validation score.")
+    int,
+    typer.Option(
+        min=1, help="Stop after this many steps without a better score of what is left out."
+    ),
 ]
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Ids per step; a few more if their lengths differ much.")

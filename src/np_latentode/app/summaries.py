@@ -11,7 +11,15 @@ from np_latentode.data.given import table_times, table_values
 from np_latentode.data.labels import UNITS, Labels, shown_time
 from np_latentode.data.trajectories import Trajectories
 
-__all__ = ["scores_table", "trajectories_table", "variance_table", "verdicts"]
+__all__ = [
+    "candidates_table",
+    "coverage_table",
+    "inference_chosen",
+    "scores_table",
+    "trajectories_table",
+    "variance_table",
+    "verdicts",
+]
 
 OURS = "latent ODE"
 """The name of the fit among the methods."""
@@ -94,6 +102,41 @@ def _in_unit(names: Labels) -> str:
     return "" if names.unit is None else f" {names.unit}"
 
 
+def candidates_table(metrics: dict[str, Any]) -> str:
+    """What was trained, how it forecast what it had not seen, and what counts how much."""
+    title = f"trained in {metrics['seconds']:.0f} s"
+    rows: list[Sequence[str]] = [(title, "log score", "weight", "latent", "best steps")]
+    for name, found in metrics["candidates"].items():
+        steps = ", ".join(map(str, found["best_steps"]))
+        dim = found["latent_dim"]
+        rows.append(
+            (name, _cell(found["log_score"]), f"{found['weight']:.2f}", f"{dim or '-'}", steps)
+        )
+    note = (
+        "(Log scores per value, higher is better, of ids that a member was not trained on. By them "
+        "the weights in the forecasts were chosen. backbone: starts as a mixed model; network: all "
+        "networks. Step 0: training did not improve the start.)"
+    )
+    return "\n".join([*_aligned(rows), note])
+
+
+def coverage_table(metrics: dict[str, Any]) -> str:
+    """The share of values within the 90% bands, by column and by thirds of the horizon."""
+    found = metrics["coverage"]
+    names = list(found["with bands"])
+    if len(metrics["observed_sd"]) == 1:
+        names = ["all", *names[2:]]
+    rows: list[Sequence[str]] = [("within the 90% bands", *names)]
+    words = {"with bands": "recalibrated" if "without" in found else "forecast"}
+    for key, shares in reversed(found.items()):
+        cells = [_percent(shares[name]) for name in names]
+        rows.append((words.get(key, "before recalibration"), *cells))
+    note = (
+        "(near, middle, far: thirds of the values by the time since the last one that was known.)"
+    )
+    return "\n".join(["", *_aligned(rows), note])
+
+
 def inference_chosen(found: dict[str, Any]) -> str:
     """Which inference forecasts use, and why."""
     means = {
@@ -105,7 +148,7 @@ def inference_chosen(found: dict[str, Any]) -> str:
     if not (scores := found["log_scores"]):
         return line
     listed = ", ".join(f"{name} {_cell(score)}" for name, score in scores.items())
-    return f"{line}; log scores of the validation ids, higher is better: {listed}"
+    return f"{line}; log scores of what was left out, higher is better: {listed}"
 
 
 def scores_table(metrics: dict[str, Any]) -> str:

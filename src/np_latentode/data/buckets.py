@@ -50,13 +50,18 @@ def buckets(trajectories: Trajectories) -> list[Bucket]:
 
 
 def trimmed(trajectories: Trajectories) -> Trajectories:
-    """The trajectories up to the last slot in which one of them was observed.
+    """The trajectories without most of the slots after the last observation of any.
+
+    The number of slots is a multiple of 8, or that of all, as JAX compiles another program for each
+    number.
 
     Args:
         trajectories: with known observations, so not inside of JAX's transformations.
     """
-    seen = np.flatnonzero(np.asarray(trajectories.observed).any(0))
-    return _first_slots(trajectories, 1 + int(seen[-1]) if seen.size else 1)
+    observed = np.asarray(trajectories.observed)
+    seen = np.flatnonzero(observed.any(0))
+    count = 1 + int(seen[-1]) if seen.size else 1
+    return _first_slots(trajectories, min(-(-count // 8) * 8, observed.shape[1]))
 
 
 def _first_slots(trajectories: Trajectories, count: int) -> Trajectories:

@@ -14,7 +14,7 @@ from np_latentode.data.numbers import is_concrete
 from np_latentode.data.offset import Offset
 from np_latentode.data.trajectories import Trajectories
 
-__all__ = ["Scaling", "check_scaling"]
+__all__ = ["SPAN", "Scaling", "check_scaling"]
 
 SPAN = 5.0
 """The length of the training data in scaled time. Over this length, the initial dynamics move a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,9 @@ from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference, amortized, draw_codes, prior
 from np_latentode.forecasts.densities import log_predictive, observed_times
-from np_latentode.forecasts.mixture import join, log_mixture
+from np_latentode.forecasts.mixture import join, log_mixture, widened
 from np_latentode.forecasts.prediction import draw_observed, draw_x
-from np_latentode.programs.ensemble import Ensemble, check_fit, members_of
+from np_latentode.programs.ensemble import Ensemble, Share, check_fit, members_of
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_context, check_data
 
@@ -101,7 +102,7 @@ def calibration(
         context, target = check_data(member.model, context, target, targets=True)
     forecast_key, tie_key = jax.random.split(rng_key)
     some, each = draw_observed(forecast_key, fitted, context, target, inference, num_samples)
-    forecasts = join(some, each)
+    forecasts = widened(fitted, joined := join(some, each))
     draws, slots = forecasts["x"], np.asarray(target.observed)
     mask, x = np.asarray(target.mask), np.asarray(target.values)[slots]
 
@@ -113,11 +114,7 @@ def calibration(
     share = np.asarray(jax.random.uniform(tie_key, mask.shape))[slots]
     pit = where_observed(_pit(share, draws, x))
     inside = np.abs(pit[mask] - 0.5) <= np.array(levels)[:, None] / 2
-    log_p = [
-        log_predictive(share.fitted, jnp.asarray(made["z0"]), context, target)
-        for share, made in zip(some, each, strict=True)
-    ]
-    log_density = np.asarray(log_mixture(some, log_p))
+    log_density = _log_density(fitted, some, each, joined["x"], context, target)
     return Calibration(
         levels=levels,
         coverage=inside.mean(-1),
@@ -126,6 +123,31 @@ def calibration(
         crps=where_observed(scoringrules.crps_ensemble(x, draws, m_axis=0)),
         log_score=where_observed(-log_density[slots]),
     )
+
+
+def _log_density(
+    fitted: Fitted | Ensemble,
+    some: Sequence[Share],
+    each: Sequence[dict[str, Any]],
+    draws: np.ndarray,
+    context: Trajectories,
+    target: Trajectories,
+) -> np.ndarray:
+    """log p(x | context) of the forecasts, with the bands of an ensemble that has some.
+
+    log p(x) = log p_mixture(x') - log width,  x' the value that is widened to x
+    """
+    bands = None if isinstance(fitted, Fitted) else fitted.bands
+    if bands is not None:
+        values, slots = np.array(target.values), np.asarray(target.observed)
+        values[slots] = bands.narrow(values[slots], np.median(draws, axis=0))
+        target = target.replace_arrays(target.times, jnp.asarray(values), target.mask)
+    log_p = [
+        log_predictive(share.fitted, jnp.asarray(made["z0"]), context, target)
+        for share, made in zip(some, each, strict=True)
+    ]
+    log_density = np.asarray(log_mixture(some, log_p))
+    return log_density if bands is None else log_density - np.log(bands.widths)
 
 
 def _pit(share: np.ndarray, draws: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -10,9 +10,10 @@ import numpy as np
 from jax.nn import logsumexp
 from jaxtyping import Array, Float
 
-from np_latentode.programs.ensemble import Share
+from np_latentode.programs.ensemble import Ensemble, Share
+from np_latentode.programs.fitted import Fitted
 
-__all__ = ["join", "log_mixture"]
+__all__ = ["join", "log_mixture", "widened"]
 
 
 def join(some: Sequence[Share], draws: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -32,6 +33,13 @@ def join(some: Sequence[Share], draws: Sequence[dict[str, Any]]) -> dict[str, An
     joined = {name: _concatenated([one[name] for one in draws]) for name in names}
     member = [np.full(share.num_samples, share.member) for share in some]
     return {**joined, "member": np.concatenate(member)}
+
+
+def widened(fitted: Fitted | Ensemble, draws: dict[str, Any]) -> dict[str, Any]:
+    """The draws of a forecast as they are modelled, with the bands of an ensemble that has some."""
+    if isinstance(fitted, Fitted) or fitted.bands is None:
+        return draws
+    return {**draws, "x": fitted.bands.widen(draws["x"])}
 
 
 def log_mixture(

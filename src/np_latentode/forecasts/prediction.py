@@ -24,7 +24,7 @@ from np_latentode.forecasts.densities import (
     observed_times,
     run_given,
 )
-from np_latentode.forecasts.mixture import join
+from np_latentode.forecasts.mixture import join, widened
 from np_latentode.programs.ensemble import Ensemble, Share, check_fit, shares, shortest_reach
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import (
@@ -230,7 +230,7 @@ def forecast(
         continue the residuals of the context. For a feature of which the logarithm is modelled,
         they are exponentials, and `x_mean` is the median. Of an ensemble also `member` (draw,): the
         number of the member that made each draw, in rising order; and no `z0` if the latent
-        dimensions of the members differ.
+        dimensions of the members differ. With bands, `x` is stretched about its median by them.
 
     Raises:
         ValueError: naming the argument, the rule and what came.
@@ -248,11 +248,11 @@ def forecast(
     def draw(share: Share) -> dict[str, Any]:
         one, (z0_key, x_key) = share.fitted, jax.random.split(share.rng_key)
         z0 = draw_codes(inference, z0_key, one, context, share.num_samples)
-        draws = draw_x(x_key, one, z0, at, offset, context=context, draws_at_once=draws_at_once)
-        return in_table_units(draws, offset, context.labels or scaling.labels)
+        return draw_x(x_key, one, z0, at, offset, context=context, draws_at_once=draws_at_once)
 
     some = shares(rng_key, fitted, num_samples)
-    return join(some, [draw(share) for share in some])
+    draws = widened(fitted, join(some, [draw(share) for share in some]))
+    return in_table_units(draws, offset, context.labels or scaling.labels)
 
 
 def forecast_observed(
@@ -278,7 +278,8 @@ def forecast_observed(
         an ensemble also `member`, as in `forecast`.
     """
     check_fit(fitted)
-    return join(*draw_observed(rng_key, fitted, context, target, inference, num_samples))
+    made = draw_observed(rng_key, fitted, context, target, inference, num_samples)
+    return widened(fitted, join(*made))
 
 
 def draw_observed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from np_latentode.inference.sharpening import Sharpened
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data
 
-__all__ = ["INFERENCES", "Choice", "choose_inference"]
+__all__ = ["INFERENCES", "Choice", "choose_by_folds", "choose_inference"]
 
 INFERENCES: dict[str, Inference] = {
     "guide": amortized,
@@ -63,18 +63,44 @@ def choose_inference(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    check_fitted(fitted)
+    folds = [(fitted, context, target)]
+    return choose_by_folds(rng_key, folds, candidates=candidates, num_samples=num_samples)
+
+
+def choose_by_folds(
+    rng_key: Array,
+    folds: Sequence[tuple[Fitted, Trajectories, Trajectories]],
+    *,
+    candidates: Mapping[str, Inference] | None = None,
+    num_samples: int = 200,
+) -> Choice:
+    """The inference that forecasts best what several fits have left out.
+
+    Args:
+        rng_key: a key.
+        folds: fits, each with the context and the target of what it was not trained on.
+        candidates, num_samples: as in `choose_inference`.
+
+    Raises:
+        ValueError: naming the argument, the rule and what came.
+    """
     check_counts(num_samples=num_samples)
     if candidates is None:
         candidates = {name: INFERENCES[name] for name in ("guide", "sharpened")}
     if not candidates:
         raise ValueError("candidates must hold at least one inference; got none.")
-    context, target = check_data(fitted.model, context, target, targets=True)
-    # A solve that fails costs an inference its score, and not the whole choice.
-    fitted = replace(fitted, model=fitted.model.with_solver(throw=False))
-    scores = {}
-    for name, inference in candidates.items():
-        z0 = draw_codes(inference, rng_key, fitted, context, num_samples)
-        scores[name] = float(log_predictive(fitted, z0, context, target).sum() / target.mask.sum())
+    totals, count, silent = dict.fromkeys(candidates, 0.0), 0, {}
+    for fitted, context, target in folds:
+        model = check_fitted(fitted).model
+        context, target = check_data(model, context, target, targets=True)
+        # A solve that fails costs an inference its score, and not the whole choice. One model for
+        # all fits that share one, so that they go on to share their programs.
+        silent.setdefault(model, model.with_solver(throw=False))
+        one = replace(fitted, model=silent[model])
+        for name, inference in candidates.items():
+            z0 = draw_codes(inference, rng_key, one, context, num_samples)
+            totals[name] += float(log_predictive(one, z0, context, target).sum())
+        count += int(target.mask.sum())
+    scores = {name: total / count for name, total in totals.items()}
     best = max(scores, key=lambda name: -np.inf if np.isnan(scores[name]) else scores[name])
     return Choice(best, candidates[best], scores)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
-from np_latentode.parts.modules import mlp
+from np_latentode.parts.modules import check_residual, free, mlp
 from np_latentode.parts.solve import Dynamics
 
-__all__ = ["BoundedDynamics", "MLPDynamics", "TimeMLPDynamics"]
+__all__ = ["BoundedDynamics", "LinearDynamics", "MLPDynamics", "TimeMLPDynamics"]
 
 
 class MLPDynamics(nnx.Module):
@@ -18,11 +18,22 @@ class MLPDynamics(nnx.Module):
     Args:
         latent_dim: the dimension of z.
         width, depth: the units per hidden layer, and the number of hidden layers.
+        from_zero: whether the field starts at 0 everywhere, as the residual of a `LinearDynamics`.
     """
 
-    def __init__(self, latent_dim: int, *, width: int = 64, depth: int = 1, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        width: int = 64,
+        depth: int = 1,
+        from_zero: bool = False,
+        rngs: nnx.Rngs,
+    ):
         self.latent_dim, self.width, self.depth = latent_dim, width, depth
-        self.field = mlp((latent_dim, *(width,) * depth, latent_dim), rngs=rngs)
+        self.from_zero = from_zero
+        sizes = (latent_dim, *(width,) * depth, latent_dim)
+        self.field = mlp(sizes, from_zero=from_zero, rngs=rngs)
 
     def __call__(
         self, t: Float[Array, ""], z: Float[Array, "trajectory latent"]
@@ -49,6 +60,45 @@ class TimeMLPDynamics(nnx.Module):
     ) -> Float[Array, "trajectory latent"]:
         time = jnp.broadcast_to(t, (len(z), 1)).astype(z.dtype)
         return self.field(jnp.concatenate([z, time], axis=-1))
+
+
+class LinearDynamics(nnx.Module):
+    """A linear field, and a residual network beside it: dz/dt = A z + c + residual(t, z).
+
+    Without the residual, z(t) = exp(A t) z0 + (integral of exp(A s) ds) c. With the matrix A that
+    shifts the derivatives of a polynomial, x = W z + b is a mixed model of polynomials. Under
+    z0 ~ N(0, I), its random effects have the covariance W W^T at t = 0. Learned, A may also hold
+    growth, decay and oscillation. `MixedModel` gives the matrices that were estimated.
+
+    Args:
+        matrix: A at the start of training, shape (latent, latent).
+        drift: c at the start, shape (latent,).
+        residual: a field of its own, an nnx module `(t, z) -> dz/dt`, such as
+            `MLPDynamics(latent_dim, from_zero=True)`. Default: none.
+
+    Raises:
+        ValueError: if the shapes do not fit, or the residual is no module.
+    """
+
+    def __init__(
+        self,
+        matrix: Float[ArrayLike, "latent latent"],
+        drift: Float[ArrayLike, " latent"],
+        residual: nnx.Module | None = None,
+    ):
+        self.matrix, self.drift = free("matrix", matrix, 2), free("drift", drift, 1)
+        if self.matrix.shape != 2 * self.drift.shape:
+            raise ValueError(
+                "matrix must be square, with a row for each entry of the drift; got shapes "
+                f"{self.matrix.shape} and {self.drift.shape}."
+            )
+        self.residual = check_residual("dynamics", residual)
+
+    def __call__(
+        self, t: Float[Array, ""], z: Float[Array, "trajectory latent"]
+    ) -> Float[Array, "trajectory latent"]:
+        slope = z @ self.matrix[...].T + self.drift[...]
+        return slope if self.residual is None else slope + self.residual(t, z)
 
 
 class BoundedDynamics(nnx.Module):

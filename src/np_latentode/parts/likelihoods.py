@@ -61,18 +61,20 @@ class GaussianLikelihood:
 
     Args:
         noise_scale: the standard deviation in original units, one number or one per feature.
-            Default: the NumPyro parameter `noise_scale`, one per feature. It is learned, and starts
-            at half of the feature's unit.
+            Default: the NumPyro parameter `noise_scale`, one per feature, which is learned.
+        start: where a learned noise scale starts, in the feature's unit; one number or one per
+            feature.
 
     Raises:
-        ValueError: if noise_scale is not positive and finite.
+        ValueError: if noise_scale or start is not positive and finite.
     """
 
-    def __init__(self, noise_scale: ArrayLike | None = None):
+    def __init__(self, noise_scale: ArrayLike | None = None, *, start: ArrayLike = 0.5):
         self.noise_scale = positive("noise_scale", noise_scale)
+        self.start = positive("start", start)
 
     def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
-        noise_scale = positive_param("noise_scale", self.noise_scale, 0.5 * scaling.scale)
+        noise_scale = positive_param("noise_scale", self.noise_scale, self.start * scaling.scale)
         return lambda decoded: dist.Normal(scaling.unscale_values(decoded), noise_scale)
 
 

@@ -23,7 +23,9 @@ __all__ = [
     "bind_prior",
     "check_factors",
     "check_module",
+    "check_residual",
     "feature_dim",
+    "free",
     "gru_cell",
     "mlp",
     "output_shape",
@@ -64,8 +66,11 @@ def gru_cell(inputs: int, hidden_dim: int, *, rngs: nnx.Rngs) -> nnx.GRUCell:
     return nnx.GRUCell(inputs, hidden_dim, gate_fn=sigmoid, activation_fn=tanh, rngs=rngs)
 
 
-def mlp(sizes: Sequence[int], *, rngs: nnx.Rngs) -> nnx.Sequential:
+def mlp(sizes: Sequence[int], *, from_zero: bool = False, rngs: nnx.Rngs) -> nnx.Sequential:
     """A multilayer perceptron with layers of the given sizes; the last layer is linear.
+
+    With `from_zero`, the last layer starts at 0, and so does the network: for what is added to
+    something that is right already.
 
     The activation is SiLU. With tanh and biases of zero, the network would start as an odd
     function, f(-x) = -f(x). Such a function has no products of inputs, which decide whether a
@@ -74,7 +79,37 @@ def mlp(sizes: Sequence[int], *, rngs: nnx.Rngs) -> nnx.Sequential:
     layers: list[Callable[..., Any]] = []
     for inputs, outputs in itertools.pairwise(sizes):
         layers += [nnx.Linear(inputs, outputs, rngs=rngs), silu]
+    if from_zero:
+        layers[-2] = nnx.Linear(*sizes[-2:], kernel_init=nnx.initializers.zeros, rngs=rngs)
     return nnx.Sequential(*layers[:-1])
+
+
+def free(name: str, start: Any, ndim: int) -> nnx.Param:
+    """A learned array that starts at the given numbers.
+
+    Raises:
+        ValueError: if they are not finite, or have another number of axes.
+    """
+    array = jnp.asarray(start, dtype=jnp.result_type(float))
+    if array.ndim != ndim or not jnp.isfinite(array).all():
+        raise ValueError(
+            f"{name} must be a finite array with {ndim} axes; got shape {array.shape}."
+        )
+    return nnx.Param(array)
+
+
+def check_residual(name: str, residual: Any) -> Any:
+    """The residual network of a linear part, if there is one.
+
+    Raises:
+        ValueError: if it is not a callable nnx module.
+    """
+    if residual is not None and not (isinstance(residual, nnx.Module) and callable(residual)):
+        raise ValueError(
+            f"residual must be a callable flax nnx.Module, called as {CALLS[name]}; got "
+            f"{residual!r}."
+        )
+    return residual
 
 
 def check_module(name: str, module: object) -> None:

@@ -38,11 +38,13 @@ class OrnsteinUhlenbeckLikelihood:
     Args:
         noise_scale, residual_scale: standard deviations of the white noise and of the residual, in
             original units, one number or one per feature. Default: the NumPyro parameters
-            `noise_scale` and `residual_scale`, one per feature. They are learned, and start at
-            half and at a fiftieth of the feature's unit.
+            `noise_scale` and `residual_scale`, one per feature. They are learned. The residual
+            starts at a fiftieth of the feature's unit.
         timescale: the time after which the correlation has fallen to 1 / e, in original units of
             time. Default: the parameter `residual_timescale`, one per feature. It starts at a fifth
             of the span of the training data.
+        start: where a learned noise scale starts, in the feature's unit; one number or one per
+            feature.
 
     Raises:
         ValueError: if a number is not positive and finite; residual_scale may be 0.
@@ -53,14 +55,17 @@ class OrnsteinUhlenbeckLikelihood:
         noise_scale: ArrayLike | None = None,
         residual_scale: ArrayLike | None = None,
         timescale: ArrayLike | None = None,
+        *,
+        start: ArrayLike = 0.5,
     ):
+        self.start = positive("start", start)
         self.noise_scale = positive("noise_scale", noise_scale)
         self.residual_scale = positive("residual_scale", residual_scale, or_zero=True)
         self.timescale = positive("timescale", timescale)
 
     def __call__(self, scaling: Scaling) -> _SerialEmission:
         unit, shape = scaling.scale, scaling.loc.shape
-        noise = positive_param("noise_scale", self.noise_scale, 0.5 * unit)
+        noise = positive_param("noise_scale", self.noise_scale, self.start * unit)
         scale = positive_param("residual_scale", self.residual_scale, START * unit)
         span = jnp.full(shape, scaling.time_unit)
         timescale = positive_param("timescale", self.timescale, span, param="residual_timescale")

@@ -1,6 +1,14 @@
-"""Building a model and its guide for training data, with default parts."""
+"""Building a model and its guide for training data: default parts, and candidates of them.
+
+There are two assemblies. The *network* has a field, a decoder and an encoder that are networks. The
+*backbone* starts as a mixed model of polynomials and its exact posterior, with networks as
+residuals. Which one forecasts better depends on the data: `cross_fit` finds out.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from flax import nnx
 
@@ -11,20 +19,80 @@ from np_latentode.parts.decoder import MLPDecoder
 from np_latentode.parts.dynamics import MLPDynamics
 from np_latentode.parts.encoders import ODERNN
 from np_latentode.parts.likelihoods import Likelihood, check_observed
+from np_latentode.parts.mixed_model import MixedModel, choose_degree
 from np_latentode.parts.modules import Part, check_module, feature_dim, vector_distribution
 from np_latentode.parts.posteriors import on_support
 from np_latentode.parts.priors import StandardNormal
+from np_latentode.parts.residuals import OrnsteinUhlenbeckLikelihood
 from np_latentode.parts.solve import Solver
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 
-__all__ = ["latent_ode"]
+__all__ = ["candidates", "latent_ode"]
+
+Assembly = Callable[[Trajectories, nnx.Rngs], tuple[LatentODE, AmortizedGuide]]
+"""`(train, rngs) -> (model, guide)`."""
+
+MOST_COEFFICIENTS = 24
+"""The highest latent dimension of a backbone. Its cost grows with the square."""
+
+WIDTH = 32
+"""The units of the hidden layers of a backbone's residual networks."""
+
+LATENT_DIMS = (4, 16)
+"""The least and the highest latent dimension of a network that looks at the data."""
+
+
+def candidates(
+    train: Trajectories,
+    *,
+    scaling: Scaling | None = None,
+    likelihood: Callable[..., Likelihood] = OrnsteinUhlenbeckLikelihood,
+    solver: Solver | None = None,
+) -> dict[str, Assembly]:
+    """The assemblies among which `cross_fit` chooses, by name, for data like `train`.
+
+    `backbone` starts as the mixed model whose degree, 1 to 3, forecasts best by cross-validation;
+    see `MixedModel.parts`. It is left out for so many features that a line for each has more than
+    24 coefficients. `network` has an `MLPDynamics`, an `MLPDecoder`, an `ODERNN` and a
+    `DiagonalNormal`, and two latent dimensions for each feature, from 4 to 16.
+
+    Args:
+        train: all that may be trained on.
+        scaling: the units of all. Default: `Scaling.fit(train)`.
+        likelihood: makes that of each, as `likelihood(start=noise)` or `likelihood()`.
+        solver: of all.
+
+    Raises:
+        ValueError: if train is of another type.
+    """
+    scaling = Scaling.fit(check_trajectories(train)) if scaling is None else scaling
+    common: dict[str, Any] = dict(scaling=scaling, solver=solver)
+    least, most = LATENT_DIMS
+    latent_dim = min(max(least, 2 * train.num_features), most)
+
+    def network(train: Trajectories, rngs: nnx.Rngs) -> tuple[LatentODE, AmortizedGuide]:
+        return latent_ode(
+            train, latent_dim=latent_dim, likelihood=likelihood(), rngs=rngs, **common
+        )
+
+    if 2 * train.num_features > MOST_COEFFICIENTS:
+        return {"network": network}
+    whole = choose_degree(train, scaling, most_coefficients=MOST_COEFFICIENTS)
+
+    def backbone(train: Trajectories, rngs: nnx.Rngs) -> tuple[LatentODE, AmortizedGuide]:
+        mixed = MixedModel.fit(train, scaling, degree=whole.degree, start=whole)
+        parts = mixed.parts(width=WIDTH, rngs=rngs)
+        parts |= dict(likelihood=likelihood(start=mixed.noise), latent_dim=len(mixed.mean))
+        return latent_ode(train, rngs=rngs, **parts, **common)
+
+    return {"backbone": backbone, "network": network}
 
 
 def latent_ode(
     train: Trajectories,
     *,
-    latent_dim: int,
+    latent_dim: int | None = None,
     dynamics: Part | None = None,
     decoder: Part | None = None,
     prior: Part | None = None,
@@ -37,11 +105,17 @@ def latent_ode(
 ) -> tuple[LatentODE, AmortizedGuide]:
     """A latent ODE and its guide for data like `train`; you can replace every part.
 
-    The defaults were chosen with `benchmarks/defaults.py`; docs/measured.md has their scores.
+    With a `latent_dim`, the default parts are networks. Without, they are the first of
+    `candidates(train)`, a backbone if there are not too many features: dynamics, decoder, encoder
+    and posterior start as a mixed model of `train`, and the likelihood has a residual process. The
+    defaults were chosen with `benchmarks/defaults.py` and `benchmarks/zoo.py`; docs/measured.md has
+    their scores.
 
     Args:
-        train: determines the number of features and, unless `scaling` is given, the units and t0.
-        latent_dim: the dimension of z0.
+        train: determines the number of features and, unless `scaling` is given, the units and t0;
+            without a `latent_dim`, also the degree and the start of the backbone.
+        latent_dim: the dimension of z0. Default: chosen by the data; then dynamics, decoder, prior,
+            encoder and posterior cannot be given.
         dynamics, decoder, prior, likelihood, solver: see `LatentODE`.
         encoder, posterior: see `AmortizedGuide`. The default posterior has the prior's support: a
             `CirclePosterior` for each circle, a `DiagonalNormal` for the rest.
@@ -51,8 +125,11 @@ def latent_ode(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    if not isinstance(train, Trajectories):
-        raise ValueError(f"train must be Trajectories; got {type(train).__name__}.")
+    check_trajectories(train)
+    if latent_dim is None:
+        parts = dict(dynamics=dynamics, decoder=decoder, prior=prior)
+        parts |= dict(encoder=encoder, posterior=posterior)
+        return _assembled(train, parts, scaling, likelihood, solver, rngs)
     check_counts(latent_dim=latent_dim)
     num_features = train.num_features
     scaling = Scaling.fit(train) if scaling is None else scaling
@@ -74,6 +151,32 @@ def latent_ode(
     guide = AmortizedGuide(encoder, posterior, scaling=scaling)
     _check_pair(model, guide)
     return model, guide
+
+
+def check_trajectories(train: Any) -> Trajectories:
+    """The training data, or a ValueError that says what came instead."""
+    if not isinstance(train, Trajectories):
+        raise ValueError(f"train must be Trajectories; got {type(train).__name__}.")
+    return train
+
+
+def _assembled(
+    train: Trajectories,
+    parts: dict[str, Part | None],
+    scaling: Scaling | None,
+    likelihood: Likelihood | None,
+    solver: Solver | None,
+    rngs: nnx.Rngs,
+) -> tuple[LatentODE, AmortizedGuide]:
+    """The first of the candidates, with a likelihood of the user's own if there is one."""
+    if given := [name for name, part in parts.items() if part is not None]:
+        raise ValueError(f"latent_dim must be given with parts of your own; got {given} without.")
+
+    def given_or_default(**start: Any) -> Likelihood:
+        return OrnsteinUhlenbeckLikelihood(**start) if likelihood is None else likelihood
+
+    found = candidates(train, scaling=scaling, likelihood=given_or_default, solver=solver)
+    return next(iter(found.values()))(train, rngs)
 
 
 def _check_pair(model: LatentODE, guide: AmortizedGuide) -> None:

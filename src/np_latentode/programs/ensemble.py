@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from np_latentode.data.scaling import Scaling
+from np_latentode.programs.bands import Bands
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.model import LatentODE
 
@@ -17,6 +18,7 @@ __all__ = [
     "Ensemble",
     "Share",
     "check_fit",
+    "heaviest",
     "members_of",
     "shares",
     "shortest_reach",
@@ -40,14 +42,16 @@ class Ensemble:
     Args:
         members: the fits; their units must be the same, their parts need not be.
         weights: one number per member; they sum to 1. Default: equal weights.
+        bands: how forecasts are widened, as `recalibrated` finds. Default: they are not.
 
     Raises:
-        ValueError: if there is no member, a member is no fit or has other units, or the weights
-            are no distribution over the members.
+        ValueError: if there is no member, a member is no fit or has other units, the weights are
+            no distribution over the members, or the bands are of other features.
     """
 
     members: tuple[Fitted, ...]
     weights: Any = None
+    bands: Bands | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.members, (tuple, list)) or not self.members:
@@ -59,6 +63,7 @@ class Ensemble:
         _check_units(members)
         object.__setattr__(self, "members", members)
         object.__setattr__(self, "weights", _check_weights(self.weights, len(members)))
+        _check_bands(self.bands, len(self.scaling.loc))
 
     @property
     def scaling(self) -> Scaling:
@@ -108,6 +113,13 @@ def members_of(fitted: Fitted | Ensemble) -> tuple[Fitted, ...]:
     return fitted.members if isinstance(fitted, Ensemble) else (fitted,)
 
 
+def heaviest(fitted: Fitted | Ensemble) -> Fitted:
+    """The member with the largest weight, the first of equal ones; or the one fit."""
+    if isinstance(fitted, Fitted):
+        return fitted
+    return fitted.members[int(np.argmax(fitted.weights))]
+
+
 def shortest_reach(fitted: Fitted | Ensemble) -> LatentODE:
     """The model whose solver reaches least far, which bounds what all can forecast."""
     return min((one.model for one in members_of(fitted)), key=lambda model: model.solver.reach)
@@ -126,6 +138,14 @@ def with_solver(fitted: Fitted | Ensemble, **changes: Any) -> Fitted | Ensemble:
 def check_fit(fitted: Any) -> Fitted | Ensemble:
     """The fit or the ensemble, or a ValueError that says what came instead."""
     return fitted if isinstance(fitted, Ensemble) else check_fitted(fitted)
+
+
+def _check_bands(bands: Any, num_features: int) -> None:
+    if bands is None:
+        return
+    if not isinstance(bands, Bands) or len(bands.widths) != num_features:
+        came = len(bands.widths) if isinstance(bands, Bands) else type(bands).__name__
+        raise ValueError(f"bands must be Bands of {num_features} features; got {came}.")
 
 
 def _check_units(members: tuple[Fitted, ...]) -> None:

@@ -19,13 +19,14 @@ from np_latentode.parts import (
     likelihoods,
     posteriors,
     priors,
+    regression,
     residuals,
 )
 from np_latentode.parts.solve import Solver
 
 __all__ = ["build", "describe"]
 
-PARTS = (decoder, dynamics, encoders, likelihoods, posteriors, priors, residuals)
+PARTS = (decoder, dynamics, encoders, likelihoods, posteriors, priors, regression, residuals)
 KINDS = {
     name: kind
     for module in PARTS

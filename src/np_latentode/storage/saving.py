@@ -11,6 +11,7 @@ from typing import Any
 from np_latentode.parts.likelihoods import Likelihood
 from np_latentode.parts.modules import Part
 from np_latentode.parts.solve import Solver
+from np_latentode.programs.bands import Bands
 from np_latentode.programs.ensemble import Ensemble, check_fit
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.guide import AmortizedGuide
@@ -48,6 +49,7 @@ def save(path: str | PathLike[str], fitted: Fitted | Ensemble) -> None:
         return write(Path(path), fitted.params, settings)
     parts = [describe_parts(one.model, one.guide) for one in fitted.members]
     settings = {"kind": "ensemble", "weights": fitted.weights.tolist(), "members": parts}
+    settings["bands"] = None if fitted.bands is None else fitted.bands.widths.tolist()
     write(Path(path), [one.params for one in fitted.members], settings)
 
 
@@ -86,7 +88,7 @@ def load(
     try:
         descriptions = settings["members"] if ensemble else [settings["parts"]]
         pairs = _build_pairs(path, descriptions, given)
-        weights = settings["weights"] if ensemble else None
+        weights, widths = (settings[k] if ensemble else None for k in ("weights", "bands"))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} must be of this version of np_latentode; got a description that does not fit "
@@ -96,7 +98,7 @@ def load(
         return Fitted(*pairs[0], fill(initial_params(*pairs[0]), arrays, name="path"))
     params = fill([initial_params(*pair) for pair in pairs], arrays, name="path")
     members = [Fitted(*pair, own) for pair, own in zip(pairs, params, strict=True)]
-    return Ensemble(tuple(members), weights)
+    return Ensemble(tuple(members), weights, None if widths is None else Bands(widths))
 
 
 def _build_pairs(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.params import initial_params
+from np_latentode.programs.threads import cores
 from np_latentode.training.plan import Plan, make_plan
 from np_latentode.training.progress import train_all
 from np_latentode.training.stacking import stack
 
-__all__ = ["fit_ensemble"]
+__all__ = ["fit_ensemble", "starting_alike"]
 
 Build = Callable[[nnx.Rngs], tuple[LatentODE, AmortizedGuide]]
 
@@ -83,10 +83,11 @@ def fit_ensemble(
         FloatingPointError: if none of the steps of a dispatch of a member is finite.
         OSError: if a checkpoint cannot be written; then the earlier one is kept.
     """
-    workers = _cores() if max_workers is None else max_workers
+    workers = cores() if max_workers is None else max_workers
     check_counts(num_members=num_members, max_workers=workers)
     start_key, train_key, weigh_key = jax.random.split(rng_key, 3)
-    starts = _starts(start_key, build, num_members)
+    pairs = [_pair(build, jax.random.fold_in(start_key, k)) for k in range(num_members)]
+    starts = starting_alike(pairs, name="build")
     model, guide = starts[0].model, starts[0].guide
     plan = make_plan(
         train_key,
@@ -109,11 +110,14 @@ def fit_ensemble(
     return Ensemble(tuple(members), weights)
 
 
-def _starts(rng_key: Array, build: Build, num_members: int) -> list[Fitted]:
-    """Where each member starts: the programs of the first, with the parameters of its own."""
-    pairs = [_pair(build, jax.random.fold_in(rng_key, k)) for k in range(num_members)]
+def starting_alike(pairs: Sequence[tuple[LatentODE, AmortizedGuide]], *, name: str) -> list[Fitted]:
+    """Where each training starts: the programs of the first pair, with its own parameters.
+
+    Raises:
+        ValueError: if the pairs have other units or parameters than the first.
+    """
     model, guide = pairs[0]
-    rule, starts = "build must return the same parts in every call, newly initialised", []
+    rule, starts = f"{name} must return the same parts in every call, newly initialised", []
     for k, pair in enumerate(pairs):
         if not model.scaling.like(pair[0].scaling):
             raise ValueError(f"{rule}; got other units for member {k}.")
@@ -147,10 +151,3 @@ def _plans(
             one = one.kept_in(Path(checkpoint_dir) / f"member-{k}")
         plans.append(one)
     return plans
-
-
-def _cores() -> int:
-    """The number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

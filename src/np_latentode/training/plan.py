@@ -117,8 +117,12 @@ def make_plan(
     loss: Any,
     patience: int | None,
     start: Fitted | None = None,
+    parts: tuple[Trajectories, ...] | None = None,
 ) -> Plan:
     """The plan of `fit`, which describes the arguments.
+
+    Args:
+        parts: the training data by similar lengths. Default: the buckets of `train`.
 
     Raises:
         ValueError: if an argument breaks a rule.
@@ -130,7 +134,8 @@ def make_plan(
     _check_patience(patience, held_out)
     _check_kl_weight(kl_weight, num_steps)
     init_params = None if start is None else _params_of(start, model, guide)
-    parts = tuple(bucket.trajectories for bucket in buckets(train))
+    if parts is None:
+        parts = tuple(bucket.trajectories for bucket in buckets(train))
     loss, options = Trace_ELBO() if loss is None else loss, dict(batch_size=batch_size)
     if len(parts) > 1:
         loss, options = BucketLoss(loss, batch_sizes([*map(len, parts)], batch_size)), {}

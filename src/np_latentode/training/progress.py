@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ from numpyro.infer.svi import SVIState
 from tqdm import tqdm
 
 from np_latentode.programs.fitted import History
+from np_latentode.programs.threads import side_by_side
 from np_latentode.storage.arrays import fill
 from np_latentode.training.plan import Plan
 from np_latentode.training.steps import STEPS_AT_ONCE, dispatches
@@ -38,10 +38,19 @@ class Progress(NamedTuple):
         return len(self.history.losses)
 
 
-def train_all(plans: Sequence[Plan], *, progress: bool, max_workers: int = 1) -> list[Progress]:
+def train_all(
+    plans: Sequence[Plan], *, progress: bool, max_workers: int = 1, name: str | None = None
+) -> list[Progress]:
     """Takes the steps of all plans, from their latest checkpoints on, and saves checkpoints.
 
     Plans take turns: one dispatch of each that is not finished, `max_workers` of them at a time.
+    A plan that starts from a fit scores that first, so that it never ends with a worse one.
+
+    Args:
+        plans: of the trainings.
+        progress: whether to show a progress bar.
+        max_workers: how many run side by side.
+        name: of what is trained, for the progress bar.
 
     Raises:
         FloatingPointError: if none of the steps of a dispatch is finite.
@@ -50,7 +59,7 @@ def train_all(plans: Sequence[Plan], *, progress: bool, max_workers: int = 1) ->
     started = saved = time.perf_counter()
     done = [_start(plan) for plan in plans]
     runs = [_advance(plan, first, started) for plan, first in zip(plans, done, strict=True)]
-    with _bar(plans, done, progress) as bar, _turns(max_workers) as turns:
+    with _bar(plans, done, progress, name) as bar, _turns(max_workers) as turns:
         try:
             while left := [k for k, plan in enumerate(plans) if not plan.finished(done[k].history)]:
                 for k, after in zip(left, turns([runs[k] for k in left]), strict=True):
@@ -74,12 +83,21 @@ def _start(plan: Plan) -> Progress:
     arguments = (plan.rng_key, plan.buckets[0], plan.init_params)
     if plan.checkpoints is None or (arrays := plan.checkpoints.latest()) is None:
         params, state = plan.programs.init(*arguments)
-        return Progress(params, state, History())
+        return Progress(params, state, _at_start(plan, params))
     history = History(*(arrays[f".history.{name}"] for name in History._fields))
     params, state = jax.eval_shape(plan.programs.init, *arguments)
     done = fill(Progress(params, state, history), arrays, name="checkpoint_dir")
     # `fill` makes JAX arrays, often in single precision; the history stays in double.
     return done._replace(history=history)
+
+
+def _at_start(plan: Plan, params: dict[str, Any]) -> History:
+    """The history before the first step: the score of the fit from which training starts."""
+    if plan.init_params is None or plan.held_out is None:
+        return History()
+    score_key = jax.random.fold_in(plan.rng_key, 1)
+    score = forecast_score(score_key, plan.programs.fitted(params), *plan.held_out)
+    return History(evaluated=np.zeros(1, int), validation=np.array([score]))
 
 
 def _advance(plan: Plan, done: Progress, started: float) -> Iterator[Progress]:
@@ -113,20 +131,10 @@ def _append(past: History, losses: np.ndarray, score: float | None, seconds: flo
 
 @contextlib.contextmanager
 def _turns(max_workers: int) -> Iterator[Callable[[list[Iterator[Progress]]], Iterator[Progress]]]:
-    """A function that takes the next dispatch of each run, some of them side by side.
-
-    In threads, as XLA computes without Python's lock. Programs are traced one at a time.
-    """
+    """A function that takes the next dispatch of each run, some of them side by side."""
     if max_workers == 1:
         yield lambda runs: map(next, runs)
         return
-    x64 = bool(jax.config.jax_enable_x64)
-
-    def take(run: Iterator[Progress]) -> Progress:
-        # Settings of JAX's context managers are those of one thread.
-        with jax.enable_x64(x64):
-            return next(run)
-
     compiled = False
 
     def turns(runs: list[Iterator[Progress]]) -> Iterator[Progress]:
@@ -134,9 +142,9 @@ def _turns(max_workers: int) -> Iterator[Callable[[list[Iterator[Progress]]], It
         # The first dispatch of all compiles, alone: side by side, each run would compile.
         first, compiled = 0 if compiled else 1, True
         yield from map(next, runs[:first])
-        yield from pool.map(take, runs[first:])
+        yield from each(next, runs[first:])
 
-    with ThreadPoolExecutor(max_workers) as pool:
+    with side_by_side(max_workers) as each:
         yield turns
 
 
@@ -146,9 +154,9 @@ def _save(plans: Sequence[Plan], done: Sequence[Progress]) -> None:
             plan.checkpoints.save(one.steps, one)
 
 
-def _bar(plans: Sequence[Plan], done: Sequence[Progress], progress: bool) -> tqdm:
+def _bar(plans: Sequence[Plan], done: Sequence[Progress], progress: bool, name: str | None) -> tqdm:
     total, taken = sum(plan.num_steps for plan in plans), sum(one.steps for one in done)
-    bar = tqdm(total=total, initial=taken, disable=not progress, unit="step")
+    bar = tqdm(desc=name, total=total, initial=taken, disable=not progress, unit="step")
     bar.set_postfix_str("compiling")
     return bar
 

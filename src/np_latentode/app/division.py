@@ -1,0 +1,80 @@
+"""The division of a table's ids: those to train on, and those that are held out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from np_latentode.app.held_out import QUANTILES
+from np_latentode.data.entries import reads_otherwise
+from np_latentode.data.tables import forecast_columns
+from np_latentode.data.trajectories import Trajectories
+
+__all__ = ["Parts", "check_columns", "divide"]
+
+FEWEST_TRAINED = 6
+FEWEST_HELD_OUT = 2
+"""The fewest trajectories to train on and, if any, to hold out: less say nothing of others."""
+
+
+class Parts(NamedTuple):
+    """The trajectories of a table, by what they are for."""
+
+    train: Trajectories
+    test: Trajectories | None
+    """Those that are held out."""
+    t0: float
+    """The earliest observed time of all."""
+
+    def __str__(self) -> str:
+        held_out = 0 if self.test is None else len(self.test)
+        return f"{len(self.train)} for training, {held_out} held out"
+
+
+def divide(trajectories: Trajectories, holdout: float, seed: int) -> Parts:
+    """A random partition; to be forecast, a trajectory must be observed at two times or more.
+
+    Raises:
+        ValueError: if there are too few such trajectories.
+    """
+    times_observed = np.asarray(trajectories.observed).sum(1)
+    order = np.random.default_rng(seed).permutation(len(trajectories))
+    able = order[times_observed[order] > 1]
+    num_test = max(FEWEST_HELD_OUT, round(holdout * len(trajectories))) if holdout else 0
+    needed = num_test + FEWEST_TRAINED
+    if len(able) < needed:
+        raise ValueError(
+            f"data must hold {needed} ids or more that were observed at two times or more: "
+            f"{FEWEST_TRAINED} to train on, and {num_test} to hold out; got {len(able)} of "
+            f"{len(trajectories)}."
+        )
+    test = able[:num_test]
+    train = np.setdiff1d(np.arange(len(trajectories)), test)
+    # No trajectory may be earlier than t0, whichever are trained on.
+    t0 = float(trajectories.given.times[np.asarray(trajectories.observed)].min())
+    held_out = trajectories[np.sort(test)] if num_test else None
+    return Parts(trajectories[train], held_out, t0)
+
+
+def check_columns(trajectories: Trajectories) -> None:
+    """Refuses columns without a value, and names that heldout.csv could not hold."""
+    names = trajectories.names
+    never = ~np.asarray(trajectories.mask).any((0, 1))
+    if missing := [name for name, no in zip(names.features, never, strict=True) if no]:
+        raise ValueError(
+            f"data must hold a value of every column of values; got none of {missing}."
+        )
+    own = {"observed", *forecast_columns(QUANTILES)}
+    if taken := own & {names.id, names.time}:
+        raise ValueError(f"id and time must not be called {', '.join(sorted(own))}; got {taken}.")
+    if strange := [name for name in names.features if reads_otherwise(name)]:
+        raise ValueError(
+            "values must have names that can be written to a CSV file, without blanks around them, "
+            f"and not the word for a missing entry; got {strange[0]!r}."
+        )
+    if strange := [i for i in names.ids if isinstance(i, str) and reads_otherwise(i)]:
+        raise ValueError(
+            f"column {names.id!r} must hold ids that can be written to a CSV file, without blanks "
+            f"around them, and not the word for a missing one; got {strange[0]!r}."
+        )

@@ -1,0 +1,22 @@
+"""Folds: random parts of the same size, each of which is left out in turn."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int
+
+__all__ = ["folds"]
+
+SHARE = 7
+"""One in so many is left out, if it is done only once."""
+
+
+def folds(count: int, num_folds: int, *, seed: int = 0) -> list[Int[np.ndarray, " row"]]:
+    """The rows that each fold leaves out, of `count` rows, in rising order.
+
+    All folds have the same size, so that programs compile once. The rows of the remainder, fewer
+    than there are folds, are in no fold. With one fold, a seventh is left out once.
+    """
+    order = np.random.default_rng(seed).permutation(count)
+    size = count // (SHARE if num_folds == 1 else num_folds)
+    return [np.sort(order[k * size : (k + 1) * size]) for k in range(num_folds)]

@@ -1,0 +1,231 @@
+"""The mixed model of polynomials: estimated in closed form, a latent ODE starts as it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+from scipy.linalg import solve_triangular
+from scipy.special import factorial
+from scipy.stats import norm
+
+from np_latentode.data.checks import check_counts
+from np_latentode.data.folds import folds
+from np_latentode.data.scaling import SPAN, Scaling
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.parts.decoder import LinearDecoder, MLPDecoder
+from np_latentode.parts.dynamics import LinearDynamics, MLPDynamics
+from np_latentode.parts.regression import RegressionEncoder, RegressionNormal
+
+__all__ = ["MixedModel", "choose_degree"]
+
+DEGREES = (1, 2, 3)
+"""Of the polynomials among which `choose_degree` chooses."""
+
+NUM_FOLDS = 5
+
+ITERATIONS, AGAIN = 100, 30
+"""Of the EM algorithm: from the start, and from the estimates for almost the same data."""
+
+LEAST_VARIANCE = 1e-4
+"""The least variance of noise and of each direction of the coefficients, in scaled units."""
+
+
+class _Moments(NamedTuple):
+    """The sums over times by which observations enter."""
+
+    squares: Float[np.ndarray, "trajectory feature power power"]
+    products: Float[np.ndarray, "trajectory feature power"]
+    total: Float[np.ndarray, " feature"]
+    count: Float[np.ndarray, " feature"]
+
+    @classmethod
+    def of(cls, trajectories: Trajectories, scaling: Scaling, degree: int) -> _Moments:
+        t, x, known = _scaled(trajectories, scaling, degree)
+        squares = np.einsum("nkf,nkp,nkq->nfpq", known, t, t, optimize=True)
+        products = np.einsum("nkf,nkp->nfp", x, t, optimize=True)
+        return cls(squares, products, np.square(x).sum((0, 1)), known.sum((0, 1)))
+
+
+def _scaled(trajectories: Trajectories, scaling: Scaling, degree: int) -> tuple[np.ndarray, ...]:
+    """Powers of time, in units of the span; values, 0 where unobserved; and 1 where observed."""
+    given, mask = trajectories.given, np.asarray(trajectories.mask)
+    t = np.where(mask.any(-1), given.times - scaling.t0, 0.0) / (scaling.time_unit * SPAN)
+    x = np.where(mask, (given.values - scaling.loc) / scaling.scale, 0.0)
+    return t[..., None] ** np.arange(degree + 1), x, mask.astype(float)
+
+
+class MixedModel(NamedTuple):
+    """Each trajectory is a polynomial of its own about a mean one, jointly over all features.
+
+    x_j(t_k) = sum_p u_jp t_k^p + e_jk,   u ~ Normal(mean, covariance),   e_jk ~ Normal(0, noise_j)
+
+    It is the mixed model of Laird & Ware 1982 for several outcomes, whose random effects may all be
+    correlated. Numbers are in scaled units, and time in units of the span of the training data. The
+    coefficients are ordered by feature, then by power.
+    """
+
+    mean: Float[np.ndarray, " coefficient"]
+    covariance: Float[np.ndarray, "coefficient coefficient"]
+    noise: Float[np.ndarray, " feature"]
+
+    @classmethod
+    def fit(
+        cls,
+        trajectories: Trajectories,
+        scaling: Scaling,
+        *,
+        degree: int,
+        start: MixedModel | None = None,
+    ) -> MixedModel:
+        """The estimates of the EM algorithm (Laird & Ware 1982), under a weak prior.
+
+        The prior is worth one trajectory for each coefficient, and pulls correlations towards 0. So
+        a covariance is estimated from few trajectories as well.
+
+        Args:
+            trajectories: the training data.
+            scaling: their units.
+            degree: of the polynomials.
+            start: estimates for almost the same data, from which a few iterations suffice.
+
+        Raises:
+            ValueError: if the degree is no positive integer.
+        """
+        check_counts(degree=degree)
+        moments = _Moments.of(trajectories, scaling, degree)
+        features, size = len(moments.count), len(moments.count) * (degree + 1)
+        iterations = ITERATIONS if start is None else AGAIN
+        if start is None:
+            powers = np.tile(np.arange(degree + 1), features)
+            start = cls(np.zeros(size), np.diag(1 / (1.0 + powers)), np.full(features, 0.3))
+        estimate = start
+        for _ in range(iterations):
+            estimate = estimate._improved(moments)
+        return estimate
+
+    @property
+    def degree(self) -> int:
+        return len(self.mean) // len(self.noise) - 1
+
+    def log_predictive(
+        self, context: Trajectories, target: Trajectories, scaling: Scaling
+    ) -> Float[np.ndarray, " trajectory"]:
+        """The sum of log p(x | context) over each trajectory's target, each observation by itself.
+
+        In scaled units, in which only differences between models matter.
+        """
+        mean, covariance = self._given(_Moments.of(context, scaling, self.degree))
+        t, x, known = _scaled(target, scaling, self.degree)
+        shape = (len(mean), len(self.noise), self.degree + 1)
+        expected = np.einsum("nkp,nfp->nkf", t, mean.reshape(shape))
+        blocks = self._blocks(covariance)
+        variance = np.einsum("nkp,nfpq,nkq->nkf", t, blocks, t, optimize=True) + self.noise**2
+        return (known * norm.logpdf(x, expected, np.sqrt(variance))).sum((1, 2))
+
+    def parts(self, *, width: int, rngs: nnx.Rngs) -> dict[str, Any]:
+        """Dynamics, decoder, encoder and posterior of a latent ODE that starts as this model.
+
+        With N = the shift of derivatives, D = the factors from coefficients to derivatives of
+        scaled time, u = mean + L z0 and L L^T = covariance:
+
+        dz/dt = (D L)^-1 N D (L z + mean),   x = first rows of D (L z + mean)
+
+        All networks are residuals that start at 0, and the guide starts as the exact posterior.
+
+        Args:
+            width: the units of the hidden layer of each network.
+            rngs: the random keys that initialise them.
+        """
+        features, powers = len(self.noise), self.degree + 1
+        size = features * powers
+        unit = np.eye(features)
+        to_derivatives = np.tile(factorial(np.arange(powers)) / SPAN ** np.arange(powers), features)
+        lower = np.linalg.cholesky(self.covariance)
+        root, mean = to_derivatives[:, None] * lower, to_derivatives * self.mean
+        shift = np.kron(unit, np.eye(powers, k=1))
+        levels = np.kron(unit, np.eye(powers)[:1])
+        by_power = lower.reshape(features, powers, size).transpose(1, 0, 2)
+        return {
+            "dynamics": LinearDynamics(
+                solve_triangular(root, shift @ root, lower=True),
+                solve_triangular(root, shift @ mean, lower=True),
+                MLPDynamics(size, width=width, from_zero=True, rngs=rngs),
+            ),
+            "decoder": LinearDecoder(
+                levels @ root,
+                levels @ mean,
+                MLPDecoder(size, features, width=width, from_zero=True, rngs=rngs),
+            ),
+            "encoder": RegressionEncoder(
+                by_power, self.mean.reshape(features, powers).T, np.log(self.noise)
+            ),
+            "posterior": RegressionNormal(size, width=width, rngs=rngs),
+        }
+
+    def _given(self, moments: _Moments) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and covariance of each trajectory's coefficients, given its observations."""
+        inverse, weight = np.linalg.inv(self.covariance), self.noise[:, None] ** -2
+        count, features, powers = moments.products.shape
+        precision = np.tile(inverse, (count, 1, 1))
+        for j in range(features):
+            block = slice(j * powers, (j + 1) * powers)
+            precision[:, block, block] += moments.squares[:, j] * weight[j]
+        covariance = np.linalg.inv(precision)
+        products = (moments.products * weight).reshape(count, -1)
+        return np.einsum("nab,nb->na", covariance, inverse @ self.mean + products), covariance
+
+    def _blocks(
+        self, covariance: np.ndarray
+    ) -> Float[np.ndarray, "trajectory feature power power"]:
+        """The covariance of the coefficients of each feature."""
+        features, powers = len(self.noise), self.degree + 1
+        shape = (len(covariance), features, powers, features, powers)
+        return np.einsum("nfpfq->nfpq", covariance.reshape(shape))
+
+    def _improved(self, moments: _Moments) -> MixedModel:
+        """The estimates after one more iteration of EM."""
+        each, covariance = self._given(moments)
+        count, size = each.shape
+        mean = each.mean(0)
+        total = covariance.sum(0) + (each - mean).T @ (each - mean)
+        spread = total + size * np.diag(np.diag(total) / count)
+        spread = spread / (count + size) + LEAST_VARIANCE * np.eye(size)
+        means = each.reshape(moments.products.shape)
+        second = self._blocks(covariance) + means[..., None] * means[..., None, :]
+        squares = moments.total - 2 * np.einsum("nfp,nfp->f", moments.products, means)
+        squares = squares + np.einsum("nfpq,nfpq->f", moments.squares, second)
+        variance = np.maximum(squares / np.maximum(moments.count, 1), LEAST_VARIANCE)
+        return MixedModel(mean, spread, np.sqrt(variance))
+
+
+def choose_degree(
+    trajectories: Trajectories, scaling: Scaling, *, most_coefficients: int
+) -> MixedModel:
+    """The mixed model whose degree forecasts best, by cross-validation over trajectories.
+
+    The later half of each trajectory is forecast from the first, by a model that was estimated
+    without it. The estimates that are returned are those of all trajectories.
+
+    Args:
+        trajectories: the training data.
+        scaling: their units.
+        most_coefficients: the highest number of coefficients; the lowest degree may have more.
+    """
+    features = trajectories.num_features
+    degrees = [d for d in DEGREES if features * (d + 1) <= most_coefficients or d == DEGREES[0]]
+    models = [MixedModel.fit(trajectories, scaling, degree=degree) for degree in degrees]
+    scores = [_cross_validated(model, trajectories, scaling) for model in models]
+    return models[int(np.argmax(scores))]
+
+
+def _cross_validated(model: MixedModel, trajectories: Trajectories, scaling: Scaling) -> float:
+    total = 0.0
+    for left_out in folds(len(trajectories), min(NUM_FOLDS, len(trajectories))):
+        others = np.setdiff1d(np.arange(len(trajectories)), left_out)
+        own = MixedModel.fit(trajectories[others], scaling, degree=model.degree, start=model)
+        context, target = trajectories[left_out].split()
+        total += float(own.log_predictive(context, target, scaling).sum())
+    return total

@@ -1,0 +1,308 @@
+"""Cross-fitting: candidates are trained on folds, weighed, and joined to one ensemble."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from np_latentode.data.buckets import buckets
+from np_latentode.data.checks import check_counts
+from np_latentode.data.conditioning import Conditioning, random_context
+from np_latentode.data.folds import folds
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.codes import amortized
+from np_latentode.forecasts.densities import log_predictive
+from np_latentode.programs.ensemble import Ensemble
+from np_latentode.programs.fitted import Fitted, History
+from np_latentode.programs.guide import AmortizedGuide
+from np_latentode.programs.model import LatentODE
+from np_latentode.programs.threads import cores, side_by_side
+from np_latentode.training.ensemble import starting_alike
+from np_latentode.training.plan import Plan, make_plan
+from np_latentode.training.progress import Progress, train_all
+from np_latentode.training.stacking import stacking_weights
+from np_latentode.training.validation import NUM_DRAWS
+
+__all__ = ["Candidate", "CrossFit", "cross_fit"]
+
+Candidate = Callable[[Trajectories, nnx.Rngs], tuple[LatentODE, AmortizedGuide]]
+"""`(train, rngs) -> (model, guide)`, whose parts may start at estimates from the data."""
+
+REPEATS = 10
+"""Times the draws of a validation score, per score that decides weights."""
+
+LEAST_WEIGHT = 0.02
+"""A candidate of a lower weight is left out."""
+
+
+class CrossFit(NamedTuple):
+    """An ensemble, and what its members say of the trajectories that they were not trained on."""
+
+    ensemble: Ensemble
+    """All members of all candidates with a weight: those of the first, fold by fold, and so on."""
+    left_out: tuple[Int[np.ndarray, " trajectory"], ...]
+    """The trajectories on which the members of each fold were not trained."""
+    scores: dict[str, float]
+    """log p(target | context) per observation of those left out, by candidate."""
+    weights: dict[str, float]
+    """The weight of each candidate in the ensemble."""
+    seconds: float
+    """Of training, in all."""
+
+    def of(self, candidate: str) -> tuple[Fitted, ...]:
+        """The members of a candidate, fold by fold; none if it has no weight."""
+        with_weight = [name for name, weight in self.weights.items() if weight]
+        if candidate not in with_weight:
+            return ()
+        each = len(self.left_out)
+        first = with_weight.index(candidate) * each
+        return self.ensemble.members[first : first + each]
+
+    def fold(self, k: int) -> Ensemble:
+        """The members that were not trained on `left_out[k]`."""
+        some = slice(k, None, len(self.left_out))
+        weights = np.asarray(self.ensemble.weights)[some]
+        return Ensemble(self.ensemble.members[some], weights / weights.sum())
+
+
+def cross_fit(
+    rng_key: Array,
+    candidates: Mapping[str, Candidate],
+    trajectories: Trajectories,
+    *,
+    num_folds: int = 5,
+    max_workers: int | None = None,
+    num_steps: int = 6_000,
+    batch_size: int | None = None,
+    conditioning: Conditioning | None = random_context,
+    patience: int | None = None,
+    checkpoint_dir: str | PathLike[str] | None = None,
+    progress: bool = True,
+) -> CrossFit:
+    """Trains each candidate without each fold in turn, and weighs candidates by the folds.
+
+    max_w sum_i log sum_c w_c p_c,-i(target_i | context_i),   w_c >= 0,  sum_c w_c = 1
+
+    p_c,-i is the member of candidate c that was trained without the fold of trajectory i. So every
+    trajectory trains most of the members, and judges the others: their best step, and the weights
+    of the candidates (stacking, Yao et al. 2018). The members of a candidate count alike. What
+    they say of the trajectories that they left out also tells how wide their bands should be.
+
+    Args:
+        rng_key: a key.
+        candidates: by name, functions `(train, rngs) -> (model, guide)`. For each fold, a candidate
+            must return the same parts with the same units; only where they start may differ.
+        trajectories: all that may be trained on.
+        num_folds: of about the same size. With 1, a seventh is left out once.
+        max_workers: how many members are trained side by side, in threads. Default: one per core.
+        num_steps: the highest number of steps of each member. First a quarter of them is taken,
+            with a schedule of its own; the others follow if the median member was best in the last
+            tenth of these.
+        batch_size: trajectories per step, or all of a member if it has fewer. Default: all.
+        conditioning, patience: as in `fit`.
+        checkpoint_dir: the directory of the members' checkpoints, as in `fit`.
+        progress: whether to show a progress bar for each candidate.
+
+    Raises:
+        ValueError: if an argument breaks a rule, before anything is computed.
+        FloatingPointError: if none of the steps of a dispatch of a member is finite.
+        OSError: if a checkpoint cannot be written; then the earlier one is kept.
+    """
+    workers = cores() if max_workers is None else max_workers
+    check_counts(num_folds=num_folds, num_steps=num_steps, max_workers=workers)
+    if not candidates:
+        raise ValueError("candidates must hold at least one function; got none.")
+    split = _split(trajectories, num_folds)
+    started = time.perf_counter()
+    if batch_size is not None:
+        batch_size = min(batch_size, len(trajectories) - len(split.left_out[0]))
+    settings: Any = dict(batch_size=batch_size, conditioning=conditioning, patience=patience)
+    settings |= dict(num_steps=num_steps, progress=progress)
+    settings |= dict(max_workers=max(1, workers // len(candidates)))
+
+    def train(name: str) -> tuple[list[Fitted], np.ndarray]:
+        key = jax.random.fold_in(rng_key, list(candidates).index(name))
+        starts = _starts(key, candidates[name], trajectories, split)
+        directory = None if checkpoint_dir is None else Path(checkpoint_dir) / name
+        return _trained(key, name, starts, trajectories, split, directory, **settings)
+
+    # Side by side, as each candidate is compiled for itself, which takes longer than its steps.
+    with side_by_side(min(len(candidates), workers)) as each:
+        made, log_p = zip(*each(train, candidates), strict=True)
+    by_name = dict(zip(candidates, made, strict=True))
+    return _joined(by_name, np.stack(log_p), split, time.perf_counter() - started)
+
+
+def _trained(
+    rng_key: Array,
+    name: str,
+    members: list[Fitted],
+    trajectories: Trajectories,
+    split: _Split,
+    directory: Path | None,
+    *,
+    num_steps: int,
+    progress: bool,
+    max_workers: int,
+    **settings: Any,
+) -> tuple[list[Fitted], Float[np.ndarray, " trajectory"]]:
+    """The members of a candidate, and their scores of what they left out."""
+    done, plans = [], []
+    for steps in _rounds(num_steps):
+        plans = _plans(rng_key, members, trajectories, split, num_steps=steps, **settings)
+        if directory is not None:
+            plans = [plan.kept_in(directory / f"{steps}-{k}") for k, plan in enumerate(plans)]
+        done = train_all(plans, progress=progress, max_workers=max_workers, name=name)
+        members = [_continued(member, one) for member, one in zip(members, done, strict=True)]
+        if not _improving(done, steps):
+            break
+    return members, _left_out_scores(rng_key, done, plans, split)
+
+
+def _rounds(num_steps: int) -> list[int]:
+    """The steps of the first round, a quarter of all, and those of the second."""
+    first = max(1, num_steps // 4)
+    return [first, num_steps - first] if num_steps > 1 else [1]
+
+
+def _improving(done: Sequence[Progress], steps: int) -> bool:
+    """Whether the median member was best in the last tenth of its steps."""
+    return float(np.median([one.history.best_step for one in done])) >= 0.9 * steps
+
+
+def _continued(before: Fitted, done: Progress) -> Fitted:
+    """The fit after one more round, with the history of all rounds."""
+    past, new = before.history, done.history
+    taken, seconds = len(past.losses), sum(past.seconds[-1:])
+    history = History(
+        np.append(past.losses, new.losses),
+        np.append(past.evaluated, taken + new.evaluated),
+        np.append(past.validation, new.validation),
+        np.append(past.seconds, seconds + new.seconds),
+    )
+    return Fitted(before.model, before.guide, done.params, history)
+
+
+class _Split(NamedTuple):
+    """What each fold leaves out, and what is left, by buckets."""
+
+    left_out: tuple[Int[np.ndarray, " trajectory"], ...]
+    held_out: tuple[tuple[Trajectories, Trajectories], ...]
+    """Context and target of those left out."""
+    kept: tuple[tuple[Trajectories, ...], ...]
+
+
+def _split(trajectories: Trajectories, num_folds: int) -> _Split:
+    """Folds that take as many trajectories from each bucket, so that they compile once.
+
+    Only what was observed at two times or more can be forecast, and so left out.
+    """
+    able, some = np.asarray(trajectories.observed).sum(1) > 1, buckets(trajectories)
+    left_out: list[list[np.ndarray]] = [[] for _ in range(num_folds)]
+    kept: list[list[Trajectories]] = [[] for _ in range(num_folds)]
+    for rows, part in some:
+        candidates = np.flatnonzero(able[rows])
+        for k, fold in enumerate(folds(len(candidates), num_folds)):
+            out = candidates[fold]
+            left_out[k].append(rows[out])
+            kept[k].append(part[np.setdiff1d(np.arange(len(rows)), out)])
+    joined = tuple(np.sort(np.concatenate(rows)) for rows in left_out)
+    if not len(joined[0]):
+        raise ValueError(
+            "num_folds must not exceed the trajectories of similar length with two observed times "
+            f"or more; got {num_folds} folds, and {able.sum()} such trajectories in all."
+        )
+    held_out = tuple(trajectories[rows].split() for rows in joined)
+    return _Split(joined, held_out, tuple(map(tuple, kept)))
+
+
+def _starts(
+    rng_key: Array, build: Candidate, trajectories: Trajectories, split: _Split
+) -> list[Fitted]:
+    """Where the member of each fold starts: the programs of the first, its own parameters."""
+    pairs = [
+        build(_without(trajectories, rows), nnx.Rngs(jax.random.fold_in(rng_key, k)))
+        for k, rows in enumerate(split.left_out)
+    ]
+    return starting_alike(pairs, name="candidates")
+
+
+def _without(trajectories: Trajectories, rows: np.ndarray) -> Trajectories:
+    return trajectories[np.setdiff1d(np.arange(len(trajectories)), rows)]
+
+
+def _plans(
+    rng_key: Array,
+    starts: Sequence[Fitted],
+    trajectories: Trajectories,
+    split: _Split,
+    **settings: Any,
+) -> list[Plan]:
+    """The plan of each fold: they share the programs of the first."""
+    one = starts[0]
+    options: Any = dict(optim=None, kl_weight=None, loss=None, start=one, **settings)
+    # The programs are made for all trajectories, as the latest time may be in any fold.
+    first = make_plan(
+        rng_key,
+        one.model,
+        one.guide,
+        trajectories,
+        split.held_out[0],
+        parts=split.kept[0],
+        **options,
+    )
+    return [
+        first._replace(
+            rng_key=jax.random.fold_in(rng_key, k),
+            init_params=start.params,
+            train=_without(trajectories, split.left_out[k]),
+            buckets=split.kept[k],
+            held_out=split.held_out[k],
+        )
+        for k, start in enumerate(starts)
+    ]
+
+
+def _left_out_scores(
+    rng_key: Array, done: Sequence[Progress], plans: Sequence[Plan], split: _Split
+) -> Float[np.ndarray, " trajectory"]:
+    """log p(target | context) of each trajectory that was left out, fold by fold."""
+    scores = []
+    for one, plan, (context, target) in zip(done, plans, split.held_out, strict=True):
+        member = plan.programs.fitted(one.params)
+        z0 = amortized(rng_key, member, context, NUM_DRAWS * REPEATS)
+        # As many draws at once as in validation, so that it is the same program.
+        parts = [log_predictive(member, some, context, target) for some in jnp.split(z0, REPEATS)]
+        log_p = jax.nn.logsumexp(jnp.stack(parts), axis=0) - np.log(REPEATS)
+        scores.append(np.asarray(jnp.where(target.mask, log_p, 0.0).sum((1, 2)), float))
+    return np.concatenate(scores)
+
+
+def _joined(
+    made: dict[str, list[Fitted]],
+    log_p: Float[np.ndarray, "candidate trajectory"],
+    split: _Split,
+    seconds: float,
+) -> CrossFit:
+    weights = stacking_weights(log_p)
+    weights = np.where(weights < LEAST_WEIGHT, 0.0, weights)
+    weights = weights / weights.sum()
+    each = len(split.left_out)
+    members = [m for some, w in zip(made.values(), weights, strict=True) if w for m in some]
+    count = sum(int(target.mask.sum()) for _, target in split.held_out)
+    return CrossFit(
+        Ensemble(tuple(members), np.repeat(weights[weights > 0] / each, each)),
+        split.left_out,
+        dict(zip(made, (log_p.sum(1) / count).tolist(), strict=True)),
+        dict(zip(made, weights.tolist(), strict=True)),
+        seconds,
+    )

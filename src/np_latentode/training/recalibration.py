@@ -1,0 +1,78 @@
+"""Recalibration: bands that hold for what was left out of the training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from np_latentode.data.checks import check_counts
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.codes import Inference, amortized, draw_codes
+from np_latentode.forecasts.densities import observed_times
+from np_latentode.forecasts.mixture import join
+from np_latentode.forecasts.prediction import draw_x
+from np_latentode.programs.bands import Bands
+from np_latentode.programs.ensemble import Ensemble, shares, with_solver
+from np_latentode.training.cross_fit import CrossFit
+
+__all__ = ["recalibrated"]
+
+
+def recalibrated(
+    rng_key: Array,
+    cross: CrossFit,
+    trajectories: Trajectories,
+    *,
+    inference: Inference = amortized,
+    num_samples: int = 200,
+) -> Ensemble:
+    """The ensemble with bands that hold for the trajectories that its members left out.
+
+    Each trajectory that a fold left out is forecast by the members that were trained without it,
+    the later half of its observed times from the first half; see `Bands.fit`. Fewer members
+    forecast than in the ensemble, so the widths are rather too large than too small.
+
+    Args:
+        rng_key: a key.
+        cross: what `cross_fit` returned.
+        trajectories: those that it was given.
+        inference: how forecasts draw z0.
+        num_samples: draws per forecast.
+
+    Raises:
+        ValueError: if num_samples is not a positive integer.
+    """
+    check_counts(num_samples=num_samples)
+    # Once for all folds, so that they share their programs.
+    silent = cross._replace(ensemble=with_solver(cross.ensemble, throw=False))
+    made, pairs = [], [trajectories[rows].split() for rows in cross.left_out]
+    for k, (context, target) in enumerate(pairs):
+        members = silent.fold(k)
+        key = jax.random.fold_in(rng_key, k)
+        made.append(_draws(key, members, context, target, inference, num_samples))
+    targets = [target for _, target in pairs]
+    x = np.concatenate([np.asarray(target.values) for target in targets])
+    mask = np.concatenate([np.asarray(target.mask) for target in targets])
+    return replace(cross.ensemble, bands=Bands.fit(np.concatenate(made, axis=1), x, mask))
+
+
+def _draws(
+    rng_key: Array,
+    ensemble: Ensemble,
+    context: Trajectories,
+    target: Trajectories,
+    inference: Inference,
+    num_samples: int,
+) -> np.ndarray:
+    """Draws of x at all slots of the target: folds have the same shape, so this compiles once."""
+    some, each = shares(rng_key, ensemble, num_samples), []
+    for share in some:
+        one, (z0_key, x_key) = share.fitted, jax.random.split(share.rng_key)
+        z0 = draw_codes(inference, z0_key, one, context, share.num_samples)
+        times = observed_times(one.model, target)
+        each.append(draw_x(x_key, one, jnp.asarray(z0), times, target.offset, context=context))
+    return np.asarray(join(some, each)["x"])
