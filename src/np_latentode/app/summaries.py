@@ -88,6 +88,8 @@ def clock(names: Labels) -> str:
     """What times are counted from, in words."""
     unit = {"W": "weeks", "D": "days", "h": "hours", "m": "minutes", "s": "seconds"}
     counted = "numbers" if names.unit is None else unit[names.unit]
+    if names.span is not None:
+        return f"{counted} since the start of each window of {names.span:g}"
     if names.since == "first":
         return f"{counted} since the first row of each id"
     if names.since is not None:

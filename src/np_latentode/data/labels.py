@@ -52,7 +52,10 @@ class Labels:
         since: times are counted from each id's own start: its first row, if this is "first", or the
             entry in the column of this name. None if one clock is for all.
         zone: whether the table's dates had a time zone. They are then in UTC.
-        starts: with `since`, the start of each trajectory, counted as the other times were.
+        starts: with `since` or `span`, the start of each trajectory, counted as the other times
+            were.
+        span: the length of the windows, if the trajectories are windows of longer ones. Times are
+            then counted from each window's start, and `since` only says how the table is read.
     """
 
     ids: tuple[Any, ...]
@@ -67,6 +70,12 @@ class Labels:
     since: str | None = None
     zone: bool = False
     starts: tuple[float, ...] = ()
+    span: float | None = None
+
+    @property
+    def own_clocks(self) -> bool:
+        """Whether the times of each trajectory are counted from its own start."""
+        return self.since is not None or self.span is not None
 
     def select(self, index: Any) -> Labels:
         """The labels of the trajectories that an index array or a slice selects."""
@@ -77,11 +86,16 @@ class Labels:
     def like(self, other: Labels) -> bool:
         """Whether values and times have the same meaning in both tables."""
         ours, theirs = (
-            # With a start for each id, it does not matter from when the starts are counted.
-            (x.features, x.unit, x.log, x.since, x.zone, None if x.since else x.origin)
-            for x in (self, other)
+            (x.features, x.unit, x.log, x.zone, x.span, *x._counted_from) for x in (self, other)
         )
         return ours == theirs
+
+    @property
+    def _counted_from(self) -> tuple[Any, Any]:
+        """What the meaning of a time depends on besides its unit."""
+        # With a start for each trajectory, it does not matter from when the starts are counted.
+        origin = None if self.own_clocks else self.origin
+        return (self.since if self.span is None else None, origin)
 
     def own_units(self, values: Any) -> Any:
         """Values, or draws of them, in the units of the table: exp of the features in `log`.
@@ -127,8 +141,8 @@ class Labels:
     def counted(self, dates: Any) -> np.ndarray:
         """Dates as times, counted in the unit from the origin on; the inverse of `calendar`.
 
-        With `since`, each trajectory has its own start. Then the times of one date have shape
-        (trajectory,), and those of several dates (trajectory, time).
+        With `since` or `span`, each trajectory has its own start. Then the times of one date have
+        shape (trajectory,), and those of several dates (trajectory, time).
 
         Args:
             dates: a date or several: datetimes, NumPy's dates, or ISO 8601 texts. If the table's
@@ -183,7 +197,9 @@ class Labels:
 
     def __str__(self) -> str:
         clock = ""
-        if self.since is not None:
+        if self.span is not None:
+            clock = f", times in {self.unit or 'numbers'} in windows of {self.span:g}"
+        elif self.since is not None:
             start = "each first row" if self.since == "first" else repr(self.since)
             clock = f", times in {self.unit or 'numbers'} since {start}"
         elif self.origin is not None:
@@ -195,7 +211,7 @@ class Labels:
         """Times as in the table: numbers, or dates to the microsecond.
 
         Args:
-            times: of any shape; with `since`, one row per trajectory.
+            times: of any shape; with `since` or `span`, one row per trajectory.
         """
         if self.starts:
             times = np.asarray(times, float)

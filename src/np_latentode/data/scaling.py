@@ -80,7 +80,7 @@ class Scaling:
         Args:
             train: the trajectories that the model will be fitted on.
             t0: the time of z0. Default: the earliest observed time of `train`, if it is not far
-                outside.
+                outside; 0 for windows, as their clock begins there.
 
         Raises:
             ValueError: if a feature is never observed, or an observation is earlier than t0.
@@ -95,7 +95,8 @@ class Scaling:
             )
         times = given.times[mask.any(-1)]
         times = times[usual(times)]
-        t0 = float(times.min()) if t0 is None else float(t0)
+        begin = float(times.min()) if train.names.span is None else 0.0
+        t0 = begin if t0 is None else float(t0)
         known = [values[..., j][mask[..., j]] for j in range(train.num_features)]
         near = [x[usual(x)] for x in known]
         loc, sd = np.array([x.mean() for x in near]), np.array([x.std() for x in near])
@@ -191,7 +192,7 @@ def _warn_of_staggered(train: Trajectories) -> None:
     """Warns if most trajectories are short beside the differences between their first times."""
     observed, times = np.asarray(train.observed), train.given.times
     several = observed.sum(1) > 1
-    if several.sum() < 5 or train.names.since is not None:
+    if several.sum() < 5 or train.names.own_clocks:
         return
     first = np.min(times, axis=1, where=observed, initial=np.inf)[several]
     last = np.max(times, axis=1, where=observed, initial=-np.inf)[several]

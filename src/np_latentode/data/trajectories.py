@@ -29,6 +29,7 @@ from np_latentode.data.numbers import (
 from np_latentode.data.offset import Offset
 from np_latentode.data.ragged import pad
 from np_latentode.data.tables import from_rows, to_rows
+from np_latentode.data.windows import window_rows
 
 __all__ = ["Trajectories"]
 
@@ -318,6 +319,41 @@ class Trajectories:
                 f"got dtype {mask.dtype} and shape {mask.shape}."
             )
         return self._where(mask)
+
+    def windows(self, span: float, step: float | None = None) -> Trajectories:
+        """Windows of equal span that overlap: parts of long trajectories, each a trajectory.
+
+        Let T be the time of a trajectory's last observation. Its window n = 0, 1, ... holds the
+        observations at times t with
+
+            T - n step - span < t <= T - n step,
+
+        and its clock counts from the window's start, T - n step - span. So every window lies on
+        one clock from 0 to span, and the last observation of a trajectory is at `span` in its last
+        window, n = 0. Windows go back to the first that holds all that is left, which may begin
+        before the first observation. A trajectory shorter than the span gives one window.
+
+        Windows are in the order of the trajectories, and in that of time in each of them. A window
+        keeps the id of its trajectory, so `names.ids` repeat, and `to_dataframe` lists an
+        observation once for each window that holds it. `names.starts` are the starts, so
+        `names.calendar(times)` gives the table's own times, and `names.counted(dates)` the times in
+        each window. Slots without observations are gone. So is what a subclass adds.
+
+        Warns if a trajectory has no window, and is left out.
+
+        Args:
+            span: the length of a window, in the unit of the times.
+            step: how much later than the one before each window begins; at most `span`. Windows
+                with fewer than two observed times are left out. Default: only the last window of
+                each trajectory, of those with an observation: to forecast from.
+
+        Raises:
+            ValueError: if span or step are not positive and finite, step is longer than span, no
+                window is left, or the span is so long that times become equal in single precision.
+        """
+        return Trajectories._from_rows(
+            window_rows(self.given, np.asarray(self.mask), self.names, span, step)
+        )
 
     @property
     def num_features(self) -> int:
