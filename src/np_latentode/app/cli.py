@@ -73,6 +73,7 @@ def fit(
     log: options.Log = None,
     since: options.Since = None,
     unit: options.Unit = None,
+    window: options.Window = None,
     holdout: options.Holdout = 0.2,
     residual: options.Residual = "ou",
     inference: options.Inference = "auto",
@@ -91,7 +92,8 @@ def fit(
     PNG. After an interruption the same command goes on; a finished fit is not repeated.
     """
     given: dict[str, Any] = dict(id=id, time=time, feature=feature, value=value, unit=unit)
-    given |= dict(since=since, holdout=holdout, residual=residual, inference=inference)
+    given |= dict(since=since, window=window, holdout=holdout)
+    given |= dict(residual=residual, inference=inference)
     given |= dict(latent_dim=latent_dim, members=members, recalibrate=recalibrate)
     given |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
     given |= dict(overwrite=overwrite)

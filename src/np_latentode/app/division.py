@@ -29,7 +29,13 @@ class Parts(NamedTuple):
 
     def __str__(self) -> str:
         held_out = 0 if self.test is None else len(self.test)
-        return f"{len(self.train)} for training, {held_out} held out"
+        what = " windows" if self.train.names.span is not None else ""
+        return f"{len(self.train)}{what} for training, {held_out}{what} held out"
+
+    def cut(self, span: float) -> Parts:
+        """The same, cut into windows: every half span to train on, and every span held out."""
+        test = None if self.test is None else self.test.windows(span, span)
+        return Parts(self.train.windows(span, span / 2), test, 0.0)
 
 
 def divide(trajectories: Trajectories, holdout: float, seed: int) -> Parts:

@@ -23,6 +23,7 @@ from np_latentode.app.summaries import (
     trajectories_table,
     variance_table,
     verdicts,
+    windows_advised,
 )
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.conditioning import MOSTLY_PARTS
@@ -66,6 +67,7 @@ def fit_table(
     log: Sequence[str] = (),
     since: str | None = None,
     unit: str | None = None,
+    window: float | None = None,
     holdout: float = 0.2,
     residual: str = "ou",
     inference: str = AUTO,
@@ -92,6 +94,9 @@ def fit_table(
             finished, its checkpoints are in a directory beside it.
         id, time, values, feature, value, log, since: as in `Trajectories.from_dataframe`.
         unit: of dates, as there. Default: D.
+        window: for long trajectories, the span of the windows that are trained on and forecast
+            from, in the unit of the times; see `Trajectories.windows`. Each half of a window is in
+            the next one, too. Default: trajectories are taken whole.
         holdout: the share of the trajectories to hold out; 0 for none.
         residual: what the path of the ODE leaves of a value. ou: an Ornstein-Uhlenbeck process,
             which is remembered for a while, and white noise. none: white noise only.
@@ -117,7 +122,8 @@ def fit_table(
     """
     names = dict(id=id, time=time, feature=feature, value=value, since=since)
     columns = _columns(names, values=values, log=log, unit=unit)
-    settings = columns | dict(holdout=holdout, residual=residual, inference=inference)
+    settings = columns | dict(window=window, holdout=holdout)
+    settings |= dict(residual=residual, inference=inference)
     settings |= dict(latent_dim=latent_dim, members=members, recalibrate=recalibrate)
     settings |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
     _check(settings)
@@ -129,7 +135,9 @@ def fit_table(
         return done
     _check_new(output_dir, settings, overwrite=overwrite)
     parts = divide(trajectories, holdout, seed)
-    say(_described(data, trajectories, parts, unit, checkpoints))
+    if window is not None:
+        parts = parts.cut(window)
+    say(_described(data, trajectories, parts, settings, checkpoints))
     cross = _fit(parts, settings, checkpoints, progress=progress)
     metrics = _score_and_write(output_dir, parts, cross, settings, overwrite=overwrite)
     _end(checkpoints, say, f"{_summary(metrics)}\nresults in {output_dir}")
@@ -198,12 +206,19 @@ def _end(checkpoints: Path, say: Callable[[str], None], text: str) -> None:
 
 
 def _described(
-    data: Path, trajectories: Trajectories, parts: Parts, unit: str | None, checkpoints: Path
+    data: Path,
+    trajectories: Trajectories,
+    parts: Parts,
+    settings: dict[str, Any],
+    checkpoints: Path,
 ) -> str:
     lines = [f"{data}: {trajectories_table(trajectories)}", str(parts)]
     names = trajectories.names
-    if unit is not None and names.origin is None:
+    if settings["unit"] != "D" and names.origin is None:
+        unit = settings["unit"]
         lines.append(f"unit {unit} is ignored, as the times in column {names.time!r} are numbers")
+    if settings["window"] is None and (advice := windows_advised(trajectories)):
+        lines.append(advice)
     if checkpoints.exists():
         lines.append(f"going on from {checkpoints}")
     return "\n".join(lines)
@@ -215,6 +230,9 @@ def _check(settings: dict[str, Any]) -> None:
     check_counts(**given)
     check_seed(settings["seed"])
     residual, holdout = settings["residual"], settings["holdout"]
+    window = settings["window"]
+    if window is not None and not 0 < window < float("inf"):
+        raise ValueError(f"window must be positive and finite; got {window}.")
     if (inference := settings["inference"]) not in (AUTO, *INFERENCES):
         known = ", ".join((AUTO, *INFERENCES))
         raise ValueError(f"inference must be one of {known}; got {inference!r}.")

@@ -133,6 +133,8 @@ def _read(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
             f"{data} must hold dates in column {labels.time!r}, as the table fitted; got numbers."
         ) from error
     context = without_far_times(context)
+    if labels.span is not None:
+        context = context.windows(labels.span)
     _check_known(model, context, labels, data)
     return context
 

@@ -55,6 +55,7 @@ __all__ = [
     "Until",
     "Value",
     "Values",
+    "Window",
 ]
 
 OutputDir = Annotated[
@@ -113,6 +114,13 @@ Unit = Annotated[
     typer.Option(
         help="Unit in which dates are counted: W, D, h, m or s. Ignored for numeric times.  "
         "[default: D]"
+    ),
+]
+Window = Annotated[
+    float | None,
+    typer.Option(
+        help="For long series: train on windows of this length, and forecast from the last one of "
+        "each id. In the unit of the times. Default: each id is taken whole."
     ),
 ]
 Holdout = Annotated[

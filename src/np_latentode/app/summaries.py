@@ -27,6 +27,9 @@ OURS = "latent ODE"
 COVERED = (0.85, 0.95)
 """The shares within the 90% band that are not remarked upon."""
 
+LONG, WINDOW = 150, 60
+"""Times per id from which windows are proposed, and those in a window."""
+
 LEAST_RESIDUAL = 0.01
 """A residual with a smaller share of the variance is not reported."""
 
@@ -102,6 +105,20 @@ def clock(names: Labels) -> str:
 
 def _in_unit(names: Labels) -> str:
     return "" if names.unit is None else f" {names.unit}"
+
+
+def windows_advised(trajectories: Trajectories) -> str:
+    """A sentence that proposes windows, if half of the trajectories are long; else nothing."""
+    counts = np.asarray(trajectories.observed).sum(1)
+    if np.median(counts) < LONG:
+        return ""
+    gaps = np.diff(trajectories.given.times, axis=1)[np.asarray(trajectories.observed)[:, 1:]]
+    span = WINDOW * float(np.median(gaps))
+    return (
+        f"half of the ids have {np.median(counts):.0f} rows or more. One latent state does not "
+        f"carry so many: to forecast far less than their length, --window {span:.3g} trains on "
+        f"windows of about {WINDOW} rows, faster and often better"
+    )
 
 
 def candidates_table(metrics: dict[str, Any]) -> str:

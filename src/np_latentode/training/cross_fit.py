@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from np_latentode.data.buckets import buckets
 from np_latentode.data.checks import check_counts
@@ -129,11 +129,15 @@ def cross_fit(
     settings |= dict(num_steps=num_steps, progress=progress)
     settings |= dict(max_workers=max(1, workers // len(candidates)))
 
+    keys = {name: jax.random.fold_in(rng_key, c) for c, name in enumerate(candidates)}
+    starts = {
+        name: _starts(keys[name], build, trajectories, split) for name, build in candidates.items()
+    }
+
     def train(name: str) -> tuple[list[Fitted], np.ndarray]:
-        key = jax.random.fold_in(rng_key, list(candidates).index(name))
-        starts = _starts(key, candidates[name], trajectories, split)
         directory = None if checkpoint_dir is None else Path(checkpoint_dir) / name
-        return _trained(key, name, starts, trajectories, split, directory, **settings)
+        own = (keys[name], name, starts[name])
+        return _trained(*own, trajectories, split, directory, **settings)
 
     # Side by side, as each candidate is compiled for itself, which takes longer than its steps.
     with side_by_side(min(len(candidates), workers)) as each:
@@ -209,12 +213,16 @@ def _split(trajectories: Trajectories, num_folds: int) -> _Split:
     able, some = np.asarray(trajectories.observed).sum(1) > 1, buckets(trajectories)
     left_out: list[list[np.ndarray]] = [[] for _ in range(num_folds)]
     kept: list[list[Trajectories]] = [[] for _ in range(num_folds)]
+    ids = np.unique(trajectories.names.ids, return_inverse=True)[1]
+    everyone = np.unique(ids[able])
     for rows, part in some:
-        candidates = np.flatnonzero(able[rows])
-        for k, fold in enumerate(folds(len(candidates), num_folds)):
-            out = candidates[fold]
+        # Windows of one trajectory may be in several buckets; they are left out together.
+        who = everyone if len(everyone) < able.sum() else np.unique(ids[rows][able[rows]])
+        leave = [who[fold] for fold in folds(len(who), num_folds)]
+        outs, others = _by_ids(ids[rows], able[rows], leave)
+        for k, (out, other) in enumerate(zip(outs, others, strict=True)):
             left_out[k].append(rows[out])
-            kept[k].append(part[np.setdiff1d(np.arange(len(rows)), out)])
+            kept[k].append(part[other])
     joined = tuple(np.sort(np.concatenate(rows)) for rows in left_out)
     if not len(joined[0]):
         raise ValueError(
@@ -223,6 +231,26 @@ def _split(trajectories: Trajectories, num_folds: int) -> _Split:
         )
     held_out = tuple(trajectories[rows].split() for rows in joined)
     return _Split(joined, held_out, tuple(map(tuple, kept)))
+
+
+def _by_ids(
+    ids: Int[np.ndarray, " row"], able: Bool[np.ndarray, " row"], leave: list[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The rows that each fold leaves out, whose ids are given, and those that it keeps.
+
+    Windows of one trajectory have the same id, and are left out together. If their numbers differ,
+    folds leave some more rows out, so that all have the same size.
+    """
+    outs = [np.isin(ids, some) for some in leave]
+    chosen = [np.flatnonzero(out & able) for out in outs]
+    others = [np.flatnonzero(~out) for out in outs]
+    return _same_size(chosen), _same_size(others)
+
+
+def _same_size(each: list[np.ndarray]) -> list[np.ndarray]:
+    """As many of each, evenly spread."""
+    count = min(map(len, each))
+    return [rows[np.linspace(0, len(rows) - 1, count).round().astype(int)] for rows in each]
 
 
 def _starts(
@@ -237,7 +265,9 @@ def _starts(
 
 
 def _without(trajectories: Trajectories, rows: np.ndarray) -> Trajectories:
-    return trajectories[np.setdiff1d(np.arange(len(trajectories)), rows)]
+    """All but these, and but the other windows of the same trajectories."""
+    ids = np.asarray(trajectories.names.ids)
+    return trajectories[~np.isin(ids, ids[rows])]
 
 
 def _plans(
