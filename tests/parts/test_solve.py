@@ -2,6 +2,7 @@ import functools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import MappingProxyType
 
 import diffrax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from np_latentode import Solver
-from np_latentode.parts.solve import solve
+from np_latentode.parts.solve import LONGEST_SCAN, _can_scan, solve
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -29,9 +30,20 @@ SOLVERS = {
         diffrax.Tsit5(), dt0=DT0, max_steps=MAX_STEPS, adjoint=diffrax.DirectAdjoint()
     ),
     "constant": Solver(dt0=1 / 12),
+    "short": Solver(dt0=1 / 12, max_steps=32),
     "silent": Solver(dt0=1 / 12, max_steps=32, throw=False),
+    "silent diffrax": Solver(
+        dt0=1 / 12, max_steps=32, throw=False, adjoint=diffrax.DirectAdjoint()
+    ),
+    "short diffrax": Solver(dt0=1 / 12, max_steps=32, adjoint=diffrax.DirectAdjoint()),
     "adaptive": Solver(diffrax.Tsit5(), diffrax.PIDController(rtol=1e-6, atol=1e-7), dt0=None),
 }
+SCANNED = ("Midpoint", "Heun", "Bosh3", "Tsit5", "Dopri5")
+for name in SCANNED:
+    SOLVERS[f"{name} by scan"] = Solver(getattr(diffrax, name)(), dt0=DT0, max_steps=32)
+    SOLVERS[f"{name} by diffrax"] = replace(
+        SOLVERS[f"{name} by scan"], adjoint=diffrax.DirectAdjoint()
+    )
 Z0 = np.array([[1.0, 0.5], [-0.3, 2.0]])
 # With fixed shapes, and fields that differ by numbers only, each solver is compiled once.
 WEIGHTS = np.random.default_rng(0).normal(size=(2, 8, 2))
@@ -241,6 +253,70 @@ def test_direct_and_checkpointed_adjoints_give_the_same_gradients(x64):
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
+@pytest.mark.parametrize("name", SCANNED)
+def test_a_scan_gives_the_states_and_gradients_of_diffrax(x64, name):
+    # Of 32 steps, 18 are taken.
+    times = rows(np.linspace(0, 2.2, 8), np.linspace(0.3, 1.9, 8))
+    ways = [f"{name} by {way}" for way in ("scan", "diffrax")]
+    one, other = (run(way, numbers(**MIXED), times) for way in ways)
+    np.testing.assert_allclose(one, other, rtol=1e-11)
+    one, other = (gradient(way, numbers(**MIXED), times) for way in ways)
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10)
+
+
+def test_few_explicit_constant_steps_with_the_default_adjoint_are_scanned():
+    adaptive = diffrax.PIDController(rtol=1e-3, atol=1e-3)
+    others = [
+        *(Solver(method()) for method in (diffrax.Euler, diffrax.Kvaerno3, diffrax.KenCarp3)),
+        Solver(controller=adaptive),
+        Solver(adjoint=diffrax.DirectAdjoint()),
+        Solver(max_steps=LONGEST_SCAN + 1),
+    ]
+    assert not any(_can_scan(solver) for solver in others)
+    assert all(_can_scan(SOLVERS[f"{name} by scan"]) for name in SCANNED)
+    assert _can_scan(Solver())
+
+
+def test_a_field_that_ends_with_the_solve_has_finite_gradients(x64):
+    def loss(z0, end):
+        def field(z0, t, z):
+            return z0 * jnp.sqrt(end + DT0 / 2 - t)  # NaN one step after the end
+
+        times = jnp.linspace(0, end, 4)[None]
+        bound = functools.partial(field, z0)
+        return solve(bound, z0, times, solver=SOLVERS["Bosh3 by scan"]).sum()
+
+    z0, ends = jnp.ones((1, 2)), jnp.array([2, 7, 32]) * DT0
+    values, slopes = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(z0, ends)
+    assert np.isfinite(values).all()
+    assert np.isfinite(slopes).all()
+
+
+def test_solves_of_several_lengths_can_be_mapped(x64):
+    def loss(numbers, times):
+        z = solve(
+            functools.partial(field, numbers), jnp.asarray(Z0), times, solver=SOLVERS["short"]
+        )
+        return (z**2).sum()
+
+    times = jnp.stack([rows(np.linspace(0, end, 8)) for end in (0.1, 0.9, 2.0)])
+    slope = jax.grad(loss)
+    together = jax.vmap(slope, in_axes=(None, 0))(numbers(**MIXED), times)
+    alone = jnp.stack([slope(numbers(**MIXED), one) for one in times])
+    np.testing.assert_allclose(together, alone, rtol=1e-11)
+
+
+def test_forward_and_reverse_derivatives_agree(x64):
+    def final(numbers):
+        times = jnp.asarray(rows(np.linspace(0, 1, 8)))
+        z0 = jnp.asarray(Z0)
+        return solve(functools.partial(field, numbers), z0, times, solver=SOLVERS["short"])[:, -1]
+
+    forward, reverse = (of(final)(numbers(**MIXED)) for of in (jax.jacfwd, jax.jacrev))
+    np.testing.assert_allclose(forward, reverse, rtol=1e-11)
+
+
 def test_gradients_at_time_zero_are_those_of_z0(x64):
     by_numbers, by_z0 = gradient("Tsit5", numbers(**MIXED), rows(np.zeros(8)))
     np.testing.assert_allclose(by_z0, WEIGHTS.sum(axis=1), rtol=1e-12)
@@ -248,19 +324,26 @@ def test_gradients_at_time_zero_are_those_of_z0(x64):
 
 
 @pytest.mark.parametrize(
-    ("name", "turn", "end"), [("constant", 1.0, 30.0), ("adaptive", 50.0, 10.0)]
+    ("name", "turn", "end", "max_steps"),
+    [
+        ("constant", 1.0, 30.0, 256),
+        ("short", 1.0, 3.0, 32),
+        ("short diffrax", 1.0, 3.0, 32),
+        ("adaptive", 50.0, 10.0, 256),
+    ],
 )
-def test_running_out_of_steps_is_an_error_that_names_max_steps(name, turn, end):
-    with pytest.raises(Exception, match=r"ran out of steps.*max_steps=256"):
+def test_running_out_of_steps_is_an_error_that_names_max_steps(name, turn, end, max_steps):
+    with pytest.raises(Exception, match=rf"ran out of steps.*max_steps={max_steps}"):
         run(name, numbers(turn=turn), rows(np.linspace(0, end, 8)))
 
 
+@pytest.mark.parametrize("name", ["constant", "short diffrax"])
 @pytest.mark.parametrize("row", [0, 1])
-def test_a_diverging_field_is_an_error_that_names_the_row(row):
+def test_a_diverging_field_is_an_error_that_names_the_row(row, name):
     z0 = np.full((2, 2), 0.1)
     z0[row] = 100.0
     with pytest.raises(Exception, match=f"diverged: row {row} "):
-        run("constant", numbers(cube=1.0), rows(np.linspace(0, 1, 8)), z0=z0)
+        run(name, numbers(cube=1.0), rows(np.linspace(0, 1, 8)), z0=z0)
 
 
 def test_a_field_that_is_nan_is_an_error():
@@ -268,25 +351,27 @@ def test_a_field_that_is_nan_is_an_error():
         run("constant", numbers(drive=np.nan), rows(np.linspace(0, 1, 8)))
 
 
+@pytest.mark.parametrize("name", ["silent", "silent diffrax"])
 @pytest.mark.parametrize("row", [0, 1])
-def test_without_throw_a_row_that_diverges_is_nan_and_the_other_as_ever(row, tolerance):
+def test_without_throw_a_row_that_diverges_is_nan_and_the_other_as_ever(row, name, tolerance):
     z0 = np.full((2, 2), 0.1)
-    calm = run("silent", numbers(cube=1.0), rows(np.linspace(0, 1, 8)), z0=z0)
+    calm = run(name, numbers(cube=1.0), rows(np.linspace(0, 1, 8)), z0=z0)
     z0[row] = 100.0
-    z = run("silent", numbers(cube=1.0), rows(np.linspace(0, 1, 8)), z0=z0)
+    z = run(name, numbers(cube=1.0), rows(np.linspace(0, 1, 8)), z0=z0)
     assert np.isnan(z[row]).all()
     np.testing.assert_allclose(z[1 - row], calm[1 - row], rtol=tolerance(1e-6, 1e-14))
 
 
-def test_without_throw_all_rows_are_nan_where_the_steps_run_out():
-    z = run("silent", numbers(turn=1.0), rows(np.linspace(0, 3, 8)))
+@pytest.mark.parametrize("name", ["silent", "silent diffrax"])
+def test_without_throw_all_rows_are_nan_where_the_steps_run_out(name):
+    z = run(name, numbers(turn=1.0), rows(np.linspace(0, 3, 8)))
     assert np.isnan(z).all()
 
 
 def test_without_throw_a_solve_that_succeeds_is_the_same():
     times = rows(np.linspace(0, 1, 8))
     z = run("silent", numbers(**MIXED), times)
-    np.testing.assert_array_equal(z, run("constant", numbers(**MIXED), times))
+    np.testing.assert_array_equal(z, run("short", numbers(**MIXED), times))
 
 
 def test_a_row_that_diverges_after_its_own_last_time_is_named_too(x64):
