@@ -183,7 +183,7 @@ def clinical(
     *,
     output_dir: options.OutputDir = Path("runs/clinical"),
     splits: options.Splits = 5,
-    steps: options.StepsOfEach = 1_000,
+    steps: options.StepsOfEach = 6_000,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Forecast held-out patients of the Mayo PBC trial, beside mixed models and the last value.

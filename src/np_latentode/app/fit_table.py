@@ -40,7 +40,13 @@ from np_latentode.programs.ensemble import Ensemble, heaviest, with_solver
 from np_latentode.programs.fitted import Fitted
 from np_latentode.storage.results import MARKER, check_output_dir, earlier, result_dir
 from np_latentode.storage.saving import FIT, save
-from np_latentode.training.cross_fit import CrossFit, cross_fit
+from np_latentode.training.cross_fit import (
+    BATCH_SIZE,
+    NUM_STEPS,
+    PATIENCE,
+    CrossFit,
+    cross_fit,
+)
 from np_latentode.training.recalibration import recalibrated
 
 __all__ = ["fit_table"]
@@ -74,9 +80,9 @@ def fit_table(
     latent_dim: int | None = None,
     members: int = 5,
     recalibrate: bool = True,
-    steps: int = 6_000,
-    patience: int = 500,
-    batch_size: int = 50,
+    steps: int = NUM_STEPS,
+    patience: int = PATIENCE,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,

@@ -245,7 +245,9 @@ Diagnose = Annotated[
     ),
 ]
 Splits = Annotated[int, typer.Option(min=1, help="Number of splits, with the seeds 0, 1, ...")]
-StepsOfEach = Annotated[int, typer.Option(min=1, help="Training steps per split.")]
+StepsOfEach = Annotated[
+    int, typer.Option(min=1, help="Highest number of training steps of each member, as in fit.")
+]
 Task = Annotated[str, typer.Option(help="interpolation or extrapolation.")]
 Observed = Annotated[
     float,

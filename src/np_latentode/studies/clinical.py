@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from np_latentode.data.checks import check_counts
@@ -20,25 +18,16 @@ from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.calibration import Calibration, calibration
 from np_latentode.forecasts.prediction import forecast
 from np_latentode.forecasts.scores import BAND, of_calibration, of_levels, of_mixed_models, score
-from np_latentode.inference.choice import choose_inference
-from np_latentode.parts.decoder import MLPDecoder
-from np_latentode.parts.encoders import SummaryEncoder
-from np_latentode.parts.likelihoods import StudentTLikelihood
-from np_latentode.programs.assemble import latent_ode
-from np_latentode.programs.guide import AmortizedGuide
-from np_latentode.programs.model import LatentODE
+from np_latentode.programs.assemble import candidates
 from np_latentode.storage.results import check_output_dir, result_dir
 from np_latentode.studies.datasets import clinical
-from np_latentode.training.fit import fit
-from np_latentode.training.optimizer import optimizer
+from np_latentode.training.cross_fit import BATCH_SIZE, PATIENCE, cross_fit
+from np_latentode.training.recalibration import recalibrated
 
 __all__ = ["run", "split_patients"]
 
-HELD_OUT, VALIDATION = 62, 50
-"""The number of patients to forecast, a fifth of all, and of patients for validation."""
-
-LATENT_DIM = 14
-"""A level and a trend for each lab."""
+HELD_OUT = 62
+"""The number of patients to forecast, a fifth of all."""
 
 DRAWS = 500
 SCORES = ("rmse", "crps", "coverage_90")
@@ -48,20 +37,21 @@ def run(
     output_dir: Path,
     *,
     splits: int = 5,
-    steps: int = 1_000,
+    steps: int = 6_000,
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Forecasts the later half of held-out patients' visits from the earlier half.
 
-    In each split a random fifth of the patients is held out. Scores are over all of their target
-    observations, on the scale that is modelled (see `datasets.clinical`), in units of each
+    In each split a random fifth of the patients is held out. The fit is that of `np-latentode fit`:
+    the same candidates, weighed in the same way, with the same bands. Scores are over all of their
+    target observations, on the scale that is modelled (see `datasets.clinical`), in units of each
     feature's standard deviation in the other patients.
 
     Args:
         output_dir: where metrics.json and the figures go.
         splits: the number of splits, with the seeds 0, 1 and so on.
-        steps: of each fit.
+        steps: the highest number of steps of each member, as in `cross_fit`.
         overwrite: whether the results of an earlier run are replaced.
         progress: whether to show progress and print the scores.
 
@@ -84,8 +74,7 @@ def run(
         "steps": steps,
         "splits": splits,
         "seconds": [one.seconds for one in done],
-        "best_step": [one.best_step for one in done],
-        "inference": [one.inference for one in done],
+        "weights": [one.weights for one in done],
         "methods": {
             name: {key: [one.scores[name].get(key) for one in done] for key in SCORES}
             for name in done[0].scores
@@ -107,20 +96,17 @@ def run(
     return metrics
 
 
-def split_patients(
-    patients: Trajectories, seed: int
-) -> tuple[Trajectories, Trajectories, Trajectories]:
-    """A random partition: patients to train on, for validation, and to forecast."""
+def split_patients(patients: Trajectories, seed: int) -> tuple[Trajectories, Trajectories]:
+    """A random partition: patients to train on, and to forecast."""
     order = np.random.default_rng(seed).permutation(len(patients))
-    test, validation, train = np.split(order, [HELD_OUT, HELD_OUT + VALIDATION])
-    return patients[train], patients[validation], patients[test]
+    test, train = np.split(order, [HELD_OUT])
+    return patients[train], patients[test]
 
 
 class _Split(NamedTuple):
     scores: dict[str, dict[str, float]]
     seconds: float
-    best_step: int
-    inference: str
+    weights: dict[str, float]
     calibration: Calibration
     context: Trajectories
     target: Trajectories
@@ -129,54 +115,36 @@ class _Split(NamedTuple):
 
 
 def _one_split(patients: Trajectories, seed: int, steps: int, *, progress: bool) -> _Split:
-    train, validation, test = split_patients(patients, seed)
-    others = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), train, validation)
-    unit = Scaling.fit(others).scale
+    train, test = split_patients(patients, seed)
+    scaling = Scaling.fit(train)
     context, target = test.split()
     started = time.perf_counter()
     fit_key, score_key, draw_key = jax.random.split(jax.random.key(seed), 3)
-    fitted = fit(
+    cross = cross_fit(
         fit_key,
-        *_networks(train, seed),
+        candidates(train, scaling=scaling),
         train,
-        validation.split(),
         num_steps=steps,
-        batch_size=50,
+        batch_size=BATCH_SIZE,
+        patience=PATIENCE,
         conditioning=MOSTLY_PARTS,
-        optim=optimizer(steps, weight_decay=0.1),
         progress=progress,
     )
-    chosen = choose_inference(score_key, fitted, *validation.split())
-    options: Any = dict(inference=chosen.inference, num_samples=DRAWS)
-    found = calibration(score_key, fitted, context, target, **options)
+    fitted = recalibrated(score_key, cross, train)
+    found = calibration(score_key, fitted, context, target, num_samples=DRAWS)
     seconds = time.perf_counter() - started
     times = np.linspace(0.0, patients.given.times.max(), 60)
     made = {"latent ODE": of_calibration(target, found)}
-    made |= of_levels(others, context, target) | of_mixed_models(others, context, target)
+    made |= of_levels(train, context, target) | of_mixed_models(train, context, target)
     return _Split(
-        scores={name: score(target, unit, forecasts) for name, forecasts in made.items()},
+        scores={name: score(target, scaling.scale, forecasts) for name, forecasts in made.items()},
         seconds=seconds,
-        best_step=fitted.history.best_step,
-        inference=chosen.name,
+        weights=cross.weights,
         calibration=found,
         context=context,
         target=target,
         times=times,
-        draws=forecast(draw_key, fitted, context, times, inference=chosen.inference),
-    )
-
-
-def _networks(train: Trajectories, seed: int) -> tuple[LatentODE, AmortizedGuide]:
-    """A latent ODE for few, short, noisy trajectories with outliers: its decoder is linear."""
-    rngs = nnx.Rngs(seed)
-    num_features = train.num_features
-    return latent_ode(
-        train,
-        latent_dim=LATENT_DIM,
-        encoder=SummaryEncoder(num_features, rngs=rngs),
-        decoder=MLPDecoder(LATENT_DIM, num_features, depth=0, rngs=rngs),
-        likelihood=StudentTLikelihood(df=5.0),
-        rngs=rngs,
+        draws=forecast(draw_key, fitted, context, times),
     )
 
 

@@ -37,6 +37,9 @@ __all__ = ["Candidate", "CrossFit", "cross_fit"]
 Candidate = Callable[[Trajectories, nnx.Rngs], tuple[LatentODE, AmortizedGuide]]
 """`(train, rngs) -> (model, guide)`, whose parts may start at estimates from the data."""
 
+NUM_STEPS, PATIENCE, BATCH_SIZE = 6_000, 500, 50
+"""The settings with which `np-latentode fit` trains."""
+
 REPEATS = 10
 """Times the draws of a validation score, per score that decides weights."""
 
@@ -81,7 +84,7 @@ def cross_fit(
     *,
     num_folds: int = 5,
     max_workers: int | None = None,
-    num_steps: int = 6_000,
+    num_steps: int = NUM_STEPS,
     batch_size: int | None = None,
     conditioning: Conditioning | None = random_context,
     patience: int | None = None,
