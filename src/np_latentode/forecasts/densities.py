@@ -127,16 +127,19 @@ def _log_predictive(
 
     score = jax.vmap(score_one)
 
-    def add(total: Array, some: Array) -> tuple[Array, None]:
-        return jnp.logaddexp(total, jax.nn.logsumexp(score(some), axis=0)), None
+    def add(total: Array, batch: tuple[Array, Array]) -> tuple[Array, None]:
+        some, counts = batch
+        terms = jnp.where(counts[:, None, None, None], score(some), -jnp.inf)
+        return jnp.logaddexp(total, jax.nn.logsumexp(terms, axis=0)), None
 
-    at_once = min(DRAWS_AT_ONCE, len(z0s))
-    whole = len(z0s) // at_once * at_once
+    # Some draws come twice, and count once: a last batch that is not full would be compiled for
+    # itself.
+    count, at_once = len(z0s), min(DRAWS_AT_ONCE, len(z0s))
+    every = jnp.concatenate([z0s, z0s[: -count % at_once]])
+    batches = every.reshape(-1, at_once, *z0s.shape[1:])
+    counts = (jnp.arange(len(every)) < count).reshape(-1, at_once)
     total = jnp.full(target.values.shape, -jnp.inf, target.values.dtype)
-    chunks = z0s[:whole].reshape(-1, at_once, *z0s.shape[1:])
-    total, _ = jax.lax.scan(add, total, chunks)
-    if whole < len(z0s):
-        total, _ = add(total, z0s[whole:])
+    total, _ = jax.lax.scan(add, total, (batches, counts))
     return jnp.where(target.mask, total - jnp.log(len(z0s)), 0.0)
 
 

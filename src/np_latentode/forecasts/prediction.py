@@ -192,8 +192,13 @@ def _draw_x(
             x = jax.tree.map(lambda a: a[slots], x)
         return {"z0": key_and_z0[1], **x}
 
-    keys = jax.random.split(rng_key, len(z0s))
-    return jax.lax.map(explain, (keys, z0s), batch_size=draws_at_once)
+    count = len(z0s)
+    each = (jax.random.split(rng_key, count), z0s)
+    # Some draws are made twice: a last batch that is not full would be compiled for itself.
+    more = -count % draws_at_once
+    each = jax.tree.map(lambda a: jnp.concatenate([a, a[:more]]), each)
+    made = jax.lax.map(explain, each, batch_size=draws_at_once)
+    return jax.tree.map(lambda a: a[:count], made)
 
 
 def forecast(

@@ -312,9 +312,11 @@ def _left_out_scores(
     scores = []
     for one, plan, (context, target) in zip(done, plans, split.held_out, strict=True):
         member = plan.programs.fitted(one.params)
-        z0 = amortized(rng_key, member, context, NUM_DRAWS * REPEATS)
         # As many draws at once as in validation, so that it is the same program.
-        parts = [log_predictive(member, some, context, target) for some in jnp.split(z0, REPEATS)]
+        parts = []
+        for key in jax.random.split(rng_key, REPEATS):
+            z0 = amortized(key, member, context, NUM_DRAWS)
+            parts.append(log_predictive(member, z0, context, target))
         log_p = jax.nn.logsumexp(jnp.stack(parts), axis=0) - np.log(REPEATS)
         scores.append(np.asarray(jnp.where(target.mask, log_p, 0.0).sum((1, 2)), float))
     return np.concatenate(scores)
