@@ -22,6 +22,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,15 +62,15 @@ frenchfries  reshape2/french_fries batch     time   potato,buttery,rancid,painty
 """
 # The columns of the page, and the digits of each.
 DIGITS = {"ids": 0, "rows": 0, "seeds": 0, "crps": 3, "worst": 3, "rmse": 3, "mixed": 3, "last": 3}
-DIGITS |= {"best": 0, "coverage": 2, "near": 2, "far": 2, "seconds": 0}
+DIGITS |= {"best": 0, "before": 2, "coverage": 2, "near": 2, "far": 2, "seconds": 0, "total": 0}
 NOTE = """
 Medians over seeds. The later half of the visits of ids that are held out is forecast; crps and rmse
 are in standard deviations of the training data, and worst is the highest crps.
 mixed: crps of a linear or a quadratic mixed model, the better one. last: crps of the last value.
 best: the number of seeds for which crps is below both.
-coverage: the share of values in the central 90% of their forecast; near and far: of the third of
-the values that come soonest, and latest, after the last visit that was known.
-seconds: of training, on one core.
+coverage: the share of values in the central 90% of their forecast, before: before recalibration;
+near and far: of the third of the values that come soonest, and latest, after the last known visit.
+seconds: of training, and total: of the whole command, with compiling and figures, on one core.
 """
 
 
@@ -151,7 +152,9 @@ def run(table: Table, seed: int, output: Path, extra: list[str]) -> dict[str, An
     command = [Path(sys.executable).with_name("np-latentode"), "fit", path, *extra]
     command += [*table.options(), "--output-dir", directory, "--seed", str(seed)]
     named = {"table": table.name, "seed": seed}
+    started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
+    total = time.perf_counter() - started
     if done.returncode:
         # A process that was killed says nothing: its last line is of the progress bar.
         said = done.stderr.strip().splitlines() if done.returncode > 0 else []
@@ -163,7 +166,7 @@ def run(table: Table, seed: int, output: Path, extra: list[str]) -> dict[str, An
     frame = pd.read_csv(path, dtype={table.id: str})
     held_out = pd.read_csv(directory / "heldout.csv", dtype={table.id: str})
     by_gap = coverage_by_gap(held_out, gaps(frame, held_out, table.id, table.time))
-    named |= {"ids": frame[table.id].nunique(), "rows": len(frame)}
+    named |= {"ids": frame[table.id].nunique(), "rows": len(frame), "total": total}
     return named | scores(metrics) | by_gap
 
 
@@ -177,6 +180,7 @@ def scores(metrics: dict[str, Any]) -> dict[str, float]:
         "rmse": ours["rmse"],
         "mixed": np.fmin(*[np.inf if crps is None else crps for crps in mixed]),
         "last": found["last value"],
+        "before": metrics["coverage"].get("without", metrics["coverage"]["with bands"])["all"],
         "coverage": ours["coverage_90"],
         "steps": metrics["steps_taken"],
         "seconds": metrics["seconds"],
@@ -212,7 +216,7 @@ def described(result: dict[str, Any]) -> str:
     name = f"{result['table']}, seed {result['seed']}: "
     if "error" in result:
         return f"{name}failed: {result['error']}"
-    keys = ("crps", "mixed", "last", "coverage", "near", "far")
+    keys = ("crps", "mixed", "last", "before", "coverage", "near", "far")
     numbers = ", ".join(f"{key} {result[key]:.3f}" for key in keys).replace("nan", "-")
     return f"{name}{numbers}, {result['steps']:.0f} steps in {result['seconds']:.0f} s"
 
