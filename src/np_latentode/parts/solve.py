@@ -179,13 +179,13 @@ LONGEST_SCAN = 256
 
 
 def _can_scan(solver: Solver) -> bool:
-    """Whether the steps are explicit, constant and not too many, with the default adjoint."""
+    """Whether steps are explicit, constant and not too many, with an adjoint that a scan serves."""
     return (
         isinstance(solver.method, diffrax.AbstractERK)
         and type(solver.method).step is diffrax.AbstractERK.step
         and type(solver.method.tableau) is diffrax.ButcherTableau
         and type(solver.controller) is diffrax.ConstantStepSize
-        and type(solver.adjoint) is diffrax.RecursiveCheckpointAdjoint
+        and type(solver.adjoint) in (diffrax.RecursiveCheckpointAdjoint, diffrax.ForwardMode)
         and solver.max_steps <= LONGEST_SCAN
     )
 
