@@ -127,7 +127,7 @@ def cross_fit(
     split = _split(trajectories, num_folds)
     started = time.perf_counter()
     if batch_size is not None:
-        batch_size = min(batch_size, len(trajectories) - len(split.left_out[0]))
+        batch_size = min(batch_size, sum(map(len, split.kept[0])))
     settings: Any = dict(batch_size=batch_size, conditioning=conditioning, patience=patience)
     settings |= dict(num_steps=num_steps, progress=progress)
     settings |= dict(max_workers=max(1, workers // len(candidates)))
