@@ -109,7 +109,7 @@ def test_the_log_score_is_the_density_of_the_widened_gaussian():
     x, mask = np.asarray(TARGET.values), np.asarray(TARGET.mask)
     expected = -stats.norm.logpdf(x, loc[:, None], scale)
     np.testing.assert_allclose(found.log_score[mask].mean(), expected[mask].mean(), rtol=0.02)
-    near = mask & (np.abs(x - loc[:, None]) < 2 * scale)
+    near = mask & (np.abs(x - loc[:, None]) < 1.5 * scale)
     np.testing.assert_allclose(found.log_score[near], expected[near], atol=0.5)
     assert (np.isnan(found.log_score) == ~mask).all()
     np.testing.assert_allclose(

@@ -159,7 +159,7 @@ def test_a_training_that_starts_from_a_fit_never_ends_with_a_worse_one(pair, spi
     first = fit(jax.random.key(0), *pair, train, held_out, **options)
     assert 0 not in first.history.evaluated
     # Steps that are far too long.
-    options |= dict(optim=optax.sgd(10.0), start=first)
+    options |= dict(optim=optax.adam(0.3), start=first)
     again = fit(jax.random.key(1), *pair, train, held_out, **options)
     assert again.history.evaluated.tolist() == [0, 5, 10]
     assert again.history.best_step == 0
