@@ -12,6 +12,8 @@ from np_latentode import Trajectories, load
 from np_latentode.app import fit_table
 from np_latentode.app.cli import app
 from np_latentode.app.summaries import (
+    candidates_table,
+    coverage_table,
     scores_table,
     trajectories_table,
     variance_table,
@@ -65,16 +67,23 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "plot_calibration", lambda found: 1 / 0)
         patch.setattr(fans, "plot_forecasts", partial(note_and_plot, fans.plot_forecasts))
-        outcome = run("fit", *arguments, "--steps", 100, "--inference", "guide")
+        outcome = run("fit", *arguments, "--steps", 40, "--members", 2)
     assert outcome.exit_code == 0, outcome.output
     (home / "printed").write_text(outcome.output)
     return home
 
 
+def load_metrics(home):
+    return json.loads((home / "run" / "metrics.json").read_text())
+
+
 @pytest.mark.slow
 def test_no_figure_costs_a_fit(home):
-    assert load(home / "run").model.scaling.labels.since == "first"
-    assert load(home / "run" / "fit").params.keys() == load(home / "run").params.keys()
+    fitted, same = load(home / "run"), load(home / "run" / "fit")
+    assert fitted.scaling.labels.since == "first"
+    assert len(fitted.members) == len(same.members)
+    for one, other in zip(fitted.members, same.members, strict=True):
+        assert one.params.keys() == other.params.keys()
     assert (home / "run" / "forecasts.png").exists()
     said = (home / "printed").read_text()
     assert "fit: The figure calibration.png could not be drawn: division by zero." in said
@@ -105,7 +114,7 @@ def test_what_is_held_out_joins_the_table_by_id_and_time(home):
 
 @pytest.mark.slow
 def test_scores_stand_by_column_beside_the_observed_spread(home):
-    metrics = json.loads((home / "run" / "metrics.json").read_text())
+    metrics = load_metrics(home)
     assert {"latent ODE", "last value", "constant", "mixed model"} <= {*metrics["methods"]}
     for scores in metrics["methods"].values():
         assert {*scores["columns"]} == {"a", "b"}
@@ -114,7 +123,50 @@ def test_scores_stand_by_column_beside_the_observed_spread(home):
     assert metrics["methods"]["latent ODE"]["columns"]["b"]["rmse"] > 0.5
     printed = (home / "printed").read_text()
     _, after = printed.split(scores_table(metrics))
+    assert coverage_table(metrics) in after
     assert variance_table(metrics) in after
+
+
+@pytest.mark.slow
+def test_candidates_are_weighed_by_their_scores_of_what_they_left_out(home):
+    metrics, fitted = load_metrics(home), load(home / "run")
+    found, printed = metrics["candidates"], (home / "printed").read_text()
+    assert {*found} == {"backbone", "network"}
+    assert sum(one["weight"] for one in found.values()) == pytest.approx(1)
+    # A network says little after so few steps; a backbone starts as a mixed model.
+    assert found["backbone"]["log_score"] > found["network"]["log_score"]
+    assert found["backbone"]["weight"] > 0.5
+    for one in found.values():
+        assert (one["latent_dim"] is None) == (not one["weight"])
+        assert len(one["best_steps"]) == (2 if one["weight"] else 0)
+    weights = [one["weight"] / 2 for one in found.values() if one["weight"] for _ in range(2)]
+    np.testing.assert_allclose(fitted.weights, weights)
+    assert candidates_table(metrics) in printed
+
+
+@pytest.mark.slow
+def test_where_backbones_weigh_most_forecasts_use_the_guide(home):
+    chosen = load_metrics(home)["inference"]
+    assert chosen == {"name": "guide", "log_scores": {}}
+    assert "forecasts use the guide alone\n" in (home / "printed").read_text()
+
+
+@pytest.mark.slow
+def test_coverage_is_of_all_values_by_column_and_by_thirds_of_the_gap(home):
+    metrics, held = load_metrics(home), pd.read_csv(home / "run" / "heldout.csv")
+    inside = (held["q0.05"] <= held.observed) & (held.observed <= held["q0.95"])
+    assert {*metrics["bands"]} == {"a", "b"}
+    for shares in metrics["coverage"].values():
+        assert [*shares] == ["all", "a", "b", "near", "middle", "far"]
+        count = metrics["observed_count"]
+        both = sum(count[name] * shares[name] for name in "ab") / sum(count.values())
+        assert shares["all"] == pytest.approx(both)
+        thirds = [len(part) for part in np.array_split(np.arange(sum(count.values())), 3)]
+        parts = np.dot(thirds, [shares[name] for name in ("near", "middle", "far")])
+        assert shares["all"] == pytest.approx(parts / sum(thirds))
+    assert {*metrics["coverage"]} == {"with bands", "without"}
+    # Those of heldout.csv are other draws of the same bands.
+    assert metrics["coverage"]["with bands"]["all"] == pytest.approx(inside.mean(), abs=0.1)
 
 
 @pytest.mark.slow
@@ -272,8 +324,9 @@ def test_a_fit_does_without_rows_far_outside_in_time(wrong, tmp_path):
     table.loc[7, "day"] = wrong
     table.to_csv(tmp_path / "labs.csv", index=False)
     arguments = [tmp_path / "labs.csv", *COLUMNS, "--output-dir", tmp_path / "run"]
-    outcome = run("fit", *arguments, "--steps", 100, "--batch-size", 10, "--inference", "guide")
+    small = ["--steps", 20, "--batch-size", 10, "--members", 2, "--latent-dim", 3]
+    outcome = run("fit", *arguments, *small, "--inference", "guide")
     assert outcome.exit_code == 0, outcome.output
     assert f"column 'day' holds {wrong[:10]} in line 9, far from all others" in outcome.output
-    scaling = load(tmp_path / "run").model.scaling
+    scaling = load(tmp_path / "run").scaling
     assert 15 < scaling.time_unit < 25

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from np_latentode import Trajectories
-from np_latentode.data.buckets import buckets
+from np_latentode.data.buckets import buckets, trimmed
 
 
 def of_lengths(lengths):
@@ -58,3 +58,18 @@ def test_slots_after_the_last_observation_do_not_count():
     early, late = data.before(9.0), data.after(9.0)
     assert [len(some) for _, some in buckets(early)] == [21]
     assert [some.times.shape for _, some in buckets(late)] == [(20, 1), (1, 400)]
+
+
+@pytest.mark.parametrize(("latest", "slots"), [(1, 8), (8, 8), (9, 16), (17, 20), (20, 20)])
+def test_what_is_trimmed_has_a_multiple_of_eight_slots_or_all(latest, slots):
+    data = of_lengths([20, 3])
+    few = data.before(latest - 0.5)
+    found = trimmed(few)
+    assert found.mask.shape == (2, slots, 1)
+    assert found.mask.sum() == few.mask.sum()
+    np.testing.assert_array_equal(found.values[found.mask], few.values[few.mask])
+    np.testing.assert_array_equal(found.times[found.observed], few.times[few.observed])
+
+
+def test_without_observations_eight_slots_are_left():
+    assert trimmed(of_lengths([20, 3]).before(-1.0)).mask.shape == (2, 8, 1)

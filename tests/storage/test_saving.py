@@ -1,6 +1,7 @@
 """A fit that was saved is the same fit when it is loaded, and loading runs nothing."""
 
 import json
+from dataclasses import replace
 
 import diffrax
 import jax
@@ -43,6 +44,17 @@ PARTS = {
         "encoder": nl.PathODE(2, rngs=RNGS),
         "posterior": nl.FlowPosterior(24, 4, num_layers=1, rngs=RNGS),
         "likelihood": nl.FeatureLikelihoods(nl.GaussianLikelihood(), nl.StudentTLikelihood()),
+    },
+    "linear": lambda: {
+        "dynamics": nl.LinearDynamics(
+            np.eye(4), np.ones(4), nl.MLPDynamics(4, width=3, from_zero=True, rngs=RNGS)
+        ),
+        "decoder": nl.LinearDecoder(
+            np.ones((2, 4)), np.ones(2), nl.MLPDecoder(4, 2, width=3, from_zero=True, rngs=RNGS)
+        ),
+        "encoder": nl.RegressionEncoder(np.ones((3, 2, 4)), np.ones((3, 2)), np.zeros(2)),
+        "posterior": nl.RegressionNormal(4, width=3, rngs=RNGS),
+        "likelihood": nl.OrnsteinUhlenbeckLikelihood(start=np.array([0.3, 0.7])),
     },
     "round": lambda: {
         "prior": nl.ProductPrior(nl.CirclePrior(), nl.StandardNormal(2)),
@@ -160,6 +172,15 @@ def test_an_ensemble_forecasts_the_same_when_it_is_loaded(tmp_path):
     # Members of the same parts share their programs.
     first, second, third = (member.model for member in again.members)
     assert first is second is not third
+
+
+def test_bands_are_kept(tmp_path):
+    plain = nl.Ensemble((trained(),))
+    widths = np.array([1 / 3, np.pi])
+    save(tmp_path / "plain", plain)
+    save(tmp_path / "wide", replace(plain, bands=nl.Bands(widths)))
+    assert load(tmp_path / "plain").bands is None
+    np.testing.assert_array_equal(load(tmp_path / "wide").bands.widths, widths)
 
 
 def test_parts_of_your_own_are_given_to_all_members(tmp_path):

@@ -153,6 +153,27 @@ def test_a_training_may_start_from_a_fit(pair, spirals, untyped):
 
 @pytest.mark.usefixtures("few_at_once")
 @pytest.mark.slow
+def test_a_training_that_starts_from_a_fit_never_ends_with_a_worse_one(pair, spirals):
+    train, held_out = spirals[:10], spirals[10:]
+    options = dict(num_steps=10, progress=False)
+    first = fit(jax.random.key(0), *pair, train, held_out, **options)
+    assert 0 not in first.history.evaluated
+    # Steps that are far too long.
+    options |= dict(optim=optax.adam(0.3), start=first)
+    again = fit(jax.random.key(1), *pair, train, held_out, **options)
+    assert again.history.evaluated.tolist() == [0, 5, 10]
+    assert again.history.best_step == 0
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), again.params, first.params
+    )
+    # Without held-out data nothing can be scored, and the last step counts.
+    blind = fit(jax.random.key(1), *pair, train, **options)
+    assert len(blind.history.evaluated) == 0
+    assert blind.history.best_step == 10
+
+
+@pytest.mark.usefixtures("few_at_once")
+@pytest.mark.slow
 def test_patience_ends_a_training_that_gets_no_better(pair, spirals):
     optim = optax.sgd(0.0)
     fitted = fit(

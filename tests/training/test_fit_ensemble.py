@@ -146,15 +146,16 @@ def test_an_interrupted_ensemble_ends_where_it_would_have_ended(tmp_path, monkey
 
 @pytest.mark.slow
 def test_patience_ends_each_member_by_itself(monkeypatch):
-    scores = iter([1.0, 2.0, 3.0, 1.0, 4.0, 0.5, 0.25])
+    # The first two are of the starts.
+    scores = iter([9.0, 8.0, 1.0, 2.0, 3.0, 1.0, 4.0, 0.5, 0.25])
     monkeypatch.setattr(progress, "forecast_score", lambda *_: next(scores))
     options = OPTIONS | dict(num_steps=20)
     made = fit_ensemble(
         KEY, build, TRAIN, HELD_OUT, num_members=2, max_workers=1, patience=10, **options
     )
     first, second = (member.history.validation.tolist() for member in made.members)
-    assert first == [1.0, 3.0, 4.0]
-    assert second == [2.0, 1.0, 0.5, 0.25]
+    assert first == [9.0, 1.0, 3.0, 4.0]
+    assert second == [8.0, 2.0, 1.0, 0.5, 0.25]
 
 
 @pytest.mark.slow

@@ -120,7 +120,9 @@ class Labels:
             return jnp.where(logged, jnp.exp(jnp.where(logged, values, 0.0)), values)
         # In single precision, the exponential could overflow.
         own = values.astype(float)
-        own[..., logged] = np.exp(own[..., logged])
+        # A forecast that diverges is infinite; its command says so in a sentence.
+        with np.errstate(over="ignore"):
+            own[..., logged] = np.exp(own[..., logged])
         return own
 
     def modelled(self, values: np.ndarray) -> np.ndarray:

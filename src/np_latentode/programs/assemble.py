@@ -66,7 +66,8 @@ def candidates(
     Raises:
         ValueError: if train is of another type.
     """
-    scaling = Scaling.fit(check_trajectories(train)) if scaling is None else scaling
+    check_trajectories(train)
+    scaling = Scaling.fit(train) if scaling is None else scaling
     common: dict[str, Any] = dict(scaling=scaling, solver=solver)
     least, most = LATENT_DIMS
     latent_dim = min(max(least, 2 * train.num_features), most)

@@ -1,0 +1,306 @@
+"""Each member is trained without its fold, which judges it; candidates are weighed by that."""
+
+from dataclasses import replace
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from np_latentode import (
+    Ensemble,
+    GaussianLikelihood,
+    Scaling,
+    Solver,
+    Trajectories,
+    cross_fit,
+    datasets,
+    latent_ode,
+    log_predictive,
+    posterior,
+)
+from np_latentode.training import cross_fit as module, progress, steps
+from np_latentode.training.stacking import stacking_weights
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+DATA = datasets.spirals(jax.random.key(0), num_trajectories=14)
+SCALING = Scaling.fit(DATA)
+KEY = jax.random.key(5)
+
+
+class Field(nnx.Linear):
+    def __call__(self, t, z):
+        return super().__call__(z)
+
+
+class MeanEncoder(nnx.Linear):
+    def __call__(self, times, values, mask):
+        return super().__call__(values.sum(1) / (1 + mask.sum(1)))
+
+
+def network(train, rngs, **options):
+    """A pair that compiles in a second or two."""
+    return latent_ode(
+        train,
+        latent_dim=2,
+        dynamics=Field(2, 2, rngs=rngs),
+        encoder=MeanEncoder(2, 4, rngs=rngs),
+        solver=Solver(diffrax.Euler(), dt0=1.25, adjoint=diffrax.DirectAdjoint()),
+        scaling=SCALING,
+        rngs=rngs,
+        **options,
+    )
+
+
+def hopeless(train, rngs):
+    """It is sure of the wrong."""
+    return network(train, rngs, likelihood=GaussianLikelihood(1e-2))
+
+
+@pytest.fixture(autouse=True)
+def few_at_once(monkeypatch):
+    monkeypatch.setattr(steps, "STEPS_AT_ONCE", 5)
+
+
+OPTIONS = dict(num_folds=2, num_steps=20, max_workers=1, progress=False)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def ids(trajectories):
+    """The first value of each trajectory, by which spirals are told apart."""
+    return np.asarray(trajectories.values)[:, 0, 0].tolist()
+
+
+@pytest.fixture(scope="module")
+def crossed():
+    """Two candidates, one of them hopeless, and what each was built of."""
+    built = []
+
+    def spy(train, rngs):
+        built.append(train)
+        return network(train, rngs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "STEPS_AT_ONCE", 5)
+        candidates = {"good": spy, "hopeless": hopeless}
+        return cross_fit(KEY, candidates, DATA, **OPTIONS), built
+
+
+@pytest.mark.slow
+def test_each_trajectory_is_left_out_once_and_builds_the_other_members(crossed):
+    cross, built = crossed
+    assert sorted(np.concatenate(cross.left_out).tolist()) == [*range(14)]
+    assert [len(rows) for rows in cross.left_out] == [7, 7]
+    for rows, train in zip(cross.left_out, built, strict=True):
+        assert ids(train) == ids(DATA[np.setdiff1d(np.arange(14), rows)])
+
+
+def losses_of_first_round(data):
+    made = cross_fit(KEY, {"one": network}, data, **OPTIONS)
+    return [member.history.losses[:5] for member in made.ensemble.members], made.left_out
+
+
+@pytest.mark.slow
+def test_no_step_depends_on_what_was_left_out():
+    before, left_out = losses_of_first_round(DATA)
+    values = np.array(DATA.values)
+    values[left_out[0]] *= 3
+    other = Trajectories(np.asarray(DATA.times), values, np.asarray(DATA.mask))
+    after, same_rows = losses_of_first_round(other)
+    same(left_out, same_rows)
+    np.testing.assert_array_equal(before[0], after[0])
+    assert (before[1] != after[1]).all()
+
+
+@pytest.mark.slow
+def test_a_hopeless_candidate_has_no_weight_and_no_member(crossed):
+    cross, _ = crossed
+    assert cross.weights == {"good": 1.0, "hopeless": 0.0}
+    assert cross.scores["hopeless"] < cross.scores["good"] - 10
+    assert cross.of("hopeless") == ()
+    assert cross.of("good") == cross.ensemble.members
+    assert cross.ensemble.weights.tolist() == [0.5, 0.5]
+    assert cross.seconds > 0
+
+
+@pytest.mark.slow
+def test_scores_are_the_log_densities_of_what_was_left_out(crossed):
+    cross, _ = crossed
+    key, total, count = jax.random.fold_in(KEY, 0), 0.0, 0
+    for member, rows in zip(cross.of("good"), cross.left_out, strict=True):
+        context, target = DATA[rows].split()
+        z0 = posterior(member, context).sample(key, (module.NUM_DRAWS * module.REPEATS,))
+        total += float(log_predictive(member, z0, context, target).sum())
+        count += int(target.mask.sum())
+    assert cross.scores["good"] == pytest.approx(total / count, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_first_evaluation_is_of_the_start(crossed):
+    for member in crossed[0].of("good"):
+        assert member.history.evaluated[0] == 0
+        assert member.history.validation.min() <= member.history.validation[0]
+
+
+def test_weights_of_candidates_are_those_of_stacking_and_sum_to_one():
+    rng = np.random.default_rng(0)
+    log_p = rng.normal(size=(3, 14)) - np.array([[0.0], [0.0], [30.0]])
+    pair = network(DATA, nnx.Rngs(0))
+    one = module.starting_alike([pair], name="candidates")[0]
+    split = module._split(DATA, 2)
+    made = {name: [replace(one), replace(one)] for name in "abc"}
+    cross = module._joined(made, log_p, split, 1.0)
+    weights = stacking_weights(log_p)
+    assert sum(cross.weights.values()) == pytest.approx(1)
+    assert cross.weights["c"] == 0
+    np.testing.assert_allclose([cross.weights[name] for name in "ab"], weights[:2], atol=0.01)
+    for name in "ab":
+        assert cross.of(name) == tuple(made[name])
+    # The members of a candidate count alike; those of a fold are one of each.
+    np.testing.assert_allclose(
+        cross.ensemble.weights, np.repeat([cross.weights["a"], cross.weights["b"]], 2) / 2
+    )
+    for k in range(2):
+        fold = cross.fold(k)
+        assert isinstance(fold, Ensemble)
+        assert fold.members == (made["a"][k], made["b"][k])
+        np.testing.assert_allclose(fold.weights, [cross.weights["a"], cross.weights["b"]])
+
+
+@pytest.mark.slow
+def test_with_one_fold_a_seventh_is_left_out_once():
+    cross = cross_fit(KEY, {"one": network}, DATA, **OPTIONS | dict(num_folds=1, num_steps=1))
+    assert [len(rows) for rows in cross.left_out] == [2]
+    assert len(cross.ensemble.members) == 1
+
+
+def test_each_fold_takes_as_many_of_each_length_and_none_that_cannot_be_forecast():
+    lengths = [1, *[4] * 12, *[60] * 6]
+    pairs = [(np.arange(n), np.ones((n, 1))) for n in lengths]
+    split = module._split(Trajectories.from_ragged(pairs, num_features=1), 3)
+    for rows, parts in zip(split.left_out, split.kept, strict=True):
+        left_out = np.array(lengths)[rows]
+        assert [(left_out == n).sum() for n in (1, 4, 60)] == [0, 4, 2]
+        assert [len(part) for part in parts] == [9, 4]
+    assert not set(split.left_out[0]) & set(split.left_out[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scores", "taken"),
+    [([3.0, 2.0, 1.0, 0.9, 0.8, 0.7], 20), ([1.0, 2.0, 3.0], 5)],
+    ids=["better to the end", "worse from the start on"],
+)
+def test_more_steps_follow_where_the_first_were_too_few(scores, taken, monkeypatch):
+    given = iter(scores)
+    monkeypatch.setattr(progress, "forecast_score", lambda *_: next(given))
+    options = OPTIONS | dict(num_folds=1)
+    [member] = cross_fit(KEY, {"one": network}, DATA, **options).ensemble.members
+    assert len(member.history.losses) == taken
+    best = int(np.argmin(member.history.validation))
+    assert member.history.best_step == member.history.evaluated[best]
+    assert member.history.best_step == (20 if taken == 20 else 0)
+
+
+@pytest.mark.slow
+def test_what_training_does_not_improve_stays_at_its_start(monkeypatch):
+    given = iter([1.0, 2.0])
+    monkeypatch.setattr(progress, "forecast_score", lambda *_: next(given))
+    starts = []
+
+    def spy(train, rngs):
+        starts.append(network(train, rngs))
+        return starts[-1]
+
+    [member] = cross_fit(KEY, {"one": spy}, DATA, **OPTIONS | dict(num_folds=1)).ensemble.members
+    [start] = module.starting_alike(starts, name="candidates")
+    same(member.params, start.params)
+
+
+@pytest.mark.slow
+def test_interrupted_it_ends_bit_for_bit_where_it_would_have_ended(tmp_path, monkeypatch):
+    candidates = {"one": network, "other": lambda train, rngs: network(train, nnx.Rngs(9))}
+    whole = cross_fit(KEY, candidates, DATA, **OPTIONS)
+    append, calls = progress._append, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return append(*args)
+
+    monkeypatch.setattr(progress, "_append", interrupted)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN", 0.0)
+    options = OPTIONS | dict(checkpoint_dir=tmp_path / "c")
+    with pytest.raises(KeyboardInterrupt):
+        cross_fit(KEY, candidates, DATA, **options)
+    resumed = cross_fit(KEY, candidates, DATA, **options)
+    done = len(calls)
+    again = cross_fit(KEY, candidates, DATA, **options)
+    assert len(calls) == done
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"one", "other"}
+    for other in (resumed, again):
+        assert other.weights == whole.weights
+        assert other.scores == whole.scores
+        for a, b in zip(whole.ensemble.members, other.ensemble.members, strict=True):
+            same(a.params, b.params)
+            same(a.history[:3], b.history[:3])
+
+
+@pytest.mark.slow
+def test_candidates_side_by_side_are_those_one_after_the_other():
+    candidates = {"one": network, "other": lambda train, rngs: network(train, nnx.Rngs(9))}
+    options = OPTIONS | dict(num_steps=1)
+    alone, together = (
+        cross_fit(KEY, candidates, DATA, **options | dict(max_workers=count)) for count in (1, 4)
+    )
+    assert alone.weights == together.weights
+    for a, b in zip(alone.ensemble.members, together.ensemble.members, strict=True):
+        same(a.params, b.params)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_folds": 0}, "num_folds must be a positive integer; got 0"),
+        ({"num_folds": 15}, "num_folds must not exceed .*; got 15 folds, and 14 such"),
+        ({"num_steps": 0}, "num_steps must be a positive integer; got 0"),
+        ({"max_workers": 0}, "max_workers must be a positive integer; got 0"),
+        ({"patience": 0}, "patience must be a positive integer; got 0"),
+        ({"candidates": {}}, "candidates must hold at least one function; got none"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(changed, message):
+    arguments = dict(candidates={"one": network}, **OPTIONS) | changed
+    with pytest.raises(ValueError, match=message):
+        cross_fit(KEY, arguments.pop("candidates"), DATA, **arguments)
+
+
+def test_a_candidate_that_differs_between_folds_is_refused():
+    units = iter([1.0, 2.0])
+
+    def other_units(train, rngs):
+        scaling = Scaling(np.zeros(2), np.full(2, next(units)))
+        return latent_ode(train, latent_dim=2, scaling=scaling, rngs=rngs)
+
+    message = "candidates must return the same parts in every call, .* other units for member 1"
+    with pytest.raises(ValueError, match=message):
+        cross_fit(KEY, {"one": other_units}, DATA, **OPTIONS)
+
+
+@pytest.mark.slow
+def test_a_candidate_that_diverges_ends_the_training():
+    def torn(train, rngs):
+        model, guide = network(train, rngs)
+        model.decoder = type("Torn", (nnx.Module,), {"__call__": lambda _, z: z * jnp.nan})()
+        return model, guide
+
+    with pytest.raises(FloatingPointError, match="None of the steps 1 to 5 was finite"):
+        cross_fit(KEY, {"torn": torn}, DATA, **OPTIONS)
