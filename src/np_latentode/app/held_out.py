@@ -107,22 +107,26 @@ def score_held_out(
     return HeldOutScores({"held_out": len(test), **metrics}, figures, _compared(draws, target))
 
 
-def covered(
-    found: Calibration, context: Trajectories, target: Trajectories
-) -> dict[str, float | None]:
+def covered(found: Calibration, context: Trajectories, target: Trajectories) -> dict[str, Any]:
     """The share of a target within the central 90%: of all, by column, and by thirds of the gap.
 
     A gap is the time from a trajectory's last known observation to the one that is forecast. The
     first third of the target has the shortest gaps.
     """
     mask, inside = np.asarray(target.mask), within_band(found.pit)
-    columns = {name: inside[..., j][mask[..., j]] for j, name in enumerate(target.names.features)}
     last = np.max(context.given.times, axis=1, where=np.asarray(context.observed), initial=-np.inf)
     gaps = np.broadcast_to((target.given.times - last[:, None])[..., None], mask.shape)[mask]
-    near, middle, far = np.array_split(inside[mask][np.argsort(gaps, kind="stable")], 3)
-    thirds = {"near": near, "middle": middle, "far": far}
-    parts = {"all": inside[mask], **columns, **thirds}
-    return {name: finite(x.mean()) if len(x) else None for name, x in parts.items()}
+    thirds = np.array_split(inside[mask][np.argsort(gaps, kind="stable")], 3)
+    columns = {
+        name: float(inside[..., j][mask[..., j]].mean())
+        for j, name in enumerate(target.names.features)
+        if mask[..., j].any()
+    }
+    return {
+        "all": float(inside[mask].mean()),
+        "columns": columns,
+        "thirds": [finite(third.mean()) if len(third) else None for third in thirds],
+    }
 
 
 def _others(

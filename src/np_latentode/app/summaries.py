@@ -142,14 +142,13 @@ def candidates_table(metrics: dict[str, Any]) -> str:
 def coverage_table(metrics: dict[str, Any]) -> str:
     """The share of values within the 90% bands, by column and by thirds of the horizon."""
     found = metrics["coverage"]
-    names = list(found["with bands"])
-    if len(metrics["observed_sd"]) == 1:
-        names = ["all", *names[2:]]
-    rows: list[Sequence[str]] = [("within the 90% bands", *names)]
-    words = {"with bands": "recalibrated" if "without" in found else "forecast"}
-    for key, shares in reversed(found.items()):
-        cells = [_percent(shares[name]) for name in names]
-        rows.append((words.get(key, "before recalibration"), *cells))
+    columns = [*metrics["observed_sd"]] if len(metrics["observed_sd"]) > 1 else []
+    rows: list[Sequence[str]] = [("within the 90% bands", "all", *columns, "near", "middle", "far")]
+    after = "recalibrated" if "without" in found else "forecast"
+    for key, name in (("without", "before recalibration"), ("with bands", after)):
+        if shares := found.get(key):
+            each = [shares["all"], *(shares["columns"][c] for c in columns), *shares["thirds"]]
+            rows.append((name, *map(_percent, each)))
     note = (
         "(near, middle, far: thirds of the values by the time since the last one that was known.)"
     )

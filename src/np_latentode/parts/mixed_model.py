@@ -204,10 +204,12 @@ class MixedModel(NamedTuple):
 def choose_degree(
     trajectories: Trajectories, scaling: Scaling, *, most_coefficients: int
 ) -> MixedModel:
-    """The mixed model whose degree forecasts best, by cross-validation over trajectories.
+    """The mixed model of the lowest degree that forecasts well, by cross-validation.
 
     The later half of each trajectory is forecast from the first, by a model that was estimated
-    without it. The estimates that are returned are those of all trajectories.
+    without it. Chosen is the lowest degree whose score is within one standard error of the best
+    one's, over trajectories (Hastie, Tibshirani & Friedman 2009, section 7.10). The estimates that
+    are returned are those of all trajectories.
 
     Args:
         trajectories: the training data.
@@ -217,15 +219,20 @@ def choose_degree(
     features = trajectories.num_features
     degrees = [d for d in DEGREES if features * (d + 1) <= most_coefficients or d == DEGREES[0]]
     models = [MixedModel.fit(trajectories, scaling, degree=degree) for degree in degrees]
-    scores = [_cross_validated(model, trajectories, scaling) for model in models]
-    return models[int(np.argmax(scores))]
+    scores = np.stack([_cross_validated(model, trajectories, scaling) for model in models])
+    behind = scores[scores.sum(1).argmax()] - scores
+    error = np.sqrt(behind.shape[1]) * behind.std(1)
+    return models[int(np.flatnonzero(behind.sum(1) <= error)[0])]
 
 
-def _cross_validated(model: MixedModel, trajectories: Trajectories, scaling: Scaling) -> float:
-    total = 0.0
+def _cross_validated(
+    model: MixedModel, trajectories: Trajectories, scaling: Scaling
+) -> Float[np.ndarray, " trajectory"]:
+    """The score of each trajectory that a fold leaves out."""
+    scores = []
     for left_out in folds(len(trajectories), min(NUM_FOLDS, len(trajectories))):
         others = np.setdiff1d(np.arange(len(trajectories)), left_out)
         own = MixedModel.fit(trajectories[others], scaling, degree=model.degree, start=model)
         context, target = trajectories[left_out].split()
-        total += float(own.log_predictive(context, target, scaling).sum())
-    return total
+        scores.append(own.log_predictive(context, target, scaling))
+    return np.concatenate(scores)

@@ -3,10 +3,10 @@
 x_j(t_k) = mean_j(t_k) + basis_j(t_k) . z0 + e,   e ~ Normal(0, noise_j),   z0 ~ N(0, I)
 q(z0 | x) ~ N(0, I) prod_jk N(x_jk | z0)                    (Bishop 2006, equations 3.50 to 3.54)
 
-For a mixed model of polynomials this is the posterior, exactly. For a latent ODE it is a guide with
-learned mean, basis and noise, which any number of observations at any times leads to a posterior:
-nothing has to be learned of how observations add up. It is the recognition model with conjugate
-potentials of Johnson et al. 2016, with linear ones.
+For a mixed model of polynomials this is the posterior, up to a floor of the noise. For a latent ODE
+it is a guide with learned mean, basis and noise, which any number of observations at any times
+leads to a posterior: nothing has to be learned of how observations add up. It is the recognition
+model with conjugate potentials of Johnson et al. 2016, with linear ones.
 """
 
 from __future__ import annotations

@@ -190,10 +190,12 @@ def _continued(before: Fitted, done: Progress) -> Fitted:
     """The fit after one more round, with the history of all rounds."""
     past, new = before.history, done.history
     taken, seconds = len(past.losses), sum(past.seconds[-1:])
+    # A second round scores its start, which the first has scored already.
+    fresh = slice(1 if taken else 0, None)
     history = History(
         np.append(past.losses, new.losses),
-        np.append(past.evaluated, taken + new.evaluated),
-        np.append(past.validation, new.validation),
+        np.append(past.evaluated, taken + new.evaluated[fresh]),
+        np.append(past.validation, new.validation[fresh]),
         np.append(past.seconds, seconds + new.seconds),
     )
     return Fitted(before.model, before.guide, done.params, history)
