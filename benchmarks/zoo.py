@@ -180,7 +180,9 @@ def scores(metrics: dict[str, Any]) -> dict[str, float]:
         "rmse": ours["rmse"],
         "mixed": np.fmin(*[np.inf if crps is None else crps for crps in mixed]),
         "last": found["last value"],
-        "before": metrics["coverage"].get("without", metrics["coverage"]["with bands"])["all"],
+        "before": metrics["coverage"].get("before recalibration", metrics["coverage"]["forecast"])[
+            "all"
+        ],
         "coverage": ours["coverage_90"],
         "steps": metrics["steps_taken"],
         "seconds": metrics["seconds"],

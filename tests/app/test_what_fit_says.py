@@ -164,9 +164,9 @@ def test_coverage_is_of_all_values_by_column_and_by_thirds_of_the_gap(home):
         thirds = [len(part) for part in np.array_split(np.arange(sum(count.values())), 3)]
         parts = np.dot(thirds, shares["thirds"])
         assert shares["all"] == pytest.approx(parts / sum(thirds))
-    assert {*metrics["coverage"]} == {"with bands", "without"}
+    assert {*metrics["coverage"]} == {"forecast", "before recalibration"}
     # Those of heldout.csv are other draws of the same bands.
-    assert metrics["coverage"]["with bands"]["all"] == pytest.approx(inside.mean(), abs=0.1)
+    assert metrics["coverage"]["forecast"]["all"] == pytest.approx(inside.mean(), abs=0.1)
 
 
 @pytest.mark.slow

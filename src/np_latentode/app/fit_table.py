@@ -143,7 +143,7 @@ def fit_table(
     parts = divide(trajectories, holdout, seed)
     if window is not None:
         parts = parts.cut(window)
-    say(_described(data, trajectories, parts, settings, checkpoints))
+    say(_described(data, trajectories, parts, unit, checkpoints))
     cross = _fit(parts, settings, checkpoints, progress=progress)
     metrics = _score_and_write(output_dir, parts, cross, settings, overwrite=overwrite)
     _end(checkpoints, say, f"{_summary(metrics)}\nresults in {output_dir}")
@@ -215,15 +215,14 @@ def _described(
     data: Path,
     trajectories: Trajectories,
     parts: Parts,
-    settings: dict[str, Any],
+    unit: str | None,
     checkpoints: Path,
 ) -> str:
     lines = [f"{data}: {trajectories_table(trajectories)}", str(parts)]
     names = trajectories.names
-    if settings["unit"] != "D" and names.origin is None:
-        unit = settings["unit"]
+    if unit is not None and names.origin is None:
         lines.append(f"unit {unit} is ignored, as the times in column {names.time!r} are numbers")
-    if settings["window"] is None and (advice := windows_advised(trajectories)):
+    if parts.train.names.span is None and (advice := windows_advised(trajectories)):
         lines.append(advice)
     if checkpoints.exists():
         lines.append(f"going on from {checkpoints}")

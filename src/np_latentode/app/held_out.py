@@ -98,12 +98,12 @@ def score_held_out(
     made = {"latent ODE": of_calibration(target, found), **_others(train, context, target)}
     # In standard deviations of each feature in the training data, as it is modelled.
     metrics = _scored(made, target, fitted.scaling.scale)
-    metrics["coverage"] = {"with bands": covered(found, context, target)}
+    metrics["coverage"] = {"forecast": covered(found, context, target)}
     if isinstance(fitted, Ensemble) and fitted.bands is not None:
         # The same draws, not widened.
         plain = replace(fitted, bands=None)
         before = calibration(score_key, plain, context, target, inference=inference)
-        metrics["coverage"]["without"] = covered(before, context, target)
+        metrics["coverage"]["before recalibration"] = covered(before, context, target)
     return HeldOutScores({"held_out": len(test), **metrics}, figures, _compared(draws, target))
 
 

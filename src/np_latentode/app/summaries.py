@@ -110,9 +110,10 @@ def _in_unit(names: Labels) -> str:
 def windows_advised(trajectories: Trajectories) -> str:
     """A sentence that proposes windows, if half of the trajectories are long; else nothing."""
     counts = np.asarray(trajectories.observed).sum(1)
-    if np.median(counts) < LONG:
-        return ""
     gaps = np.diff(trajectories.given.times, axis=1)[np.asarray(trajectories.observed)[:, 1:]]
+    gaps = gaps[gaps > 0]
+    if np.median(counts) < LONG or not gaps.size:
+        return ""
     span = WINDOW * float(np.median(gaps))
     return (
         f"half of the ids have {np.median(counts):.0f} rows or more. One latent state does not "
@@ -144,9 +145,8 @@ def coverage_table(metrics: dict[str, Any]) -> str:
     found = metrics["coverage"]
     columns = [*metrics["observed_sd"]] if len(metrics["observed_sd"]) > 1 else []
     rows: list[Sequence[str]] = [("within the 90% bands", "all", *columns, "near", "middle", "far")]
-    after = "recalibrated" if "without" in found else "forecast"
-    for key, name in (("without", "before recalibration"), ("with bands", after)):
-        if shares := found.get(key):
+    for name in ("before recalibration", "forecast"):
+        if shares := found.get(name):
             each = [shares["all"], *(shares["columns"][c] for c in columns), *shares["thirds"]]
             rows.append((name, *map(_percent, each)))
     note = (

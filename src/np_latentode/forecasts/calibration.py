@@ -75,7 +75,8 @@ def calibration(
     PIT_k = the share of draws x_k | context below the observed x_k      (Gneiting et al. 2007)
 
     The density of an ensemble's forecast is the mixture of those of its members: member m makes
-    n_m of the n draws, and log p(x_k | context) = log sum_m n_m / n p_m(x_k | context).
+    n_m of the n draws, and log p(x_k | context) = log sum_m n_m / n p_m(x_k | context). With bands,
+    draws are stretched about their median, and the density is that of the stretched draws.
 
     Observations of one trajectory share its z0, so their errors are correlated. A test of
     uniformity that takes n of them as independent is too strict.

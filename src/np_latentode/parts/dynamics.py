@@ -67,8 +67,8 @@ class LinearDynamics(nnx.Module):
 
     Without the residual, z(t) = exp(A t) z0 + (integral of exp(A s) ds) c. With the matrix A that
     shifts the derivatives of a polynomial, x = W z + b is a mixed model of polynomials. Under
-    z0 ~ N(0, I), its random effects have the covariance W W^T at t = 0. Learned, A may also hold
-    growth, decay and oscillation. `MixedModel` gives the matrices that were estimated.
+    z0 ~ N(0, I), its random intercepts have the covariance W W^T. Learned, A may also hold growth,
+    decay and oscillation. `MixedModel.parts` has the matrices that were estimated.
 
     Args:
         matrix: A at the start of training, shape (latent, latent).

@@ -83,20 +83,23 @@ class StudentTLikelihood:
 
     Args:
         df: the degrees of freedom. Fewer give heavier tails.
-        noise_scale: the scale of the t distribution; see `GaussianLikelihood`.
+        noise_scale, start: of the t distribution; see `GaussianLikelihood`.
 
     Raises:
-        ValueError: if df is not greater than 1 (then x has no mean), or noise_scale is not positive
-            and finite.
+        ValueError: if df is not greater than 1 (then x has no mean), or noise_scale or start is not
+            positive and finite.
     """
 
-    def __init__(self, df: float = 4.0, noise_scale: ArrayLike | None = None):
+    def __init__(
+        self, df: float = 4.0, noise_scale: ArrayLike | None = None, *, start: ArrayLike = 0.5
+    ):
+        self.start = positive("start", start)
         if not (np.isfinite(df) and df > 1):
             raise ValueError(f"df must be greater than 1, so that there is a mean; got {df}.")
         self.df, self.noise_scale = float(df), positive("noise_scale", noise_scale)
 
     def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
-        noise_scale = positive_param("noise_scale", self.noise_scale, 0.5 * scaling.scale)
+        noise_scale = positive_param("noise_scale", self.noise_scale, self.start * scaling.scale)
         return lambda decoded: dist.StudentT(self.df, scaling.unscale_values(decoded), noise_scale)
 
 

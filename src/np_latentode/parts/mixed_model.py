@@ -26,8 +26,8 @@ DEGREES = (1, 2, 3)
 
 NUM_FOLDS = 5
 
-ITERATIONS, AGAIN = 100, 30
-"""Of the EM algorithm: from the start, and from the estimates for almost the same data."""
+ITERATIONS = 100
+"""Of the EM algorithm."""
 
 LEAST_VARIANCE = 1e-4
 """The least variance of noise and of each direction of the coefficients, in scaled units."""
@@ -78,7 +78,6 @@ class MixedModel(NamedTuple):
         scaling: Scaling,
         *,
         degree: int,
-        start: MixedModel | None = None,
     ) -> MixedModel:
         """The estimates of the EM algorithm (Laird & Ware 1982), under a weak prior.
 
@@ -89,7 +88,6 @@ class MixedModel(NamedTuple):
             trajectories: the training data.
             scaling: their units.
             degree: of the polynomials.
-            start: estimates for almost the same data, from which a few iterations suffice.
 
         Raises:
             ValueError: if the degree is no positive integer.
@@ -97,12 +95,9 @@ class MixedModel(NamedTuple):
         check_counts(degree=degree)
         moments = _Moments.of(trajectories, scaling, degree)
         features, size = len(moments.count), len(moments.count) * (degree + 1)
-        iterations = ITERATIONS if start is None else AGAIN
-        if start is None:
-            powers = np.tile(np.arange(degree + 1), features)
-            start = cls(np.zeros(size), np.diag(1 / (1.0 + powers)), np.full(features, 0.3))
-        estimate = start
-        for _ in range(iterations):
+        powers = np.tile(np.arange(degree + 1), features)
+        estimate = cls(np.zeros(size), np.diag(1 / (1.0 + powers)), np.full(features, 0.3))
+        for _ in range(ITERATIONS):
             estimate = estimate._improved(moments)
         return estimate
 
@@ -197,7 +192,10 @@ class MixedModel(NamedTuple):
         second = self._blocks(covariance) + means[..., None] * means[..., None, :]
         squares = moments.total - 2 * np.einsum("nfp,nfp->f", moments.products, means)
         squares = squares + np.einsum("nfpq,nfpq->f", moments.squares, second)
-        variance = np.maximum(squares / np.maximum(moments.count, 1), LEAST_VARIANCE)
+        # The noise of a feature that was never observed stays where it is.
+        seen = moments.count > 0
+        variance = np.where(seen, squares / np.maximum(moments.count, 1), self.noise**2)
+        variance = np.maximum(variance, LEAST_VARIANCE)
         return MixedModel(mean, spread, np.sqrt(variance))
 
 
@@ -218,7 +216,10 @@ def choose_degree(
     """
     features = trajectories.num_features
     degrees = [d for d in DEGREES if features * (d + 1) <= most_coefficients or d == DEGREES[0]]
+    check_counts(most_coefficients=most_coefficients)
     models = [MixedModel.fit(trajectories, scaling, degree=degree) for degree in degrees]
+    if len(trajectories) < 2:
+        return models[0]
     scores = np.stack([_cross_validated(model, trajectories, scaling) for model in models])
     behind = scores[scores.sum(1).argmax()] - scores
     error = np.sqrt(behind.shape[1]) * behind.std(1)
@@ -232,7 +233,7 @@ def _cross_validated(
     scores = []
     for left_out in folds(len(trajectories), min(NUM_FOLDS, len(trajectories))):
         others = np.setdiff1d(np.arange(len(trajectories)), left_out)
-        own = MixedModel.fit(trajectories[others], scaling, degree=model.degree, start=model)
+        own = MixedModel.fit(trajectories[others], scaling, degree=model.degree)
         context, target = trajectories[left_out].split()
         scores.append(own.log_predictive(context, target, scaling))
     return np.concatenate(scores)

@@ -18,7 +18,13 @@ from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.decoder import MLPDecoder
 from np_latentode.parts.dynamics import MLPDynamics
 from np_latentode.parts.encoders import ODERNN
-from np_latentode.parts.likelihoods import Likelihood, check_observed
+from np_latentode.parts.likelihoods import (
+    BernoulliLikelihood,
+    FeatureLikelihoods,
+    Likelihood,
+    PoissonLikelihood,
+    check_observed,
+)
 from np_latentode.parts.mixed_model import MixedModel, choose_degree
 from np_latentode.parts.modules import Part, check_module, feature_dim, vector_distribution
 from np_latentode.parts.posteriors import on_support
@@ -28,10 +34,10 @@ from np_latentode.parts.solve import Solver
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 
-__all__ = ["candidates", "latent_ode"]
+__all__ = ["Candidate", "candidates", "latent_ode"]
 
-Assembly = Callable[[Trajectories, nnx.Rngs], tuple[LatentODE, AmortizedGuide]]
-"""`(train, rngs) -> (model, guide)`."""
+Candidate = Callable[[Trajectories, nnx.Rngs], tuple[LatentODE, AmortizedGuide]]
+"""`(train, rngs) -> (model, guide)`, whose parts may start at estimates from the data."""
 
 MOST_COEFFICIENTS = 24
 """The highest latent dimension of a backbone. Its cost grows with the square."""
@@ -49,7 +55,7 @@ def candidates(
     scaling: Scaling | None = None,
     likelihood: Callable[..., Likelihood] = OrnsteinUhlenbeckLikelihood,
     solver: Solver | None = None,
-) -> dict[str, Assembly]:
+) -> dict[str, Candidate]:
     """The assemblies among which `cross_fit` chooses, by name, for data like `train`.
 
     `backbone` starts as the mixed model whose degree, 1 to 3, forecasts best by cross-validation;
@@ -66,7 +72,7 @@ def candidates(
     Raises:
         ValueError: if train is of another type.
     """
-    check_trajectories(train)
+    _check_trajectories(train)
     scaling = Scaling.fit(train) if scaling is None else scaling
     common: dict[str, Any] = dict(scaling=scaling, solver=solver)
     least, most = LATENT_DIMS
@@ -82,7 +88,7 @@ def candidates(
     whole = choose_degree(train, scaling, most_coefficients=MOST_COEFFICIENTS)
 
     def backbone(train: Trajectories, rngs: nnx.Rngs) -> tuple[LatentODE, AmortizedGuide]:
-        mixed = MixedModel.fit(train, scaling, degree=whole.degree, start=whole)
+        mixed = MixedModel.fit(train, scaling, degree=whole.degree)
         parts = mixed.parts(width=WIDTH, rngs=rngs)
         parts |= dict(likelihood=likelihood(start=mixed.noise), latent_dim=len(mixed.mean))
         return latent_ode(train, rngs=rngs, **parts, **common)
@@ -114,7 +120,8 @@ def latent_ode(
 
     Args:
         train: determines the number of features and, unless `scaling` is given, the units and t0;
-            without a `latent_dim`, also the degree and the start of the backbone.
+            without a `latent_dim`, also the degree and the start of the backbone. So it must not
+            hold validation data.
         latent_dim: the dimension of z0. Default: chosen by the data; then dynamics, decoder, prior,
             encoder and posterior cannot be given.
         dynamics, decoder, prior, likelihood, solver: see `LatentODE`.
@@ -126,7 +133,7 @@ def latent_ode(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    check_trajectories(train)
+    _check_trajectories(train)
     if latent_dim is None:
         parts = dict(dynamics=dynamics, decoder=decoder, prior=prior)
         parts |= dict(encoder=encoder, posterior=posterior)
@@ -154,7 +161,7 @@ def latent_ode(
     return model, guide
 
 
-def check_trajectories(train: Any) -> Trajectories:
+def _check_trajectories(train: Any) -> Trajectories:
     """The training data, or a ValueError that says what came instead."""
     if not isinstance(train, Trajectories):
         raise ValueError(f"train must be Trajectories; got {type(train).__name__}.")
@@ -172,6 +179,12 @@ def _assembled(
     """The first of the candidates, with a likelihood of the user's own if there is one."""
     if given := [name for name, part in parts.items() if part is not None]:
         raise ValueError(f"latent_dim must be given with parts of your own; got {given} without.")
+
+    if isinstance(likelihood, (BernoulliLikelihood, PoissonLikelihood, FeatureLikelihoods)):
+        raise ValueError(
+            "latent_dim must be given with a likelihood that does not read the decoder in the "
+            f"units of x; got {type(likelihood).__name__} without."
+        )
 
     def given_or_default(**start: Any) -> Likelihood:
         return OrnsteinUhlenbeckLikelihood(**start) if likelihood is None else likelihood

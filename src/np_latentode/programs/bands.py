@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from np_latentode.data.numbers import is_concrete
 
@@ -49,9 +49,10 @@ class Bands:
     @classmethod
     def fit(
         cls,
-        draws: Float[np.ndarray, "draw trajectory time feature"],
-        x: Float[np.ndarray, "trajectory time feature"],
-        mask: Bool[np.ndarray, "trajectory time feature"],
+        draws: Float[np.ndarray, "draw row *rest feature"],
+        x: Float[np.ndarray, "row *rest feature"],
+        mask: Bool[np.ndarray, "row *rest feature"],
+        ids: Shaped[np.ndarray, " row"] | None = None,
     ) -> Bands:
         """The widths with which the central 90% would have held 90% of held-out observations.
 
@@ -65,14 +66,17 @@ class Bands:
             draws: of forecasts.
             x: what was observed.
             mask: True where something was observed.
+            ids: which trajectory each row is of. Default: each is one of its own.
         """
+        ids = np.arange(len(x)) if ids is None else ids
         low, median, high = np.quantile(draws, [0.5 - LEVEL / 2, 0.5, 0.5 + LEVEL / 2], axis=0)
         half = np.maximum(np.where(x > median, high - median, median - low), np.finfo(float).tiny)
         ratio, widths = np.abs(x - median) / half, np.ones(x.shape[-1])
         for j in range(x.shape[-1]):
             seen = mask[..., j] & np.isfinite(ratio[..., j])
             if seen.any():
-                number, trajectories = seen.sum(), seen.any(1).sum()
+                number = seen.sum()
+                trajectories = len(np.unique(ids[seen.reshape(len(seen), -1).any(1)]))
                 place = min(int(np.ceil((number + 1) * LEVEL)), number) - 1
                 quantile = max(np.sort(ratio[..., j][seen])[place], 1e-3)
                 widths[j] = quantile ** (trajectories / (trajectories + PRIOR))

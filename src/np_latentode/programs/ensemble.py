@@ -42,7 +42,8 @@ class Ensemble:
     Args:
         members: the fits; their units must be the same, their parts need not be.
         weights: one number per member; they sum to 1. Default: equal weights.
-        bands: how forecasts are widened, as `recalibrated` finds. Default: they are not.
+        bands: how forecasts, but not draws of the prior, are stretched about their median, as
+            `recalibrated` finds. Default: they are not.
 
     Raises:
         ValueError: if there is no member, a member is no fit or has other units, the weights are

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,17 +15,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from np_latentode.data.buckets import buckets
+from np_latentode.data.buckets import Bucket, buckets
 from np_latentode.data.checks import check_counts
 from np_latentode.data.conditioning import Conditioning, random_context
 from np_latentode.data.folds import folds
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import amortized
 from np_latentode.forecasts.densities import log_predictive
+from np_latentode.programs.assemble import Candidate
 from np_latentode.programs.ensemble import Ensemble
 from np_latentode.programs.fitted import Fitted, History
-from np_latentode.programs.guide import AmortizedGuide
-from np_latentode.programs.model import LatentODE
 from np_latentode.programs.threads import cores, side_by_side
 from np_latentode.training.ensemble import starting_alike
 from np_latentode.training.plan import Plan, make_plan
@@ -32,10 +32,7 @@ from np_latentode.training.progress import Progress, train_all
 from np_latentode.training.stacking import stacking_weights
 from np_latentode.training.validation import NUM_DRAWS
 
-__all__ = ["Candidate", "CrossFit", "cross_fit"]
-
-Candidate = Callable[[Trajectories, nnx.Rngs], tuple[LatentODE, AmortizedGuide]]
-"""`(train, rngs) -> (model, guide)`, whose parts may start at estimates from the data."""
+__all__ = ["CrossFit", "cross_fit"]
 
 NUM_STEPS, PATIENCE, BATCH_SIZE = 6_000, 500, 50
 """The settings with which `np-latentode fit` trains."""
@@ -58,8 +55,10 @@ class CrossFit(NamedTuple):
     """log p(target | context) per observation of those left out, by candidate."""
     weights: dict[str, float]
     """The weight of each candidate in the ensemble."""
+    num_trajectories: int
+    """That were given to `cross_fit`."""
     seconds: float
-    """Of training, in all."""
+    """Of this call, with compiling."""
 
     def of(self, candidate: str) -> tuple[Fitted, ...]:
         """The members of a candidate, fold by fold; none if it has no weight."""
@@ -95,10 +94,10 @@ def cross_fit(
 
     max_w sum_i log sum_c w_c p_c,-i(target_i | context_i),   w_c >= 0,  sum_c w_c = 1
 
-    p_c,-i is the member of candidate c that was trained without the fold of trajectory i. So every
-    trajectory trains most of the members, and judges the others: their best step, and the weights
-    of the candidates (stacking, Yao et al. 2018). The members of a candidate count alike. What
-    they say of the trajectories that they left out also tells how wide their bands should be.
+    p_c,-i is the member of candidate c that was trained without the fold of trajectory i. So nearly
+    every trajectory trains most of the members, and judges the others: their best step, and the
+    weights of the candidates (stacking, Yao et al. 2018). The members of a candidate count alike.
+    What they say of the trajectories that they left out also tells how wide their bands should be.
 
     Args:
         rng_key: a key.
@@ -122,6 +121,11 @@ def cross_fit(
     """
     workers = cores() if max_workers is None else max_workers
     check_counts(num_folds=num_folds, num_steps=num_steps, max_workers=workers)
+    if batch_size is not None:
+        check_counts(batch_size=batch_size)
+    if not isinstance(trajectories, Trajectories):
+        came = type(trajectories).__name__
+        raise ValueError(f"trajectories must be Trajectories; got {came}.")
     if not candidates:
         raise ValueError("candidates must hold at least one function; got none.")
     split = _split(trajectories, num_folds)
@@ -136,17 +140,29 @@ def cross_fit(
     starts = {
         name: _starts(keys[name], build, trajectories, split) for name, build in candidates.items()
     }
+    _check_units(starts)
+    stop = threading.Event()
 
     def train(name: str) -> tuple[list[Fitted], np.ndarray]:
         directory = None if checkpoint_dir is None else Path(checkpoint_dir) / name
         own = (keys[name], name, starts[name])
-        return _trained(*own, trajectories, split, directory, **settings)
+        try:
+            return _trained(*own, trajectories, split, directory, stop=stop, **settings)
+        except BaseException:
+            stop.set()
+            raise
 
     # Side by side, as each candidate is compiled for itself, which takes longer than its steps.
     with side_by_side(min(len(candidates), workers)) as each:
-        made, log_p = zip(*each(train, candidates), strict=True)
+        try:
+            made, log_p = zip(*each(train, candidates), strict=True)
+        except BaseException:
+            # Of an interruption, only this thread is told.
+            stop.set()
+            raise
     by_name = dict(zip(candidates, made, strict=True))
-    return _joined(by_name, np.stack(log_p), split, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return _joined(by_name, np.stack(log_p), split, len(trajectories), seconds)
 
 
 def _trained(
@@ -160,15 +176,17 @@ def _trained(
     num_steps: int,
     progress: bool,
     max_workers: int,
+    stop: threading.Event,
     **settings: Any,
 ) -> tuple[list[Fitted], Float[np.ndarray, " trajectory"]]:
     """The members of a candidate, and their scores of what they left out."""
     done, plans = [], []
-    for steps in _rounds(num_steps):
+    for number, steps in enumerate(_rounds(num_steps)):
         plans = _plans(rng_key, members, trajectories, split, num_steps=steps, **settings)
         if directory is not None:
-            plans = [plan.kept_in(directory / f"{steps}-{k}") for k, plan in enumerate(plans)]
-        done = train_all(plans, progress=progress, max_workers=max_workers, name=name)
+            plans = [plan.kept_in(directory / f"{number}-{k}") for k, plan in enumerate(plans)]
+        options: Any = dict(progress=progress, max_workers=max_workers, name=name, stop=stop)
+        done = train_all(plans, **options)
         members = [_continued(member, one) for member, one in zip(members, done, strict=True)]
         if not _improving(done, steps):
             break
@@ -205,7 +223,7 @@ class _Split(NamedTuple):
     """What each fold leaves out, and what is left, by buckets."""
 
     left_out: tuple[Int[np.ndarray, " trajectory"], ...]
-    held_out: tuple[tuple[Trajectories, Trajectories], ...]
+    judged: tuple[tuple[Trajectories, Trajectories], ...]
     """Context and target of those left out."""
     kept: tuple[tuple[Trajectories, ...], ...]
 
@@ -215,39 +233,47 @@ def _split(trajectories: Trajectories, num_folds: int) -> _Split:
 
     Only what was observed at two times or more can be forecast, and so left out.
     """
-    able, some = np.asarray(trajectories.observed).sum(1) > 1, buckets(trajectories)
-    left_out: list[list[np.ndarray]] = [[] for _ in range(num_folds)]
-    kept: list[list[Trajectories]] = [[] for _ in range(num_folds)]
+    able = np.asarray(trajectories.observed).sum(1) > 1
     ids = np.unique(trajectories.names.ids, return_inverse=True)[1]
-    everyone = np.unique(ids[able])
-    for rows, part in some:
-        # Windows of one trajectory may be in several buckets; they are left out together.
-        who = everyone if len(everyone) < able.sum() else np.unique(ids[rows][able[rows]])
-        leave = [who[fold] for fold in folds(len(who), num_folds)]
-        outs, others = _by_ids(ids[rows], able[rows], leave)
-        for k, (out, other) in enumerate(zip(outs, others, strict=True)):
-            left_out[k].append(rows[out])
-            kept[k].append(part[other])
-    joined = tuple(np.sort(np.concatenate(rows)) for rows in left_out)
-    if not len(joined[0]):
+    if (count := len(np.unique(ids[able]))) < max(num_folds, 2):
         raise ValueError(
-            "num_folds must not exceed the trajectories of similar length with two observed times "
-            f"or more; got {num_folds} folds, and {able.sum()} such trajectories in all."
+            f"trajectories must hold {max(num_folds, 2)} ids or more that were observed at two "
+            f"times or more, for num_folds={num_folds}; got {count}."
         )
-    held_out = tuple(trajectories[rows].split() for rows in joined)
-    return _Split(joined, held_out, tuple(map(tuple, kept)))
+    some = buckets(trajectories)
+    divided = [_divided(bucket.rows, ids, able, num_folds) for bucket in some]
+    if not all(len(other) for _, others in divided for other in others) or not any(
+        len(out) for outs, _ in divided for out in outs
+    ):
+        # Of some length there are too few to divide: all lengths are divided as one.
+        some = [Bucket(np.arange(len(ids)), trajectories)]
+        divided = [_divided(some[0].rows, ids, able, num_folds)]
+    left_out, kept = [], []
+    for k in range(num_folds):
+        outs = [rows[outs[k]] for (rows, _), (outs, _) in zip(some, divided, strict=True)]
+        left_out.append(np.sort(np.concatenate(outs)))
+        pairs = zip(some, divided, strict=True)
+        kept.append(tuple(part[others[k]] for (_, part), (_, others) in pairs))
+    judged = tuple(trajectories[rows].split() for rows in left_out)
+    return _Split(tuple(left_out), judged, tuple(kept))
 
 
-def _by_ids(
-    ids: Int[np.ndarray, " row"], able: Bool[np.ndarray, " row"], leave: list[np.ndarray]
+def _divided(
+    rows: Int[np.ndarray, " row"],
+    ids: Int[np.ndarray, " trajectory"],
+    able: Bool[np.ndarray, " trajectory"],
+    num_folds: int,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The rows that each fold leaves out, whose ids are given, and those that it keeps.
+    """Which of the rows each fold leaves out, and which it keeps.
 
     Windows of one trajectory have the same id, and are left out together. If their numbers differ,
     folds leave some more rows out, so that all have the same size.
     """
-    outs = [np.isin(ids, some) for some in leave]
-    chosen = [np.flatnonzero(out & able) for out in outs]
+    everyone = np.unique(ids[able])
+    # Windows of one trajectory may be in several buckets, and are left out together.
+    who = everyone if len(everyone) < able.sum() else np.unique(ids[rows][able[rows]])
+    outs = [np.isin(ids[rows], who[fold]) for fold in folds(len(who), num_folds)]
+    chosen = [np.flatnonzero(out & able[rows]) for out in outs]
     others = [np.flatnonzero(~out) for out in outs]
     return _same_size(chosen), _same_size(others)
 
@@ -267,6 +293,16 @@ def _starts(
         for k, rows in enumerate(split.left_out)
     ]
     return starting_alike(pairs, name="candidates")
+
+
+def _check_units(starts: dict[str, list[Fitted]]) -> None:
+    scalings = {name: some[0].model.scaling for name, some in starts.items()}
+    first = next(iter(scalings.values()))
+    if others := [name for name, scaling in scalings.items() if not first.like(scaling)]:
+        raise ValueError(
+            "candidates must share their units, as with scaling=Scaling.fit(trajectories); got "
+            f"other ones for {', '.join(others)} than for {next(iter(scalings))}."
+        )
 
 
 def _without(trajectories: Trajectories, rows: np.ndarray) -> Trajectories:
@@ -291,7 +327,7 @@ def _plans(
         one.model,
         one.guide,
         trajectories,
-        split.held_out[0],
+        split.judged[0],
         parts=split.kept[0],
         **options,
     )
@@ -301,7 +337,7 @@ def _plans(
             init_params=start.params,
             train=_without(trajectories, split.left_out[k]),
             buckets=split.kept[k],
-            held_out=split.held_out[k],
+            held_out=split.judged[k],
         )
         for k, start in enumerate(starts)
     ]
@@ -312,7 +348,7 @@ def _left_out_scores(
 ) -> Float[np.ndarray, " trajectory"]:
     """log p(target | context) of each trajectory that was left out, fold by fold."""
     scores = []
-    for one, plan, (context, target) in zip(done, plans, split.held_out, strict=True):
+    for one, plan, (context, target) in zip(done, plans, split.judged, strict=True):
         member = plan.programs.fitted(one.params)
         # As many draws at once as in validation, so that it is the same program.
         parts = []
@@ -328,6 +364,7 @@ def _joined(
     made: dict[str, list[Fitted]],
     log_p: Float[np.ndarray, "candidate trajectory"],
     split: _Split,
+    num_trajectories: int,
     seconds: float,
 ) -> CrossFit:
     weights = stacking_weights(log_p)
@@ -335,11 +372,12 @@ def _joined(
     weights = weights / weights.sum()
     each = len(split.left_out)
     members = [m for some, w in zip(made.values(), weights, strict=True) if w for m in some]
-    count = sum(int(target.mask.sum()) for _, target in split.held_out)
+    count = sum(int(target.mask.sum()) for _, target in split.judged)
     return CrossFit(
         Ensemble(tuple(members), np.repeat(weights[weights > 0] / each, each)),
         split.left_out,
         dict(zip(made, (log_p.sum(1) / count).tolist(), strict=True)),
         dict(zip(made, weights.tolist(), strict=True)),
+        num_trajectories,
         seconds,
     )

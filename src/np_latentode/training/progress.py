@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -39,7 +40,12 @@ class Progress(NamedTuple):
 
 
 def train_all(
-    plans: Sequence[Plan], *, progress: bool, max_workers: int = 1, name: str | None = None
+    plans: Sequence[Plan],
+    *,
+    progress: bool,
+    max_workers: int = 1,
+    name: str | None = None,
+    stop: threading.Event | None = None,
 ) -> list[Progress]:
     """Takes the steps of all plans, from their latest checkpoints on, and saves checkpoints.
 
@@ -51,6 +57,7 @@ def train_all(
         progress: whether to show a progress bar.
         max_workers: how many run side by side.
         name: of what is trained, for the progress bar.
+        stop: once it is set, training ends as by an interruption.
 
     Raises:
         FloatingPointError: if none of the steps of a dispatch is finite.
@@ -62,6 +69,8 @@ def train_all(
     with _bar(plans, done, progress, name) as bar, _turns(max_workers) as turns:
         try:
             while left := [k for k, plan in enumerate(plans) if not plan.finished(done[k].history)]:
+                if stop is not None and stop.is_set():
+                    raise KeyboardInterrupt
                 for k, after in zip(left, turns([runs[k] for k in left]), strict=True):
                     done[k] = after
                 bar.set_postfix_str(_summary(plans, done), refresh=False)

@@ -34,7 +34,8 @@ def recalibrated(
 
     Each trajectory that a fold left out is forecast by the members that were trained without it,
     the later half of its observed times from the first half; see `Bands.fit`. Fewer members
-    forecast than in the ensemble, so the widths are rather too large than too small.
+    forecast than in the ensemble, which makes the widths rather too large; but those left out have
+    also chosen the best steps and the weights, which makes them rather too small.
 
     Args:
         rng_key: a key.
@@ -44,20 +45,26 @@ def recalibrated(
         num_samples: draws per forecast.
 
     Raises:
-        ValueError: if num_samples is not a positive integer.
+        ValueError: if num_samples is not a positive integer, or there are other trajectories.
     """
     check_counts(num_samples=num_samples)
+    if len(trajectories) != cross.num_trajectories:
+        raise ValueError(
+            f"trajectories must be the {cross.num_trajectories} that cross_fit was given; got "
+            f"{len(trajectories)}."
+        )
     # Once for all folds, so that they share their programs.
     silent = cross._replace(ensemble=with_solver(cross.ensemble, throw=False))
-    made, pairs = [], [trajectories[rows].split() for rows in cross.left_out]
-    for k, (context, target) in enumerate(pairs):
-        members = silent.fold(k)
-        key = jax.random.fold_in(rng_key, k)
-        made.append(_draws(key, members, context, target, inference, num_samples))
-    targets = [target for _, target in pairs]
-    x = np.concatenate([np.asarray(target.values) for target in targets])
-    mask = np.concatenate([np.asarray(target.mask) for target in targets])
-    return replace(cross.ensemble, bands=Bands.fit(np.concatenate(made, axis=1), x, mask))
+    draws, x, mask, ids = [], [], [], []
+    for k, rows in enumerate(cross.left_out):
+        context, target = trajectories[rows].split()
+        key, slots = jax.random.fold_in(rng_key, k), np.asarray(target.observed)
+        draws.append(_draws(key, silent.fold(k), context, target, inference, num_samples)[:, slots])
+        x.append(np.asarray(target.values)[slots])
+        mask.append(np.asarray(target.mask)[slots])
+        ids.append(np.asarray(target.names.ids)[np.nonzero(slots)[0]])
+    found = (np.concatenate(draws, axis=1), *map(np.concatenate, (x, mask, ids)))
+    return replace(cross.ensemble, bands=Bands.fit(*found))
 
 
 def _draws(
