@@ -155,7 +155,7 @@ def test_weights_of_candidates_are_those_of_stacking_and_sum_to_one():
     one = module.starting_alike([pair], name="candidates")[0]
     split = module._split(DATA, 2)
     made = {name: [replace(one), replace(one)] for name in "abc"}
-    cross = module._joined(made, log_p, split, 1.0)
+    cross = module._joined(made, log_p, split, len(DATA), 1.0)
     weights = stacking_weights(log_p)
     assert sum(cross.weights.values()) == pytest.approx(1)
     assert cross.weights["c"] == 0

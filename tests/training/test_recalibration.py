@@ -19,7 +19,7 @@ def crossed(noise):
     """Two members with the exact guide of noise 0.5, and a likelihood of another noise."""
     fitted = Fitted(make_model(noise=noise), make_guide(), {})
     ensemble = Ensemble((fitted, replace(fitted)))
-    return CrossFit(ensemble, LEFT_OUT, {"one": 0.0}, {"one": 1.0}, 1.0)
+    return CrossFit(ensemble, LEFT_OUT, {"one": 0.0}, {"one": 1.0}, 200, 1.0)
 
 
 def coverage(ensemble):
@@ -63,3 +63,8 @@ def test_each_fold_is_forecast_by_the_member_that_left_it_out():
 def test_a_number_of_draws_that_is_not_positive_is_refused():
     with pytest.raises(ValueError, match="num_samples must be a positive integer; got 0"):
         recalibrated(KEY, crossed(0.5), TRAIN, num_samples=0)
+
+
+def test_other_trajectories_than_those_of_the_folds_are_refused():
+    with pytest.raises(ValueError, match="trajectories must be the 200 that cross_fit was given"):
+        recalibrated(KEY, crossed(0.5), TEST)
