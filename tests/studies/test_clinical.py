@@ -65,10 +65,10 @@ def test_what_is_missing_is_named(monkeypatch):
 
 def test_splits_are_partitions(patients):
     parts = study.split_patients(patients, 0)
-    assert [len(part) for part in parts] == [200, 50, 62]
+    assert [len(part) for part in parts] == [250, 62]
     ids = [i for part in parts for i in part.labels.ids]
     assert sorted(ids) == sorted(patients.labels.ids)
-    assert study.split_patients(patients, 1)[2].labels.ids != parts[2].labels.ids
+    assert study.split_patients(patients, 1)[1].labels.ids != parts[1].labels.ids
 
 
 def test_scores_are_in_units_of_each_feature():

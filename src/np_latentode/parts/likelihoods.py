@@ -71,7 +71,7 @@ class GaussianLikelihood:
 
     def __init__(self, noise_scale: ArrayLike | None = None, *, start: ArrayLike = 0.5):
         self.noise_scale = positive("noise_scale", noise_scale)
-        self.start = positive("start", start)
+        self.start = np.asarray(positive("start", start))
 
     def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
         noise_scale = positive_param("noise_scale", self.noise_scale, self.start * scaling.scale)
@@ -93,7 +93,7 @@ class StudentTLikelihood:
     def __init__(
         self, df: float = 4.0, noise_scale: ArrayLike | None = None, *, start: ArrayLike = 0.5
     ):
-        self.start = positive("start", start)
+        self.start = np.asarray(positive("start", start))
         if not (np.isfinite(df) and df > 1):
             raise ValueError(f"df must be greater than 1, so that there is a mean; got {df}.")
         self.df, self.noise_scale = float(df), positive("noise_scale", noise_scale)

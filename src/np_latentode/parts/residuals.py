@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike
 from numpyro.distributions import constraints
@@ -58,7 +59,7 @@ class OrnsteinUhlenbeckLikelihood:
         *,
         start: ArrayLike = 0.5,
     ):
-        self.start = positive("start", start)
+        self.start = np.asarray(positive("start", start))
         self.noise_scale = positive("noise_scale", noise_scale)
         self.residual_scale = positive("residual_scale", residual_scale, or_zero=True)
         self.timescale = positive("timescale", timescale)

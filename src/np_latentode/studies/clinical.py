@@ -166,7 +166,7 @@ def _forecast_figure(one: _Split) -> Any:
     from np_latentode.report.fans import plot_forecasts
 
     most = np.argsort(-np.asarray(one.target.observed).sum(1), kind="stable")[:4]
-    draws = {name: np.asarray(values)[:, most] for name, values in one.draws.items()}
+    draws = {name: np.asarray(one.draws[name])[:, most] for name in ("x_mean", "x")}
     return plot_forecasts(one.context[most], draws, one.times, target=one.target[most])
 
 

@@ -62,7 +62,7 @@ def recalibrated(
         draws.append(_draws(key, silent.fold(k), context, target, inference, num_samples)[:, slots])
         x.append(np.asarray(target.values)[slots])
         mask.append(np.asarray(target.mask)[slots])
-        ids.append(np.asarray(target.names.ids)[np.nonzero(slots)[0]])
+        ids.append(np.asarray(trajectories.names.ids)[rows[np.nonzero(slots)[0]]])
     found = (np.concatenate(draws, axis=1), *map(np.concatenate, (x, mask, ids)))
     return replace(cross.ensemble, bands=Bands.fit(*found))
 
