@@ -480,7 +480,13 @@ def of_long(home):
 @pytest.mark.slow
 def test_a_long_table_is_fitted_as_the_wide_one(home, of_long):
     ours, theirs = (json.loads((d / "metrics.json").read_text()) for d in (of_long, home / "run"))
-    assert ours["methods"] == theirs["methods"]
+    for name, scores in theirs["methods"].items():
+        for column, expected in {"all": scores, **scores["columns"]}.items():
+            found = ours["methods"][name]
+            found = found if column == "all" else found["columns"][column]
+            # A program that was compiled again may round in another way.
+            for key in ("rmse", "crps"):
+                assert found[key] == pytest.approx(expected[key], rel=1e-5)
     assert ours["settings"]["feature"] == "test"
     assert "feature" not in theirs["settings"]
 
