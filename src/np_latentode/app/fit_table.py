@@ -57,9 +57,6 @@ LIKELIHOODS = {"none": GaussianLikelihood, "ou": OrnsteinUhlenbeckLikelihood}
 AUTO = "auto"
 """The word for the inference that forecasts best what was left out of the training."""
 
-NUM_DRAWS = 500
-"""Draws of each inference, by which one is chosen."""
-
 
 def fit_table(
     data: Path,

@@ -33,6 +33,7 @@ from np_latentode.parts.residuals import OrnsteinUhlenbeckLikelihood
 from np_latentode.parts.solve import Solver
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
+from np_latentode.programs.plate import check_trajectories
 
 __all__ = ["Candidate", "candidates", "latent_ode"]
 
@@ -72,7 +73,7 @@ def candidates(
     Raises:
         ValueError: if train is of another type.
     """
-    _check_trajectories(train)
+    check_trajectories(train, name="train")
     scaling = Scaling.fit(train) if scaling is None else scaling
     common: dict[str, Any] = dict(scaling=scaling, solver=solver)
     least, most = LATENT_DIMS
@@ -133,7 +134,7 @@ def latent_ode(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    _check_trajectories(train)
+    check_trajectories(train, name="train")
     if latent_dim is None:
         parts = dict(dynamics=dynamics, decoder=decoder, prior=prior)
         parts |= dict(encoder=encoder, posterior=posterior)
@@ -159,13 +160,6 @@ def latent_ode(
     guide = AmortizedGuide(encoder, posterior, scaling=scaling)
     _check_pair(model, guide)
     return model, guide
-
-
-def _check_trajectories(train: Any) -> Trajectories:
-    """The training data, or a ValueError that says what came instead."""
-    if not isinstance(train, Trajectories):
-        raise ValueError(f"train must be Trajectories; got {type(train).__name__}.")
-    return train
 
 
 def _assembled(

@@ -21,6 +21,7 @@ __all__ = [
     "check_context",
     "check_data",
     "check_new",
+    "check_trajectories",
     "less_offset",
     "prediction_times",
     "subsample",
@@ -70,6 +71,13 @@ def check_call(
     return context, target
 
 
+def check_trajectories(given: Any, *, name: str) -> Trajectories:
+    """The trajectories, or a ValueError that says what came instead."""
+    if not isinstance(given, Trajectories):
+        raise ValueError(f"{name} must be Trajectories; got {type(given).__name__}.")
+    return given
+
+
 def check_context(context: Any, scaling: Scaling, *, name: str = "context") -> Trajectories:
     """Refuses a context that the guide cannot encode.
 
@@ -79,9 +87,7 @@ def check_context(context: Any, scaling: Scaling, *, name: str = "context") -> T
     Raises:
         ValueError: naming the rule and what came.
     """
-    if not isinstance(context, Trajectories):
-        raise ValueError(f"{name} must be Trajectories; got {type(context).__name__}.")
-    scaling.check(context, name=name)
+    scaling.check(check_trajectories(context, name=name), name=name)
     return context.at_offset(scaling.offset)
 
 
@@ -103,8 +109,7 @@ def check_data(
         ValueError: naming the argument, the rule and what came.
     """
     if target is not None or targets:
-        if not isinstance(target, Trajectories):
-            raise ValueError(f"target must be Trajectories; got {type(target).__name__}.")
+        target = check_trajectories(target, name="target")
         if targets and not bool(target.mask.any()):
             raise ValueError("target must hold at least one observation; got none.")
     context, asked = check_call(

@@ -25,6 +25,7 @@ from np_latentode.forecasts.densities import log_predictive
 from np_latentode.programs.assemble import Candidate
 from np_latentode.programs.ensemble import Ensemble
 from np_latentode.programs.fitted import Fitted, History
+from np_latentode.programs.plate import check_trajectories
 from np_latentode.programs.threads import cores, side_by_side
 from np_latentode.training.ensemble import starting_alike
 from np_latentode.training.plan import Plan, make_plan
@@ -123,9 +124,7 @@ def cross_fit(
     check_counts(num_folds=num_folds, num_steps=num_steps, max_workers=workers)
     if batch_size is not None:
         check_counts(batch_size=batch_size)
-    if not isinstance(trajectories, Trajectories):
-        came = type(trajectories).__name__
-        raise ValueError(f"trajectories must be Trajectories; got {came}.")
+    check_trajectories(trajectories, name="trajectories")
     if not candidates:
         raise ValueError("candidates must hold at least one function; got none.")
     split = _split(trajectories, num_folds)
