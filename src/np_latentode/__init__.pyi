@@ -4,6 +4,7 @@ from .data.conditioning import (
     random_points as random_points,
     random_prefix as random_prefix,
 )
+from .data.covariates import Covariates as Covariates
 from .data.labels import Labels as Labels
 from .data.problems import MalformedRows as MalformedRows
 from .data.scaling import Scaling as Scaling
@@ -25,6 +26,7 @@ from .forecasts.densities import (
     log_likelihood as log_likelihood,
     log_predictive as log_predictive,
 )
+from .forecasts.effects import Effect as Effect, effect as effect
 from .forecasts.prediction import (
     decode as decode,
     forecast as forecast,
@@ -63,6 +65,7 @@ from .parts.dynamics import (
 from .parts.encoders import (
     GRU as GRU,
     ODERNN as ODERNN,
+    CovariateEncoder as CovariateEncoder,
     PathODE as PathODE,
     SummaryEncoder as SummaryEncoder,
 )
@@ -99,6 +102,7 @@ from .parts.residuals import (
     BrownianLikelihood as BrownianLikelihood,
     OrnsteinUhlenbeckLikelihood as OrnsteinUhlenbeckLikelihood,
 )
+from .parts.shifts import LinearShift as LinearShift
 from .parts.solve import Solver as Solver
 from .programs.assemble import candidates as candidates, latent_ode as latent_ode
 from .programs.bands import Bands as Bands
@@ -107,6 +111,7 @@ from .programs.fitted import Fitted as Fitted, History as History
 from .programs.guide import AmortizedGuide as AmortizedGuide
 from .programs.model import LatentODE as LatentODE
 from .report.datatree import to_datatree as to_datatree
+from .report.effects import plot_effect as plot_effect
 from .report.fans import plot_forecasts as plot_forecasts
 from .report.gaussianization import (
     GaussianizationReport as GaussianizationReport,

@@ -71,6 +71,7 @@ def fit(
     feature: options.Feature = None,
     value: options.Value = None,
     log: options.Log = None,
+    static: options.Static = None,
     since: options.Since = None,
     unit: options.Unit = None,
     window: options.Window = None,
@@ -101,7 +102,8 @@ def fit(
         from np_latentode.app.column_names import named_values
         from np_latentode.app.fit_table import fit_table
 
-        given |= named_values(data, values, log, id=id, time=time, feature=feature, value=value)
+        columns = dict(id=id, time=time, feature=feature, value=value)
+        given |= named_values(data, values, log, static, **columns)
         _keep_compiled_programs()
         fit_table(data, output_dir, **given)
 
@@ -137,6 +139,43 @@ def forecast(
         _keep_compiled_programs()
         table = forecast_table(run, data, output, **given, overwrite=overwrite)
         print(f"{len(table)} forecasts in {output}")
+
+
+@app.command(
+    short_help="The effect of a static covariate on forecasts, with bands.",
+    epilog="\b\nExamples:\n"
+    "  np-latentode effect run/ trial.csv --of arm --between placebo,drug --plot\n"
+    "  np-latentode effect run/ trial.csv --of age -o age.csv",
+)
+def effect(
+    run: options.Run,
+    data: options.DataOfEffect,
+    *,
+    of: options.Of,
+    between: options.Between = None,
+    until: options.UntilLast = None,
+    points: options.PointsOfEffect = 50,
+    level: options.Level = 0.9,
+    output: options.Output = Path("effect.csv"),
+    seed: options.SeedOfDraws = 0,
+    plot: options.PlotEffect = False,
+    overwrite: options.OverwriteFiles = False,
+) -> None:
+    """By how much a static covariate changes forecasts, all other covariates being equal.
+
+    The difference of the mean paths, or their ratio where the logarithm is modelled, averaged over
+    the ids of a table, with a band for the uncertainty of the fit. It is an effect if the covariate
+    was randomized, as the arm of a trial; otherwise it is an association.
+    """
+    with _reported("effect"):
+        from np_latentode.app.effect_table import effect_table
+
+        _keep_compiled_programs()
+        given: dict[str, Any] = dict(between=between, until=until, points=points, level=level)
+        said = effect_table(
+            run, data, output, of, **given, seed=seed, plot=plot, overwrite=overwrite
+        )
+        print(said)
 
 
 @app.command(

@@ -13,13 +13,17 @@ __all__ = ["named_values", "split_names"]
 
 
 def named_values(
-    data: Path, values: Sequence[str] | None, log: Sequence[str] | None, **names: Any
+    data: Path,
+    values: Sequence[str] | None,
+    log: Sequence[str] | None,
+    static: Sequence[str] | None,
+    **names: Any,
 ) -> dict[str, list[str]]:
-    """The arguments `values` and `log` of `fit_table`, from texts with names and commas.
+    """The arguments `values`, `log` and `static` of `fit_table`, from texts with names and commas.
 
     Args:
         data: the table. It is read if there are commas.
-        values, log: the texts.
+        values, log, static: the texts.
         names: the arguments id, time, feature and value.
     """
 
@@ -28,8 +32,16 @@ def named_values(
         own = names if names["feature"] is not None else names | {"values": [*(values or ())]}
         return read_names(data, **own)
 
+    def columns() -> list[str]:
+        own = names | {"feature": None, "value": None}
+        return read_names(data, **own, values=[names["value"] or "values"])
+
     split = split_names("values", values, known)
-    return {"values": split, "log": split_names("log", log, lambda: split or known())}
+    return {
+        "values": split,
+        "log": split_names("log", log, lambda: split or known()),
+        "static": split_names("static", static, columns),
+    }
 
 
 def split_names(

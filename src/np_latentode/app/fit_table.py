@@ -68,6 +68,7 @@ def fit_table(
     feature: str | None = None,
     value: str | None = None,
     log: Sequence[str] = (),
+    static: Sequence[str] = (),
     since: str | None = None,
     unit: str | None = None,
     window: float | None = None,
@@ -95,7 +96,7 @@ def fit_table(
         data: a file that `Trajectories.from_file` reads.
         output_dir: where the fit, metrics.json, heldout.csv and figures go. Until the fit is
             finished, its checkpoints are in a directory beside it.
-        id, time, values, feature, value, log, since: as in `Trajectories.from_dataframe`.
+        id, time, values, feature, value, log, static, since: as in `Trajectories.from_dataframe`.
         unit: of dates, as there. Default: D.
         window: for long trajectories, the span of the windows that are trained on and forecast
             from, in the unit of the times; see `Trajectories.windows`. Each half of a window is in
@@ -124,7 +125,7 @@ def fit_table(
         OSError: if a file cannot be read or written.
     """
     names = dict(id=id, time=time, feature=feature, value=value, since=since)
-    columns = _columns(names, values=values, log=log, unit=unit)
+    columns = _columns(names, values=values, log=log, static=static, unit=unit)
     settings = columns | dict(window=window, holdout=holdout)
     settings |= dict(residual=residual, inference=inference)
     settings |= dict(latent_dim=latent_dim, members=members, recalibrate=recalibrate)
@@ -148,10 +149,16 @@ def fit_table(
 
 
 def _columns(
-    names: dict[str, str | None], *, values: Sequence[str], log: Sequence[str], unit: str | None
+    names: dict[str, str | None],
+    *,
+    values: Sequence[str],
+    log: Sequence[str],
+    static: Sequence[str],
+    unit: str | None,
 ) -> dict[str, Any]:
     """The arguments of `Trajectories.from_file`; those that were not given are left out."""
-    given = {name: column for name, column in names.items() if column is not None}
+    given: dict[str, Any] = {name: column for name, column in names.items() if column is not None}
+    given |= {"static": [*static]} if static else {}
     return {**given, "values": list(values), "log": list(log), "unit": unit or "D"}
 
 

@@ -27,7 +27,7 @@ from np_latentode.programs.model import LatentODE
 from np_latentode.storage.results import earlier
 from np_latentode.storage.saving import load
 
-__all__ = ["forecast_table"]
+__all__ = ["forecast_table", "picture_of", "read_known", "time_of"]
 
 
 def forecast_table(
@@ -74,8 +74,7 @@ def forecast_table(
     check_seed(seed)
     check_quantiles(quantiles)
     _check_end(until, ahead)
-    picture = output.with_suffix("" if output.suffix == ".gz" else output.suffix)
-    picture = picture.with_suffix(".png")
+    picture = picture_of(output)
     check_path(output)
     for path in (output, *([picture] if plot else [])):
         if path.exists() and not overwrite:
@@ -86,7 +85,7 @@ def forecast_table(
     if labels is None:
         raise ValueError(f"run must be a fit of a table; got {run_dir}, whose columns are unknown.")
     model = shortest_reach(fitted)
-    context = _read(model, labels, data)
+    context = read_known(model, labels, data)
     times = _times_ahead(model, context, labels, until, ahead, points)
     name = "until" if ahead is None else "ahead"
     made = _forecast(jax.random.key(seed), fitted, context, times, draws, name, asked)
@@ -95,6 +94,12 @@ def forecast_table(
     if plot:
         _draw(picture, context, made, times)
     return table
+
+
+def picture_of(output: Path) -> Path:
+    """The file of the figure that belongs to a table."""
+    table = output.with_suffix("" if output.suffix == ".gz" else output.suffix)
+    return table.with_suffix(".png")
 
 
 def _check_end(until: str | None, ahead: float | None) -> None:
@@ -116,12 +121,13 @@ def _inference(run_dir: Path, name: str | None) -> Inference:
     return INFERENCES[name]
 
 
-def _read(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
+def read_known(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
     """The table's trajectories, read as those of the table fitted."""
     columns: dict[str, Any] = dict(
         id=labels.id, time=labels.time, values=labels.features, log=labels.log
     )
     columns |= dict(feature=labels.feature, value=labels.value, since=labels.since)
+    columns |= dict(static=dict(zip(labels.static, labels.levels, strict=True)))
     try:
         context = Trajectories.from_file(
             data, **columns, origin=labels.origin, unit=labels.unit or "D"
@@ -206,7 +212,7 @@ def _times_ahead(
     # A trajectory without observations is forecast from t0 on.
     last = np.maximum(times.max(1), model.scaling.t0)
     names = context.names
-    end = last + ahead if ahead is not None else np.broadcast_to(_time(until, names), last.shape)
+    end = last + ahead if ahead is not None else np.broadcast_to(time_of(until, names), last.shape)
     if late := np.flatnonzero(last >= end).tolist():
         one = names.select(late[:1])
         when = shown_time(one.calendar(last[late[:1]])[0])
@@ -237,7 +243,7 @@ def _check_within_reach(
         )
 
 
-def _time(until: str | None, labels: Labels) -> np.ndarray:
+def time_of(until: str | None, labels: Labels) -> np.ndarray:
     """The time in the table's clock as one for all trajectories, or one for each."""
     try:
         if labels.unit:

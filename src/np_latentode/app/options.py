@@ -11,7 +11,9 @@ __all__ = [
     "Ahead",
     "BatchOf200",
     "BatchSize",
+    "Between",
     "Data",
+    "DataOfEffect",
     "Diagnose",
     "Draws",
     "Feature",
@@ -22,11 +24,13 @@ __all__ = [
     "Known",
     "LatentDim",
     "LatentDimOfNetwork",
+    "Level",
     "Log",
     "Members",
     "MostSteps",
     "NumTrajectories",
     "Observed",
+    "Of",
     "Output",
     "OutputDir",
     "Overwrite",
@@ -34,7 +38,9 @@ __all__ = [
     "OverwriteFit",
     "Patience",
     "Plot",
+    "PlotEffect",
     "Points",
+    "PointsOfEffect",
     "Priors",
     "Protocol",
     "Quantiles",
@@ -46,6 +52,7 @@ __all__ = [
     "SeedOfDraws",
     "Since",
     "Splits",
+    "Static",
     "Steps",
     "StepsOfEach",
     "StepsOfTask",
@@ -53,6 +60,7 @@ __all__ = [
     "Time",
     "Unit",
     "Until",
+    "UntilLast",
     "Value",
     "Values",
     "Window",
@@ -107,6 +115,14 @@ Since = Annotated[
     typer.Option(
         help="Count the times of each id from its own start: first, its first row; or the name of "
         "a column with a time for each id, such as a birth. Default: one clock for all ids."
+    ),
+]
+Static = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Columns of what does not change within an id, such as age at entry, sex or arm; "
+        "separated by commas or repeated. Numbers or categories, empty where not known. Forecasts "
+        "depend on them."
     ),
 ]
 Unit = Annotated[
@@ -225,6 +241,31 @@ Plot = Annotated[
     bool, typer.Option("--plot", help="Also draw the first four ids, in a .png of the same name.")
 ]
 OverwriteFiles = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+
+# of `effect`
+Of = Annotated[str, typer.Option(help="The static covariate, by the name of its column.")]
+Between = Annotated[
+    str | None,
+    typer.Option(
+        help="Two of its entries, separated by a comma: the effect is that of the second, compared "
+        "with the first. Left out: the two categories; of numbers, one more unit."
+    ),
+]
+Level = Annotated[float, typer.Option(help="Level of the band, between 0 and 1.")]
+UntilLast = Annotated[
+    str | None,
+    typer.Option(
+        "--until", help="The last time, a number or a date.  [default: the latest in the table]"
+    ),
+]
+PointsOfEffect = Annotated[int, typer.Option("--points", min=1, help="Times, evenly spaced.")]
+DataOfEffect = Annotated[
+    Path,
+    typer.Argument(help="A table with the columns of the fit, such as that which was fitted."),
+]
+PlotEffect = Annotated[
+    bool, typer.Option("--plot", help="Also draw the effect, in a .png of the same name.")
+]
 
 # of the studies
 BatchOf200 = Annotated[int, typer.Option(min=1, max=200, help="Trajectories per step, of 200.")]

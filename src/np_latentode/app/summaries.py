@@ -62,13 +62,29 @@ def trajectories_table(trajectories: Trajectories) -> str:
         x = values[..., j][mask[..., j]]
         about = _shown(np.array([x.min(), np.median(x), x.max()])) if x.size else ["-"] * 3
         rows.append((name, f"{x.size}", f"{1 - x.size / seen.sum():.0%}", *about))
-    lines += _aligned(rows)
+    lines += [*_aligned(rows), *_covariates(trajectories)]
     if bits := [names.features[j] for j in range(mask.shape[-1]) if _is_binary(values, mask, j)]:
         lines.append(
             f"{', '.join(bits)}: only 0 and 1, modelled as numbers, so bands may go beyond. In "
             "Python, BernoulliLikelihood and FeatureLikelihoods model them as bits (docs/parts.md)."
         )
     return "\n".join(lines)
+
+
+def _covariates(trajectories: Trajectories) -> list[str]:
+    """A line for each static covariate: its range, or how many ids have each category."""
+    static, names, lines = trajectories.given_static, trajectories.names, []
+    if static is None:
+        return lines
+    for c, (name, levels) in enumerate(zip(names.static, names.levels, strict=True)):
+        x = static[:, c][known := np.isfinite(static[:, c])]
+        about = " to ".join(_shown(np.array([x.min(), x.max()]))) if x.size else "none"
+        if levels:
+            counts = np.bincount(x.astype(int), minlength=len(levels))
+            about = ", ".join(f"{level} {n}" for level, n in zip(levels, counts, strict=True))
+        missing = f", missing {np.sum(~known)}" if not known.all() else ""
+        lines.append(f"static {name}, by id: {about}{missing}")
+    return lines
 
 
 def _shown(numbers: np.ndarray) -> list[str]:

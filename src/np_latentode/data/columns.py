@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 __all__ = ["Columns"]
@@ -19,6 +19,7 @@ class Columns:
         feature, value: in a table with one row per measurement, the columns of what was measured
             and of the result.
         start: of the time from which the times of each id are counted.
+        static: of static covariates.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Columns:
     feature: str | None = None
     value: str | None = None
     start: str | None = None
+    static: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -38,6 +40,7 @@ class Columns:
         feature: str | int | None = None,
         value: str | int | None = None,
         start: str | int | None = None,
+        static: Iterable[str] = (),
     ) -> Columns:
         """The columns that a user names.
 
@@ -46,7 +49,8 @@ class Columns:
         """
         names = [values] if isinstance(values, (str, int)) else values
         pair = [None if name is None else str(name) for name in (feature, value, start)]
-        self = cls(str(id), str(time), tuple(map(str, names)), *pair)
+        covariates = tuple(map(str, static))
+        self = cls(str(id), str(time), tuple(map(str, names)), *pair, static=covariates)
         if (feature is None) != (value is None):
             raise ValueError(
                 "feature and value must be given together, the column of what was measured and the "
@@ -64,6 +68,7 @@ class Columns:
     def arguments(self) -> str:
         """The arguments that name the columns, as messages list them."""
         names = ["id", "time", *([] if self.start is None else ["since"])]
+        names += ["static"] if self.static else []
         names += ["values"] if self.feature is None else ["feature", "value"]
         return f"{', '.join(names[:-1])} and {names[-1]}"
 
@@ -86,4 +91,4 @@ class Columns:
     def read(self) -> tuple[str, ...]:
         """All columns that are read."""
         start = () if self.start is None else (self.start,)
-        return (self.id, self.time, *self.texts[1:], *start, *self.numbers)
+        return (self.id, self.time, *self.texts[1:], *start, *self.static, *self.numbers)

@@ -14,7 +14,16 @@ import numpy as np
 from np_latentode.data.labels import DATE
 from np_latentode.data.problems import Problems
 
-__all__ = ["BLANKS", "MISSING", "read_numbers", "read_times", "reads_otherwise", "shown"]
+__all__ = [
+    "BLANKS",
+    "MISSING",
+    "point_for_comma",
+    "read_number",
+    "read_numbers",
+    "read_times",
+    "reads_otherwise",
+    "shown",
+]
 
 MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "null", "None"})
 """Entries that mean a missing value."""
@@ -41,7 +50,7 @@ def read_numbers(
         comma: whether the column may have decimal commas. If it has one, points are errors, as they
             may stand for thousands.
     """
-    parse, rule = _number, "must hold numbers"
+    parse, rule = read_number, "must hold numbers"
     if comma and _has_decimal_comma(entries):
         parse, rule = _comma_number, "must hold numbers, with a decimal comma as in other rows"
     numbers = np.full(len(entries), np.nan)
@@ -57,11 +66,17 @@ def read_numbers(
     return numbers
 
 
+def point_for_comma(entries: Sequence[str]) -> list[str]:
+    """The same texts, with decimal points where there were decimal commas."""
+    return [x.replace(",", ".") if DECIMAL_COMMA.fullmatch(x) else x for x in entries]
+
+
 def _has_decimal_comma(entries: Sequence[str]) -> bool:
     return any("," in entry and DECIMAL_COMMA.fullmatch(entry) for entry in entries)
 
 
-def _number(entry: str) -> float | None:
+def read_number(entry: str) -> float | None:
+    """The number that a text is; None if it is none."""
     try:
         number = float(entry)
     except ValueError:
@@ -71,7 +86,7 @@ def _number(entry: str) -> float | None:
 
 
 def _comma_number(entry: str) -> float | None:
-    return None if "." in entry else _number(entry.replace(",", "."))
+    return None if "." in entry else read_number(entry.replace(",", "."))
 
 
 def read_times(
@@ -91,7 +106,7 @@ def read_times(
         needed: False for the rows whose time nobody needs; there, nothing is an error.
     """
     needed = np.ones(len(entries), bool) if needed is None else needed
-    number = _comma_number if comma and _has_decimal_comma(entries) else _number
+    number = _comma_number if comma and _has_decimal_comma(entries) else read_number
     pairs = zip(entries, needed.tolist(), strict=True)
     times = [_time(entry, number) if need else ("", None) for entry, need in pairs]
     kinds = Counter(kind for kind, _ in times if kind)

@@ -18,6 +18,7 @@ import xarray as xr
 from np_latentode.data.atomic import write_bytes
 from np_latentode.data.clocks import start_column
 from np_latentode.data.columns import Columns
+from np_latentode.data.covariates import asked_levels
 from np_latentode.data.csv_files import csv_column_names, read_csv, write_csv, zones_as_texts
 from np_latentode.data.excel_files import read_sheet, write_excel
 from np_latentode.data.frames import as_frame
@@ -37,6 +38,7 @@ def read_rows(
     since: str | None = None,
     origin: Any = None,
     unit: str = "D",
+    static: Any = (),
     **names: Any,
 ) -> Rows:
     """The rows of the table in a file by trajectory, as `tables.from_rows` gives them.
@@ -44,14 +46,14 @@ def read_rows(
     Arguments and errors are those of `Trajectories.from_file`; `names` are those of columns.
     """
     try:
-        columns = Columns.of(**names, start=start_column(since))
+        asked = asked_levels(static)
+        columns = Columns.of(**names, start=start_column(since), static=asked)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     df, problems = _read(path, columns)
     try:
-        return from_rows(
-            df, columns, log=log, since=since, origin=origin, unit=unit, problems=problems
-        )
+        settings: Any = dict(log=log, since=since, origin=origin, unit=unit, static=asked)
+        return from_rows(df, columns, **settings, problems=problems)
     except MalformedRows:
         raise
     except ValueError as error:

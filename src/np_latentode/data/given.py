@@ -49,6 +49,8 @@ class Rows(NamedTuple):
     of_each: list[np.ndarray]
     """The rows of each trajectory that hold a measurement, in the order of their times."""
     labels: Labels
+    static: np.ndarray | None = None
+    """Static covariates, shape (trajectory, covariate)."""
 
 
 def pad_rows(rows: Rows) -> tuple[Given, np.ndarray]:

@@ -56,6 +56,8 @@ class Labels:
             were.
         span: the length of the windows, if the trajectories are windows of longer ones. Times are
             then counted from each window's start, and `since` only says how the table is read.
+        static: the names of the columns of static covariates.
+        levels: the categories of each of these; none for numbers.
     """
 
     ids: tuple[Any, ...]
@@ -71,6 +73,8 @@ class Labels:
     zone: bool = False
     starts: tuple[float, ...] = ()
     span: float | None = None
+    static: tuple[str, ...] = ()
+    levels: tuple[tuple[str, ...], ...] = ()
 
     @property
     def own_clocks(self) -> bool:
@@ -86,7 +90,8 @@ class Labels:
     def like(self, other: Labels) -> bool:
         """Whether values and times have the same meaning in both tables."""
         ours, theirs = (
-            (x.features, x.unit, x.log, x.zone, x.span, *x._counted_from) for x in (self, other)
+            (x.features, x.unit, x.log, x.zone, x.span, x.static, x.levels, *x._counted_from)
+            for x in (self, other)
         )
         return ours == theirs
 
@@ -207,7 +212,13 @@ class Labels:
         elif self.origin is not None:
             clock = f", times in {self.unit} from {self.origin}{'Z' if self.zone else ''}"
         names = (f"log({name})" if name in self.log else name for name in self.features)
-        return f"values {', '.join(names)}{clock}"
+        static = f", static {', '.join(map(self._described, self.static))}" if self.static else ""
+        return f"values {', '.join(names)}{static}{clock}"
+
+    def _described(self, static: str) -> str:
+        """A static covariate, with its levels."""
+        levels = self.levels[self.static.index(static)]
+        return f"{static} ({', '.join(levels)})" if levels else static
 
     def calendar(self, times: np.ndarray) -> np.ndarray:
         """Times as in the table: numbers, or dates to the microsecond.

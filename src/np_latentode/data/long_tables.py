@@ -60,7 +60,7 @@ def spread(
     table = {
         columns.id: _taken(frame[columns.id], rows),
         columns.time: _taken(frame[columns.time], _with_times(frame[columns.time], rows, asked)),
-        **{name: _taken(frame[name], rows) for name in columns.times[1:]},
+        **{name: _taken(frame[name], rows) for name in (*columns.times[1:], *columns.static)},
         **_columns(_taken(frame[str(columns.value)], rows), where),
     }
     return nw.from_dict(table, backend=frame.implementation), features
@@ -88,9 +88,9 @@ def _features(what: Sequence[str | None], columns: Columns) -> tuple[str, ...]:
             f"values must be entries of column {columns.feature!r}; got {shown([*features])}, and "
             f"it has {shown(known)}."
         )
-    if taken := {columns.id, *columns.times} & {*features}:
+    if taken := {columns.id, *columns.times, *columns.static} & {*features}:
         raise ValueError(
-            "features must not have the names of the columns of ids and times; got "
+            "features must not have the names of the columns of ids, times and covariates; got "
             f"{shown(sorted(taken))} in column {columns.feature!r}."
         )
     return features

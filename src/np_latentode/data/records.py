@@ -10,7 +10,14 @@ import numpy as np
 import pandas as pd
 
 from np_latentode.data.columns import Columns
-from np_latentode.data.entries import BLANKS, MISSING, read_numbers, read_times, shown
+from np_latentode.data.entries import (
+    BLANKS,
+    MISSING,
+    point_for_comma,
+    read_numbers,
+    read_times,
+    shown,
+)
 from np_latentode.data.long_tables import asked_rows
 from np_latentode.data.problems import Problems
 
@@ -88,6 +95,10 @@ def _table(
         only = needed if name == columns.time else None
         times, zone = read_times(when, name, problems, comma=comma, needed=only)
         frame[name] = pd.Series(times).dt.tz_localize("UTC") if zone else times
+    for name in columns.static:
+        # Whether they are numbers or categories is decided later, in tables of all kinds.
+        texts = point_for_comma(entries[name]) if comma else entries[name]
+        frame[name] = pd.Series(texts, dtype=object)
     return frame.reindex(columns=[*columns.read])
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from np_latentode.data.covariates import Covariates
 from np_latentode.data.far import usual, warn_user
 from np_latentode.data.labels import Labels
-from np_latentode.data.numbers import is_concrete
+from np_latentode.data.numbers import as_floats, is_concrete
 from np_latentode.data.offset import Offset
 from np_latentode.data.trajectories import Trajectories
 
@@ -35,6 +37,7 @@ class Scaling:
         labels: the labels of the training table. Tables with other features, or with another
             origin or unit of time, are refused.
         offset: that of the training data; model and guide take it off all others as well.
+        covariates: how static covariates become numbers. Default: none are read.
     """
 
     loc: np.ndarray
@@ -43,6 +46,7 @@ class Scaling:
     time_unit: float = 1.0
     labels: Labels | None = field(default=None, repr=False)
     offset: Offset = field(default=Offset(), repr=False)
+    covariates: Covariates | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("loc", "scale"):
@@ -107,7 +111,10 @@ class Scaling:
         # JAX takes smaller numbers for 0.
         unit = np.where(unit < float(np.finfo(np.float32).tiny), 1.0, unit)
         span = max(float(times.max()) - t0, 0.0)
-        scaling = cls(loc, unit, t0, (span or 1.0) / SPAN, train.labels, train.offset)
+        static = train.given_static
+        covariates = None if static is None else Covariates.fit(static, train.names)
+        unit_of_time = (span or 1.0) / SPAN
+        scaling = cls(loc, unit, t0, unit_of_time, train.labels, train.offset, covariates)
         scaling.check(train, name="train")
         _warn_of_staggered(train)
         return scaling
@@ -130,6 +137,11 @@ class Scaling:
             raise ValueError(
                 f"{name} must have the features, units and origin of the training table, {ours}; "
                 f"got {theirs}."
+            )
+        if self.covariates is not None and trajectories.static is None:
+            raise ValueError(
+                f"{name} must have the static covariates of the training data, "
+                f"{', '.join(self.covariates.names)}, NaN where missing; got none."
             )
         if is_concrete(trajectories.times, trajectories.mask):
             # In NumPy: inside `jax.jit`, JAX would trace these operations even on known values.
@@ -159,6 +171,8 @@ class Scaling:
         ours, theirs = (
             (x.loc.tolist(), x.scale.tolist(), x.t0, x.time_unit, x.offset) for x in (self, other)
         )
+        if self.covariates is not None and not self.covariates.like(other.covariates):
+            return False
         if self.labels is None or other.labels is None:
             return ours == theirs and self.labels is other.labels
         return ours == theirs and self.labels.like(other.labels)
@@ -169,6 +183,34 @@ class Scaling:
             return self
         less = dict(loc=self.loc - offset.row, t0=self.t0 - offset.time)
         return replace(self, **less, offset=Offset())
+
+    @property
+    def num_covariates(self) -> int:
+        """The number of entries of s, the static covariates as networks read them."""
+        return 0 if self.covariates is None else self.covariates.size
+
+    def scale_static(
+        self, static: Float[Array, "trajectory covariate"] | None
+    ) -> Float[Array, "trajectory entry"] | None:
+        """Static covariates as networks read them; None if there are none."""
+        if self.covariates is None or static is None:
+            return None
+        return self.covariates.encode(static)
+
+    def check_row(self, static: Any) -> Array:
+        """The static covariates of one trajectory, shape (covariate,).
+
+        Raises:
+            ValueError: if no covariates are read, or it is of another shape.
+        """
+        count = 0 if self.covariates is None else len(self.covariates.names)
+        row = as_floats("static", static)
+        if row.shape != (count,) or not count:
+            raise ValueError(
+                f"static must have shape ({count},), one entry for each covariate of the training "
+                f"data; got shape {row.shape}."
+            )
+        return row
 
     def scale_values(
         self, values: Float[Array, "*batch feature"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from np_latentode.data.clocks import (
     since_start,
 )
 from np_latentode.data.columns import Columns
+from np_latentode.data.covariates import read_static
 from np_latentode.data.far import warn_of_far_rows
 from np_latentode.data.frames import as_frame
 from np_latentode.data.given import Given, Rows, table_times, table_values
@@ -43,12 +45,14 @@ def from_rows(
     since: str | None = None,
     origin: Any = None,
     unit: str = "D",
+    static: Mapping[str, Sequence[str] | None] | None = None,
     problems: Problems | None = None,
 ) -> Rows:
     """The rows of a long table by trajectory, in the order of their first rows, and the labels.
 
     Arguments and errors are those of `Trajectories.from_dataframe`. `problems` holds the errors
-    that were found while the rows were read from a file.
+    that were found while the rows were read from a file; `static` the names and levels of static
+    covariates, as `asked_levels` gives them.
     """
     problems, log = problems or Problems(), _listed(log)
     id, time = columns.id, columns.time
@@ -60,6 +64,8 @@ def from_rows(
     problems.raise_if_any()
     _warn_of_far_rows(clock, own, (time, *values), log, problems)
     ids, codes = numbered(who)
+    found = read_static(frame, static, codes, problems) if static else None
+    problems.raise_if_any()
     if since is not None:
         measured = ~np.isnan(own).all(1)
         clock = _with_own_starts(clock, codes, measured, since, frame, unit, problems)
@@ -73,10 +79,13 @@ def from_rows(
     labels = Labels(
         tuple(ids), values, id, time, *count, logged, *pair, since, clock.zone, clock.starts
     )
+    if found is not None:
+        labels = replace(labels, static=columns.static, levels=found.levels)
     what = labels.modelled(own)
     of_each = _rows_by_id(codes, when, what)
     _check_precision(frame[time], id, time, when, of_each, problems)
-    return Rows(Given(when, what, clock.table_times, own if logged else None), of_each, labels)
+    given = Given(when, what, clock.table_times, own if logged else None)
+    return Rows(given, of_each, labels, None if found is None else found.numbers)
 
 
 def _wide(
@@ -163,16 +172,32 @@ def _check_precision(
         problems.raise_if_any()
 
 
-def to_rows(given: Given, mask: np.ndarray, labels: Labels, *, backend: Any) -> Any:
+def to_rows(
+    given: Given, mask: np.ndarray, labels: Labels, static: np.ndarray | None, *, backend: Any
+) -> Any:
     """A table with a row for each observed time, empty where a feature was not observed."""
     i, k = np.nonzero(mask.any(-1))
     seen = np.where(mask, table_values(given, labels), np.nan)[i, k]
     columns = {
         labels.id: [labels.ids[n] for n in i],
         labels.time: table_times(given, labels)[i, k],
+        **_static_columns(static, labels, i),
         **{name: seen[:, j] for j, name in enumerate(labels.features)},
     }
-    return _to_native(columns, labels, labels.features, backend)
+    numbers = [name for name, some in zip(labels.static, labels.levels, strict=True) if not some]
+    return _to_native(columns, labels, (*numbers, *labels.features), backend)
+
+
+def _static_columns(
+    static: np.ndarray | None, labels: Labels, of: np.ndarray
+) -> dict[str, list[Any] | np.ndarray]:
+    """The static covariates of these trajectories, as the table has them."""
+    found: dict[str, list[Any] | np.ndarray] = {}
+    for c, (name, levels) in enumerate(zip(labels.static, labels.levels, strict=True)):
+        numbers = np.asarray(static)[of, c]
+        texts = [None if np.isnan(x) else levels[int(x)] for x in numbers] if levels else []
+        found[name] = texts if levels else numbers
+    return found
 
 
 def tidy_forecast(

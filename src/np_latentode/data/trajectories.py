@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from np_latentode.data.clocks import start_column
 from np_latentode.data.columns import Columns
+from np_latentode.data.covariates import Names, asked_levels
 from np_latentode.data.given import Given, Rows, pad_rows
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import (
@@ -57,25 +59,37 @@ class Trajectories:
         values: shape (trajectory, time, feature). NaN means unobserved.
         mask: booleans of the shape of `values`, True where observed. Default: True where values are
             not NaN.
+        static: covariates that do not change, shape (trajectory, covariate); NaN means missing.
+            Default: none. Categories of a table are the places among their levels.
 
     Raises:
         ValueError: if shapes disagree, there is no trajectory, times decrease or are not finite,
-            or an observed value is infinite.
+            or an observed value or a covariate is infinite.
     """
 
     times: Float[Array, "trajectory time"]
     values: Float[Array, "trajectory time feature"]
     mask: Bool[Array, "trajectory time feature"]
+    static: Float[Array, "trajectory covariate"] | None = None
 
     offset: Offset = Offset()
     labels: Labels | None = None
 
-    _arrays = ("times", "values", "mask")
+    _arrays = ("times", "values", "mask", "static")
     _given: Given | None = None
+    _static: np.ndarray | None = None
 
-    def __init__(self, times: Numbers, values: Numbers, mask: Numbers | None = None):
-        if not is_concrete(times, values, mask):
+    def __init__(
+        self,
+        times: Numbers,
+        values: Numbers,
+        mask: Numbers | None = None,
+        *,
+        static: Numbers | None = None,
+    ):
+        if not is_concrete(times, values, mask, static):
             self._trace(as_floats("times", times), as_floats("values", values), mask)
+            self.static = None if static is None else as_floats("static", static)
             return
         when, what = as_doubles("times", times), as_doubles("values", values)
         observed = ~np.isnan(what)
@@ -86,6 +100,7 @@ class Trajectories:
         what = np.where(observed, what, 0.0)
         check_values(what, observed)
         self._keep(Given(when, what), observed)
+        self._keep_static(None if static is None else as_doubles("static", static))
 
     def _trace(self, times: Array, values: Array, mask: Any) -> None:
         """Keeps what a transformation of JAX computes: its numbers cannot be checked."""
@@ -103,6 +118,19 @@ class Trajectories:
         # Numbers may be finite in double precision only.
         check_times(np.asarray(self.times))
         check_values(np.asarray(self.values), mask)
+
+    def _keep_static(self, static: np.ndarray | None) -> None:
+        """Keeps static covariates in double precision, and for JAX in its own."""
+        if static is None:
+            return
+        if static.ndim != 2 or len(static) != len(self) or not static.shape[1]:
+            raise ValueError(
+                f"static must have shape (trajectory, covariate), with {len(self)} trajectories as "
+                f"the values have; got {static.shape}."
+            )
+        if np.isinf(static).any():
+            raise ValueError(f"static must be finite, or NaN where missing; got {static}.")
+        self._static, self.static = static, as_floats("static", static)
 
     @classmethod
     def from_ragged[T: Trajectories](
@@ -138,6 +166,7 @@ class Trajectories:
         since: str | None = None,
         origin: Any = None,
         unit: str = "D",
+        static: Names = (),
     ) -> T:
         """Trajectories from a table: each row holds an id, a time, and measurements.
 
@@ -166,17 +195,22 @@ class Trajectories:
                 outside. A table to forecast from must get the origin of the training table,
                 `train.labels.origin`.
             unit: the unit in which dates are counted: W, D, h, m or s.
+            static: the columns of covariates that do not change within an id, such as age at entry,
+                sex or arm: numbers or categories. All rows of an id hold the same entry, or none. A
+                column of numbers, or of true and false, is a number. A mapping names the levels of
+                a category, as {"arm": ["placebo", "drug"]}, or None to take them from the table.
 
         Raises:
             MalformedRows: a ValueError that lists all rows without id or time, with an infinite
-                value, or with a value in `log` that is not positive; each with its number (from 0),
-                the column and what came.
+                value, with a value in `log` that is not positive, or with another static entry than
+                the rows before it; each with its number (from 0), the column and what came.
             ValueError: if the table lacks a column, has no rows, or holds text.
         """
         names: dict[str, Any] = dict(id=id, time=time, values=values, feature=feature, value=value)
-        columns = Columns.of(**names, start=start_column(since))
-        rows = from_rows(df, columns, log=log, since=since, origin=origin, unit=unit)
-        return cls._from_rows(rows)
+        asked = asked_levels(static)
+        columns = Columns.of(**names, start=start_column(since), static=asked)
+        settings: Any = dict(log=log, since=since, origin=origin, unit=unit, static=asked)
+        return cls._from_rows(from_rows(df, columns, **settings))
 
     @classmethod
     def from_file[T: Trajectories](
@@ -192,6 +226,7 @@ class Trajectories:
         since: str | None = None,
         origin: Any = None,
         unit: str = "D",
+        static: Names = (),
     ) -> T:
         """Trajectories from a file that holds a table; see `from_dataframe`.
 
@@ -199,7 +234,8 @@ class Trajectories:
             path: of a .csv, .tsv, .xlsx, .parquet or .nc (netCDF) file; .csv and .tsv may be
                 compressed, as .csv.gz. `csv_files.read_csv` says how texts are read; ids stay text.
                 Of .xlsx, the first sheet is read. An index and coordinates are columns.
-            id, time, values, feature, value, log, since, origin, unit: as in `from_dataframe`.
+            id, time, values, feature, value, log, since, origin, unit, static: as in
+                `from_dataframe`.
 
         Raises:
             MalformedRows: a ValueError that lists all rows that cannot be read: lines of a CSV file
@@ -212,26 +248,28 @@ class Trajectories:
         from np_latentode.data.files import read_rows
 
         names = dict(id=id, time=time, values=values, feature=feature, value=value)
-        rows = read_rows(path, **names, log=log, since=since, origin=origin, unit=unit)
-        return cls._from_rows(rows)
+        settings: Any = dict(log=log, since=since, origin=origin, unit=unit, static=static)
+        return cls._from_rows(read_rows(path, **names, **settings))
 
     @classmethod
     def _from_rows[T: Trajectories](cls: type[T], rows: Rows) -> T:
         self = object.__new__(cls)
         given, mask = pad_rows(rows)
         self._keep(given, mask)
+        self._keep_static(rows.static)
         self.labels = rows.labels
         return self
 
     def to_dataframe(self, *, backend: Any = "pandas") -> Any:
         """A table of the observations: one row per id and time, empty where not observed.
 
-        Times and values are those of the original table, to the last bit.
+        Times, values and static covariates are those of the original table, to the last bit.
 
         Args:
             backend: the library of the data frame: "pandas", "polars" or "pyarrow".
         """
-        return to_rows(self.given, np.asarray(self.mask), self.names, backend=backend)
+        mask, names = np.asarray(self.mask), self.names
+        return to_rows(self.given, mask, names, self.given_static, backend=backend)
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
         """Writes the table of `to_dataframe` to a file, whole or not at all.
@@ -252,8 +290,14 @@ class Trajectories:
     @property
     def names(self) -> Labels:
         """The labels; without a table, ids 0, 1, ... and features x_0, x_1, ..."""
+        if self.labels is not None:
+            return self.labels
         features = tuple(f"x_{j}" for j in range(self.num_features))
-        return self.labels or Labels(tuple(range(len(self))), features)
+        labels = Labels(tuple(range(len(self))), features)
+        if self.static is None:
+            return labels
+        static = tuple(f"s_{c}" for c in range(self.static.shape[1]))
+        return replace(labels, static=static, levels=((),) * len(static))
 
     @property
     def given(self) -> Given:
@@ -266,6 +310,13 @@ class Trajectories:
         times, values = np.asarray(self.times, float), np.asarray(self.values, float)
         values = np.where(np.asarray(self.mask), values + self.offset.row, 0.0)
         return Given(times + self.offset.time, values)
+
+    @property
+    def given_static(self) -> np.ndarray | None:
+        """Static covariates in double precision, as they were given; None if there are none."""
+        if self._static is not None or self.static is None:
+            return self._static
+        return np.asarray(self.static, float)
 
     def before[T: Trajectories](self: T, time: Numbers) -> T:
         """The same trajectories with only their observations up to and including `time`.
@@ -352,7 +403,9 @@ class Trajectories:
                 window is left, or the span is so long that times become equal in single precision.
         """
         return Trajectories._from_rows(
-            window_rows(self.given, np.asarray(self.mask), self.names, span, step)
+            window_rows(
+                self.given, np.asarray(self.mask), self.names, self.given_static, span, step
+            )
         )
 
     @property
@@ -398,7 +451,7 @@ class Trajectories:
         given = given._replace(values=np.where(hidden, np.nan, given.values))
         flat = given.each(lambda array: array.reshape(-1, *array.shape[2:]))
         rows = [length * i + np.flatnonzero(~gone[i]) for i in range(count)]
-        return self._from_rows(Rows(flat, rows, self.names))
+        return self._from_rows(Rows(flat, rows, self.names, self.given_static))
 
     def at_slots[T: Trajectories](self: T, slots: Array | np.ndarray) -> T:
         """The same trajectories with these slots of each, shape (trajectory, slot)."""
@@ -443,15 +496,18 @@ class Trajectories:
                 index = np.arange(len(self))[np.asarray(index)]
             except IndexError as error:
                 raise IndexError(f"index must select trajectories: {error}.") from error
-        selected = {name: getattr(self, name)[index] for name in self._arrays}
+        arrays = {name: getattr(self, name) for name in self._arrays}
+        selected: dict[str, Any] = {
+            name: None if a is None else a[index] for name, a in arrays.items()
+        }
         if selected["times"].ndim != 2 or not len(selected["times"]):
             raise ValueError(f"index must select at least one trajectory; got {index}.")
         if not is_concrete(index):
-            return self._replace(**selected, labels=None, _given=None)
+            return self._replace(**selected, labels=None, _given=None, _static=None)
         given = self._given and self._given.select(index)
-        return self._replace(
-            **selected, labels=self.labels and self.labels.select(index), _given=given
-        )
+        static = None if self._static is None else self._static[index]
+        labels = self.labels and self.labels.select(index)
+        return self._replace(**selected, labels=labels, _given=given, _static=static)
 
     def __repr__(self) -> str:
         trajectories, slots, features = self.values.shape
@@ -461,7 +517,7 @@ class Trajectories:
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], dict[str, Any]]:
         arrays = [(jax.tree_util.GetAttrKey(n), getattr(self, n)) for n in self._arrays]
         # Without labels: with them, JAX would compile a new program for every set of ids.
-        kept = {*self.__dict__} - {*self._arrays, "labels", "_given"}
+        kept = {*self.__dict__} - {*self._arrays, "labels", "_given", "_static"}
         return arrays, {"offset": self.offset} | {name: self.__dict__[name] for name in kept}
 
     @classmethod

@@ -49,6 +49,7 @@ def window_rows(
     given: Given,
     mask: Bool[np.ndarray, "trajectory time feature"],
     labels: Labels,
+    static: np.ndarray | None,
     span: float,
     step: float | None,
 ) -> Rows:
@@ -84,7 +85,8 @@ def window_rows(
     first = windows.bounds[:-1]
     starts = (seen.last[windows.rows] - before_last)[first]
     labels = _labels(labels, i[first], starts, span)
-    return Rows(columns, np.split(np.arange(len(times)), first[1:]), labels)
+    static = None if static is None else static[i[first]]
+    return Rows(columns, np.split(np.arange(len(times)), first[1:]), labels, static)
 
 
 def _labels(labels: Labels, of: np.ndarray, starts: np.ndarray, span: float) -> Labels:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from scipy.interpolate import PchipInterpolator
 
 from np_latentode.data.checks import check_counts
+from np_latentode.data.covariates import Covariates
 from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
 
@@ -72,9 +73,13 @@ def _by_series(
 
 
 class _Polynomial(NamedTuple):
-    """x_k = sum_j (mean_j + u_j) t_k^j + e_k,  u ~ Normal(0, cov),  e_k ~ Normal(0, variance)."""
+    """x_k = sum_j (mean_j + effects_j s + u_j) t_k^j + e_k,
+
+    u ~ Normal(0, cov),  e_k ~ Normal(0, variance)
+    """
 
     mean: Float[np.ndarray, " power"]
+    effects: Float[np.ndarray, "power entry"]
     cov: Float[np.ndarray, "power power"]
     variance: float
 
@@ -82,13 +87,14 @@ class _Polynomial(NamedTuple):
         return times[:, None] ** np.arange(len(self.mean))
 
     def forecast(
-        self, times: np.ndarray, values: np.ndarray, query: np.ndarray
+        self, times: np.ndarray, values: np.ndarray, query: np.ndarray, s: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of new observations at `query`, given those at `times`."""
+        own = self.mean + self.effects @ s
         seen, asked = self.powers(times), self.powers(query)
         marginal = seen @ self.cov @ seen.T + self.variance * np.eye(len(times))
         gain = np.linalg.solve(marginal, seen @ self.cov).T
-        mean = self.mean + gain @ (values - seen @ self.mean)
+        mean = own + gain @ (values - seen @ own)
         cov = self.cov - gain @ seen @ self.cov
         return asked @ mean, np.einsum("qi,ij,qj->q", asked, cov, asked) + self.variance
 
@@ -102,7 +108,7 @@ def mixed_model(
 
     Each trajectory has its own line, which deviates at random from a mean line. The model is fitted
     to `train` by restricted maximum likelihood. Given a context, u and new observations are
-    Gaussian in closed form.
+    Gaussian in closed form. Static covariates have fixed effects, on level, slope and so on.
 
     Args:
         train: the data from which mean, G and s are estimated.
@@ -125,12 +131,13 @@ def mixed_model(
     shape = (*asked.shape, train.num_features)
     mean, variance = np.empty(shape), np.empty(shape)
     (when, values, *_), mask = context.given, np.asarray(context.mask)
+    s_train, s = _covariates(train, train), _covariates(train, context)
     for d in range(train.num_features):
-        polynomial = _fit_polynomial(train, d, start, unit, degree)
+        polynomial = _fit_polynomial(train, d, start, unit, degree, s_train)
         for i, seen in enumerate(mask[..., d]):
-            mean[i, :, d], variance[i, :, d] = polynomial.forecast(
-                (when[i, seen] - start) / unit, values[i, seen, d], (asked[i] - start) / unit
-            )
+            at, later = (when[i, seen] - start) / unit, (asked[i] - start) / unit
+            found = polynomial.forecast(at, values[i, seen, d], later, s[i])
+            mean[i, :, d], variance[i, :, d] = found
     return mean, np.sqrt(variance)
 
 
@@ -140,8 +147,22 @@ def _span(train: Trajectories) -> tuple[float, float]:
     return float(times.min()), float(np.ptp(times)) or 1.0
 
 
+def _covariates(train: Trajectories, some: Trajectories) -> Float[np.ndarray, "trajectory entry"]:
+    """Static covariates in the units of the training data, without those that never differ."""
+    if train.given_static is None or some.static is None:
+        return np.zeros((len(some), 0))
+    units = Covariates.fit(train.given_static, train.names)
+    differ = np.asarray(units.encode(train.static)).std(0) > 0
+    return np.asarray(units.encode(some.static), float)[:, differ]
+
+
 def _fit_polynomial(
-    train: Trajectories, feature: int, start: float, unit: float, degree: int
+    train: Trajectories,
+    feature: int,
+    start: float,
+    unit: float,
+    degree: int,
+    s: Float[np.ndarray, "trajectory entry"],
 ) -> _Polynomial:
     try:
         from statsmodels.regression.mixed_linear_model import MixedLM
@@ -155,10 +176,15 @@ def _fit_polynomial(
     powers = ((train.given.times[seen] - start) / unit)[:, None] ** np.arange(degree + 1)
     # Standardised, as the optimizer's tolerances are absolute.
     loc, scale = x.mean(), x.std() or 1.0
+    products = powers[:, :, None] * s[who][:, None]
+    fixed = np.hstack([powers, products.reshape(len(x), -1)])
     with warnings.catch_warnings():
         # It warns if the estimated covariance is singular, which is a valid estimate.
         warnings.simplefilter("ignore")
-        fit: Any = MixedLM((x - loc) / scale, powers, who, exog_re=powers).fit(reml=True)
-    mean = scale * np.asarray(fit.fe_params)
+        fit: Any = MixedLM((x - loc) / scale, fixed, who, exog_re=powers).fit(reml=True)
+    mean, effects = np.split(scale * np.asarray(fit.fe_params), [degree + 1])
     mean[0] += loc
-    return _Polynomial(mean, scale**2 * np.asarray(fit.cov_re), scale**2 * float(fit.scale))
+    effects = effects.reshape(degree + 1, -1)
+    return _Polynomial(
+        mean, effects, scale**2 * np.asarray(fit.cov_re), scale**2 * float(fit.scale)
+    )

@@ -209,7 +209,8 @@ def simulation_ranks(
     like = check_context(like, model.scaling, name="like")
     z0_key, x_key, draw_key, tie_key = jax.random.split(rng_key, 4)
     z0 = jnp.asarray(prior(fitted).sample(z0_key, (len(like),)))
-    x = draw_x(x_key, fitted, z0[None], observed_times(model, like), like.offset)["x"][0]
+    at = observed_times(model, like)
+    x = draw_x(x_key, fitted, z0[None], at, like.offset, static=like.static)["x"][0]
     seen = like.replace_arrays(like.times, jnp.where(like.mask, x, 0.0), like.mask)
     draws = draw_codes(inference, draw_key, fitted, seen, num_samples)
     share = jax.random.uniform(tie_key, z0.shape)

@@ -100,7 +100,7 @@ def log_predictive(
     context = check_context(context, model.scaling)
     target = check_context(target, model.scaling, name="target")
     if not model.remembers:
-        context = nothing_seen(model.less(target.offset), target.times)
+        context = nothing_seen(model.less(target.offset), target.times, context.static)
     else:
         check_new(context, target)
     max_steps = model.steps_to(both(target.times, observed_times(model, context)), target.offset)
@@ -163,11 +163,14 @@ def observed_times(model: LatentODE, trajectories: Trajectories) -> Float[Array,
     return jnp.where(trajectories.observed, trajectories.times, t0)
 
 
-def nothing_seen(model: LatentODE, times: Array) -> Trajectories:
-    """As many trajectories without observations."""
+def nothing_seen(model: LatentODE, times: Array, static: Array | None = None) -> Trajectories:
+    """As many trajectories without observations; their covariates are unknown by default."""
+    covariates = model.scaling.covariates
+    if covariates is not None and static is None:
+        static = covariates.unknown(len(times))
     shape = (len(times), 1, len(model.scaling.loc))
     t0 = jnp.full(shape[:2], model.scaling.t0, times.dtype)
-    arrays = (t0, jnp.zeros(shape, times.dtype), jnp.zeros(shape, bool))
+    arrays = (t0, jnp.zeros(shape, times.dtype), jnp.zeros(shape, bool), static)
     return Trajectories.tree_unflatten({}, arrays)
 
 

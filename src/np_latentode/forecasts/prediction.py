@@ -46,7 +46,12 @@ __all__ = [
 
 
 def prior_predictive(
-    rng_key: Array, fitted: Fitted | Ensemble, times: Numbers, *, num_samples: int = 200
+    rng_key: Array,
+    fitted: Fitted | Ensemble,
+    times: Numbers,
+    *,
+    static: Numbers | None = None,
+    num_samples: int = 200,
 ) -> dict[str, Any]:
     """Draws of trajectories of which nothing was observed.
 
@@ -56,6 +61,8 @@ def prior_predictive(
         rng_key: a key.
         fitted: the fit; or an `Ensemble`, as in `forecast`.
         times: shape (time,), in original units.
+        static: the static covariates, shape (covariate,), as a row of `Trajectories.static`.
+            Default: unknown, which counts as the average of the training data.
         num_samples: the number of draws.
 
     Returns:
@@ -70,12 +77,14 @@ def prior_predictive(
     scaling = fitted.scaling
     at = prediction_times(times, 1, scaling, offset=scaling.offset, name="times")
     _check_reach(fitted, times)
+    row = None if static is None else scaling.check_row(static)
 
     def draw(share: Share) -> dict[str, Any]:
         z0_key, x_key = jax.random.split(share.rng_key)
         z0 = jnp.asarray(prior(share.fitted).sample(z0_key, (1, share.num_samples)))
         rows = jnp.broadcast_to(at, (share.num_samples, at.shape[1]))
-        draws = draw_x(x_key, share.fitted, z0, rows, scaling.offset)
+        known = None if row is None else jnp.tile(row, (share.num_samples, 1))
+        draws = draw_x(x_key, share.fitted, z0, rows, scaling.offset, static=known)
         draws = in_table_units(draws, scaling.offset, scaling.labels)
         return {name: values[0] for name, values in draws.items()}
 
@@ -100,7 +109,8 @@ def decode(
         z0: draws from any distribution.
         times: in original units.
         context: what was seen of each trajectory, which a likelihood with a residual process
-            continues. Default: nothing was seen.
+            continues, and its static covariates. Default: nothing was seen, and covariates are
+            unknown.
         draws_at_once: the number of draws solved side by side, which bounds the memory.
 
     Raises:
@@ -129,20 +139,24 @@ def draw_x(
     offset: Offset,
     *,
     context: Trajectories | None = None,
+    static: Array | None = None,
     slots: tuple[np.ndarray, ...] | None = None,
     draws_at_once: int = DRAWS_AT_ONCE,
 ) -> dict[str, Array]:
     """Draws of `z0`, `x_mean` and `x` as they are modelled: all numbers are less the offset.
 
     They are at all times; or at the given slots only, with one axis (slot,) in place of two. They
-    continue what a context shows, if the likelihood remembers it.
+    continue what a context shows, if the likelihood remembers it. Static covariates are those of
+    the context; without one, they are `static`, or unknown.
     """
     model = fitted.model
     if context is None or not model.remembers:
         # Without memory, the model uses nothing of the context but its number of trajectories.
-        context, latest = nothing_seen(model.less(offset), times), times
+        static = static if context is None else context.static
+        context, latest = nothing_seen(model.less(offset), times, static), times
     else:
-        context = Trajectories.tree_unflatten({}, (*less_offset(context, offset), context.mask))
+        arrays = (*less_offset(context, offset), context.mask, context.static)
+        context = Trajectories.tree_unflatten({}, arrays)
         latest = both(times, observed_times(model.less(offset), context))
     return _draw_x(
         rng_key,
@@ -320,6 +334,8 @@ def decode_observed(
 ) -> dict[str, np.ndarray]:
     """Decodes given z0 at the observed times of a target and at no others.
 
+    Static covariates are those of the target.
+
     Args:
         rng_key: a key.
         fitted: the fit.
@@ -341,7 +357,8 @@ def decode_observed(
         key = rng_key if len(some) == 1 else jax.random.fold_in(rng_key, k)
         slots, at = np.nonzero(np.asarray(part.observed)), observed_times(model, part)
         seen = None if context is None else trimmed(context[rows])
-        made = draw_x(key, fitted, z0[:, rows], at, target.offset, context=seen, slots=slots)
+        options: dict[str, Any] = dict(context=seen, static=part.static, slots=slots)
+        made = draw_x(key, fitted, z0[:, rows], at, target.offset, **options)
         where = place[rows[slots[0]], slots[1]]
         for name, values in draws.items():
             values[:, where] = made[name]

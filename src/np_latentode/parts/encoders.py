@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import interpax
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from np_latentode.parts.modules import gru_cell, mlp
+from np_latentode.data.checks import check_counts
+from np_latentode.parts.modules import check_module, gru_cell, mlp
 from np_latentode.parts.solve import Solver, solve
 
-__all__ = ["GRU", "ODERNN", "PathODE", "SummaryEncoder"]
+__all__ = ["GRU", "ODERNN", "CovariateEncoder", "PathODE", "SummaryEncoder"]
 
 
 class ODERNN(nnx.Module):
@@ -213,6 +215,33 @@ class SummaryEncoder(nnx.Module):
         visits = jnp.log1p(mask.any(-1).sum(1, keepdims=True))
         summary = [last, mean, slope, values[:, 0], seen.astype(values.dtype), age, end, visits]
         return self.layer(jnp.concatenate(summary, axis=-1))
+
+
+class CovariateEncoder(nnx.Module):
+    """The features of another encoder, and static covariates: [encoder(times, values, mask), s].
+
+    Args:
+        encoder: an nnx module, such as an `ODERNN`.
+        num_covariates: the entries of s.
+
+    Raises:
+        ValueError: if the encoder is no module.
+    """
+
+    def __init__(self, encoder: nnx.Module, num_covariates: int):
+        check_module("encoder", encoder)
+        check_counts(num_covariates=num_covariates)
+        self.encoder, self.num_covariates = encoder, num_covariates
+
+    def __call__(
+        self,
+        times: Float[Array, "trajectory time"],
+        values: Float[Array, "trajectory time feature"],
+        mask: Bool[Array, "trajectory time feature"],
+        s: Float[Array, "trajectory entry"],
+    ) -> Float[Array, "trajectory hidden"]:
+        encoder: Any = self.encoder
+        return jnp.concatenate([encoder(times, values, mask), s], axis=-1)
 
 
 def _read_backwards(

@@ -18,6 +18,7 @@ from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.decoder import LinearDecoder, MLPDecoder
 from np_latentode.parts.dynamics import LinearDynamics, MLPDynamics
 from np_latentode.parts.regression import RegressionEncoder, RegressionNormal
+from np_latentode.parts.shifts import LinearShift
 
 __all__ = ["MixedModel", "choose_degree"]
 
@@ -40,13 +41,17 @@ class _Moments(NamedTuple):
     products: Float[np.ndarray, "trajectory feature power"]
     total: Float[np.ndarray, " feature"]
     count: Float[np.ndarray, " feature"]
+    s: Float[np.ndarray, "trajectory entry"]
+    """Static covariates; there may be none."""
 
     @classmethod
     def of(cls, trajectories: Trajectories, scaling: Scaling, degree: int) -> _Moments:
         t, x, known = _scaled(trajectories, scaling, degree)
         squares = np.einsum("nkf,nkp,nkq->nfpq", known, t, t, optimize=True)
         products = np.einsum("nkf,nkp->nfp", x, t, optimize=True)
-        return cls(squares, products, np.square(x).sum((0, 1)), known.sum((0, 1)))
+        s = scaling.scale_static(trajectories.static)
+        s = np.zeros((len(x), 0)) if s is None else np.asarray(s, float)
+        return cls(squares, products, np.square(x).sum((0, 1)), known.sum((0, 1)), s)
 
 
 def _scaled(trajectories: Trajectories, scaling: Scaling, degree: int) -> tuple[np.ndarray, ...]:
@@ -60,16 +65,19 @@ def _scaled(trajectories: Trajectories, scaling: Scaling, degree: int) -> tuple[
 class MixedModel(NamedTuple):
     """Each trajectory is a polynomial of its own about a mean one, jointly over all features.
 
-    x_j(t_k) = sum_p u_jp t_k^p + e_jk,   u ~ Normal(mean, covariance),   e_jk ~ Normal(0, noise_j)
+    x_j(t_k) = sum_p u_jp t_k^p + e_jk,   e_jk ~ Normal(0, noise_j)
+    u ~ Normal(mean + effects s, covariance)
 
     It is the mixed model of Laird & Ware 1982 for several outcomes, whose random effects may all be
     correlated. Numbers are in scaled units, and time in units of the span of the training data. The
-    coefficients are ordered by feature, then by power.
+    coefficients are ordered by feature, then by power. Static covariates s have fixed effects on
+    all of them.
     """
 
     mean: Float[np.ndarray, " coefficient"]
     covariance: Float[np.ndarray, "coefficient coefficient"]
     noise: Float[np.ndarray, " feature"]
+    effects: Float[np.ndarray, "coefficient entry"] = np.zeros((0, 0))
 
     @classmethod
     def fit(
@@ -82,7 +90,8 @@ class MixedModel(NamedTuple):
         """The estimates of the EM algorithm (Laird & Ware 1982), under a weak prior.
 
         The prior is worth one trajectory for each coefficient, and pulls correlations towards 0. So
-        a covariance is estimated from few trajectories as well.
+        a covariance is estimated from few trajectories as well. The prior of the effects of
+        covariates is worth one trajectory each, and pulls them towards 0.
 
         Args:
             trajectories: the training data.
@@ -96,7 +105,8 @@ class MixedModel(NamedTuple):
         moments = _Moments.of(trajectories, scaling, degree)
         features, size = len(moments.count), len(moments.count) * (degree + 1)
         powers = np.tile(np.arange(degree + 1), features)
-        estimate = cls(np.zeros(size), np.diag(1 / (1.0 + powers)), np.full(features, 0.3))
+        none = np.zeros((size, moments.s.shape[1]))
+        estimate = cls(np.zeros(size), np.diag(1 / (1.0 + powers)), np.full(features, 0.3), none)
         for _ in range(ITERATIONS):
             estimate = estimate._improved(moments)
         return estimate
@@ -127,6 +137,7 @@ class MixedModel(NamedTuple):
         scaled time, u = mean + L z0 and L L^T = covariance:
 
         dz/dt = (D L)^-1 N D (L z + mean),   x = first rows of D (L z + mean)
+        z(t0) = z0 + L^-1 effects s, if there are covariates
 
         All networks are residuals that start at 0, and the guide starts as the exact posterior.
 
@@ -142,12 +153,14 @@ class MixedModel(NamedTuple):
         root, mean = to_derivatives[:, None] * lower, to_derivatives * self.mean
         shift = np.kron(unit, np.eye(powers, k=1))
         levels = np.kron(unit, np.eye(powers)[:1])
-        by_power = lower.reshape(features, powers, size).transpose(1, 0, 2)
-        return {
+        by_power, entries = (features, powers, -1), self.effects.shape[1]
+        basis, effects = (a.reshape(by_power).transpose(1, 0, 2) for a in (lower, self.effects))
+        field: Any = dict(width=width, from_zero=True, num_covariates=entries)
+        parts = {
             "dynamics": LinearDynamics(
                 solve_triangular(root, shift @ root, lower=True),
                 solve_triangular(root, shift @ mean, lower=True),
-                MLPDynamics(size, width=width, from_zero=True, rngs=rngs),
+                MLPDynamics(size, **field, rngs=rngs),
             ),
             "decoder": LinearDecoder(
                 levels @ root,
@@ -155,10 +168,17 @@ class MixedModel(NamedTuple):
                 MLPDecoder(size, features, width=width, from_zero=True, rngs=rngs),
             ),
             "encoder": RegressionEncoder(
-                by_power, self.mean.reshape(features, powers).T, np.log(self.noise)
+                basis,
+                self.mean.reshape(features, powers).T,
+                np.log(self.noise),
+                effects if entries else None,
             ),
             "posterior": RegressionNormal(size, width=width, rngs=rngs),
         }
+        if not entries:
+            return parts
+        weight = solve_triangular(lower, self.effects, lower=True)
+        return {**parts, "shift": LinearShift(weight)}
 
     def _given(self, moments: _Moments) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance of each trajectory's coefficients, given its observations."""
@@ -170,7 +190,10 @@ class MixedModel(NamedTuple):
             precision[:, block, block] += moments.squares[:, j] * weight[j]
         covariance = np.linalg.inv(precision)
         products = (moments.products * weight).reshape(count, -1)
-        return np.einsum("nab,nb->na", covariance, inverse @ self.mean + products), covariance
+        before = inverse @ self.mean
+        if moments.s.shape[1]:
+            before = before + moments.s @ (inverse @ self.effects).T
+        return np.einsum("nab,nb->na", covariance, before + products), covariance
 
     def _blocks(
         self, covariance: np.ndarray
@@ -184,8 +207,9 @@ class MixedModel(NamedTuple):
         """The estimates after one more iteration of EM."""
         each, covariance = self._given(moments)
         count, size = each.shape
-        mean = each.mean(0)
-        total = covariance.sum(0) + (each - mean).T @ (each - mean)
+        mean, effects = _regressed(each, moments.s)
+        apart = each - mean - moments.s @ effects.T
+        total = covariance.sum(0) + apart.T @ apart
         spread = total + size * np.diag(np.diag(total) / count)
         spread = spread / (count + size) + LEAST_VARIANCE * np.eye(size)
         means = each.reshape(moments.products.shape)
@@ -196,7 +220,19 @@ class MixedModel(NamedTuple):
         seen = moments.count > 0
         variance = np.where(seen, squares / np.maximum(moments.count, 1), self.noise**2)
         variance = np.maximum(variance, LEAST_VARIANCE)
-        return MixedModel(mean, spread, np.sqrt(variance))
+        return MixedModel(mean, spread, np.sqrt(variance), effects)
+
+
+def _regressed(
+    each: Float[np.ndarray, "trajectory coefficient"], s: Float[np.ndarray, "trajectory entry"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of the coefficients, and their slopes over covariates, by ridge regression."""
+    if not s.shape[1]:
+        return each.mean(0), np.zeros((each.shape[1], 0))
+    design = np.column_stack([np.ones(len(s)), s])
+    ridge = np.diag([0.0] + [1.0] * s.shape[1])
+    found = np.linalg.solve(design.T @ design + ridge, design.T @ each)
+    return found[0], found[1:].T
 
 
 def choose_degree(

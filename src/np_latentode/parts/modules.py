@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
@@ -24,12 +25,14 @@ __all__ = [
     "check_factors",
     "check_module",
     "check_residual",
+    "covariates_read",
     "feature_dim",
     "free",
     "gru_cell",
     "mlp",
     "output_shape",
     "parameter_names",
+    "told",
     "vector_distribution",
 ]
 
@@ -41,6 +44,7 @@ CALLS = {
     "dynamics": "(t, z) -> dz/dt",
     "decoder": "z -> decoded",
     "prior": "() -> distribution",
+    "shift": "s -> what is added to z0",
     "encoder": "(times, values, mask) -> features",
     "posterior": "features -> distribution",
 }
@@ -182,6 +186,33 @@ def bind(name: str, part: Part) -> Callable[..., Any]:
     return made
 
 
+def covariates_read(name: str, part: Any, num_covariates: int) -> bool:
+    """Whether a part reads s, static covariates, as its last argument: it says of how many entries.
+
+    Raises:
+        ValueError: if it reads another number of entries than there are.
+    """
+    count = getattr(part, "num_covariates", 0)
+    if count and count != num_covariates:
+        raise ValueError(
+            f"{name} must read as many covariates as the scaling has, {num_covariates} (with one "
+            f"for each further level of a category); got {count}."
+        )
+    return bool(count)
+
+
+def told(part: Callable[..., Any], s: Array | None) -> Callable[..., Any]:
+    """A bound part that reads s, as a function of its other inputs."""
+    inner = jax.tree_util.Partial(part)
+    if isinstance(part, functools.partial):
+        inner = jax.tree_util.Partial(part.func, *part.args, **part.keywords)
+    return jax.tree_util.Partial(_with_last, inner, s)
+
+
+def _with_last(part: Callable[..., Any], last: Any, *inputs: Any) -> Any:
+    return part(*inputs, last)
+
+
 def bind_prior(part: Part) -> Any:
     """The prior's distribution. A prior has no inputs, so a function returns it directly."""
     prior = bind("prior", part)
@@ -208,14 +239,22 @@ def output_shape(name: str, part: Part, *inputs: Array) -> tuple[int, ...]:
     return _abstract(name, part, lambda output: output, *inputs).shape
 
 
-def feature_dim(encoder: Part, num_features: int) -> int:
+def feature_dim(encoder: Part, num_features: int, num_covariates: int = 0) -> int:
     """The number of features that the encoder returns per trajectory.
+
+    Args:
+        encoder: the part.
+        num_features: of x.
+        num_covariates: the entries of s, for an encoder that reads them.
 
     Raises:
         ValueError: if it does not return one row per trajectory.
     """
     values = jnp.zeros((1, 1, num_features))
-    shape = output_shape("encoder", encoder, values[..., 0], values, values.astype(bool))
+    inputs = [values[..., 0], values, values.astype(bool)]
+    if covariates_read("encoder", encoder, num_covariates):
+        inputs.append(jnp.zeros((1, num_covariates)))
+    shape = output_shape("encoder", encoder, *inputs)
     if len(shape) != 2 or shape[0] != 1:
         raise ValueError(
             f"encoder must return features of shape (trajectory, hidden); got {shape} for one "

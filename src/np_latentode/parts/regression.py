@@ -7,6 +7,8 @@ For a mixed model of polynomials this is the posterior, up to a floor of the noi
 it is a guide with learned mean, basis and noise, which any number of observations at any times
 leads to a posterior: nothing has to be learned of how observations add up. It is the recognition
 model with conjugate potentials of Johnson et al. 2016, with linear ones.
+
+With static covariates s, the mean curve is mean_j(t) + effects_j(t) . s.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class RegressionEncoder(nnx.Module):
         mean: the same of the mean curve, shape (power, feature).
         log_noise: the logarithm of the noise's standard deviation at the start, in scaled units,
             shape (feature,).
+        effects: the coefficients of static covariates in the mean curve at the start, shape
+            (power, feature, entry). Default: none are read.
 
     Raises:
         ValueError: if the shapes do not fit, or a number is not finite.
@@ -52,6 +56,7 @@ class RegressionEncoder(nnx.Module):
         basis: Float[ArrayLike, "power feature latent"],
         mean: Float[ArrayLike, "power feature"],
         log_noise: Float[ArrayLike, " feature"],
+        effects: Float[ArrayLike, "power feature entry"] | None = None,
     ):
         self.basis, self.mean = free("basis", basis, 3), free("mean", mean, 2)
         self.log_noise = free("log_noise", log_noise, 1)
@@ -62,12 +67,20 @@ class RegressionEncoder(nnx.Module):
                 f"feature) and (feature,); got {self.basis.shape}, {self.mean.shape} and "
                 f"{self.log_noise.shape}."
             )
+        self.effects = None if effects is None else free("effects", effects, 3)
+        self.num_covariates = 0 if self.effects is None else self.effects.shape[-1]
+        if self.effects is not None and self.effects.shape[:2] != (powers, features):
+            raise ValueError(
+                f"effects must have shape (power, feature, entry), with {powers} powers and "
+                f"{features} features; got {self.effects.shape}."
+            )
 
     def __call__(
         self,
         times: Float[Array, "trajectory time"],
         values: Float[Array, "trajectory time feature"],
         mask: Bool[Array, "trajectory time feature"],
+        s: Float[Array, "trajectory entry"] | None = None,
     ) -> Float[Array, "trajectory hidden"]:
         basis, noise = self.basis[...], jnp.exp(self.log_noise[...])
         # A floor, so that single precision can invert the sum of a thousand terms.
@@ -75,7 +88,10 @@ class RegressionEncoder(nnx.Module):
         powers, _, latent = basis.shape
         t = (times[..., None] / SPAN) ** jnp.arange(powers)
         known = mask.astype(values.dtype)
-        deviation = known * (values - t @ self.mean[...])
+        curve = t @ self.mean[...]
+        if self.effects is not None:
+            curve += jnp.einsum("nkp,pfs,ns->nkf", t, self.effects[...], s)
+        deviation = known * (values - curve)
         # Summed over times first: a matrix of powers for each feature is small.
         moments = jnp.einsum("nkf,nkp,nkq->nfpq", known, t, t)
         products = jnp.einsum("nkf,nkp->nfp", deviation, t)

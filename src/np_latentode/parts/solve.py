@@ -132,7 +132,9 @@ def solve(
     """
     # A bound module holds its parameters. As a pytree, they can be passed as diffrax's `args`,
     # which every adjoint differentiates. Some adjoints refuse parameters in a closure.
-    if isinstance(dynamics, functools.partial):
+    if isinstance(dynamics, jax.tree_util.Partial):
+        pass
+    elif isinstance(dynamics, functools.partial):
         dynamics = jax.tree_util.Partial(dynamics.func, *dynamics.args, **dynamics.keywords)
     else:
         dynamics = jax.tree_util.Partial(dynamics)

@@ -17,7 +17,7 @@ from np_latentode.data.scaling import Scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.decoder import MLPDecoder
 from np_latentode.parts.dynamics import MLPDynamics
-from np_latentode.parts.encoders import ODERNN
+from np_latentode.parts.encoders import ODERNN, CovariateEncoder
 from np_latentode.parts.likelihoods import (
     BernoulliLikelihood,
     FeatureLikelihoods,
@@ -30,6 +30,7 @@ from np_latentode.parts.modules import Part, check_module, feature_dim, vector_d
 from np_latentode.parts.posteriors import on_support
 from np_latentode.parts.priors import StandardNormal
 from np_latentode.parts.residuals import OrnsteinUhlenbeckLikelihood
+from np_latentode.parts.shifts import LinearShift
 from np_latentode.parts.solve import Solver
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
@@ -62,7 +63,8 @@ def candidates(
     `backbone` starts as the mixed model whose degree, 1 to 3, forecasts best by cross-validation;
     see `MixedModel.parts`. It is left out for so many features that a line for each has more than
     24 coefficients. `network` has an `MLPDynamics`, an `MLPDecoder`, an `ODERNN` and a
-    `DiagonalNormal`, and two latent dimensions for each feature, from 4 to 16.
+    `DiagonalNormal`, and two latent dimensions for each feature, from 4 to 16. Both read static
+    covariates, if train has some.
 
     Args:
         train: all that may be trained on.
@@ -109,6 +111,7 @@ def latent_ode(
     scaling: Scaling | None = None,
     likelihood: Likelihood | None = None,
     solver: Solver | None = None,
+    shift: Part | None = None,
     rngs: nnx.Rngs,
 ) -> tuple[LatentODE, AmortizedGuide]:
     """A latent ODE and its guide for data like `train`; you can replace every part.
@@ -124,8 +127,10 @@ def latent_ode(
             without a `latent_dim`, also the degree and the start of the backbone. So it must not
             hold validation data.
         latent_dim: the dimension of z0. Default: chosen by the data; then dynamics, decoder, prior,
-            encoder and posterior cannot be given.
-        dynamics, decoder, prior, likelihood, solver: see `LatentODE`.
+            encoder, posterior and shift cannot be given.
+        dynamics, decoder, prior, likelihood, solver, shift: see `LatentODE`. If train has static
+            covariates, the default dynamics and encoder read them, and the default shift is a
+            `LinearShift`.
         encoder, posterior: see `AmortizedGuide`. The default posterior has the prior's support: a
             `CirclePosterior` for each circle, a `DiagonalNormal` for the rest.
         scaling: the units. Default: `Scaling.fit(train)`.
@@ -137,7 +142,7 @@ def latent_ode(
     check_trajectories(train, name="train")
     if latent_dim is None:
         parts = dict(dynamics=dynamics, decoder=decoder, prior=prior)
-        parts |= dict(encoder=encoder, posterior=posterior)
+        parts |= dict(encoder=encoder, posterior=posterior, shift=shift)
         return _assembled(train, parts, scaling, likelihood, solver, rngs)
     check_counts(latent_dim=latent_dim)
     num_features = train.num_features
@@ -145,18 +150,26 @@ def latent_ode(
     prior = StandardNormal(latent_dim) if prior is None else prior
     check_module("prior", prior)
     _check_dimension("prior", vector_distribution("prior", prior, batch_shape=())[0], latent_dim)
+    count = scaling.num_covariates
+    if dynamics is None:
+        dynamics = MLPDynamics(latent_dim, num_covariates=count, rngs=rngs)
+    if shift is None and count:
+        shift = LinearShift.zeros(count, latent_dim)
     model = LatentODE(
-        MLPDynamics(latent_dim, rngs=rngs) if dynamics is None else dynamics,
+        dynamics,
         MLPDecoder(latent_dim, num_features, rngs=rngs) if decoder is None else decoder,
         prior=prior,
         scaling=scaling,
         likelihood=likelihood,
         solver=solver,
+        shift=shift,
     )
     check_observed(model.likelihood, train, name="train")
-    encoder = ODERNN(num_features, rngs=rngs) if encoder is None else encoder
+    if encoder is None:
+        encoder = ODERNN(num_features, rngs=rngs)
+        encoder = CovariateEncoder(encoder, count) if count else encoder
     if posterior is None:
-        posterior = on_support(model.support, feature_dim(encoder, num_features), rngs=rngs)
+        posterior = on_support(model.support, feature_dim(encoder, num_features, count), rngs=rngs)
     guide = AmortizedGuide(encoder, posterior, scaling=scaling)
     _check_pair(model, guide)
     return model, guide

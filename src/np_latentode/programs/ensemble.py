@@ -44,15 +44,19 @@ class Ensemble:
         weights: one number per member; they sum to 1. Default: equal weights.
         bands: how forecasts, but not draws of the prior, are stretched about their median, as
             `recalibrated` finds. Default: they are not.
+        folds: which fold of the training data each member was trained without, as `cross_fit`
+            says. Default: all were trained on the same data.
 
     Raises:
         ValueError: if there is no member, a member is no fit or has other units, the weights are
-            no distribution over the members, or the bands are of other features.
+            no distribution over the members, the bands are of other features, or there is not one
+            fold per member.
     """
 
     members: tuple[Fitted, ...]
     weights: Any = None
     bands: Bands | None = None
+    folds: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.members, (tuple, list)) or not self.members:
@@ -65,6 +69,10 @@ class Ensemble:
         object.__setattr__(self, "members", members)
         object.__setattr__(self, "weights", _check_weights(self.weights, len(members)))
         _check_bands(self.bands, len(self.scaling.loc))
+        if self.folds is not None and len(self.folds) != len(members):
+            raise ValueError(
+                f"folds must be one number for each of {len(members)} members; got {self.folds}."
+            )
 
     @property
     def scaling(self) -> Scaling:

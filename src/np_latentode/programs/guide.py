@@ -14,8 +14,10 @@ from np_latentode.parts.modules import (
     Part,
     bind,
     check_module,
+    covariates_read,
     feature_dim,
     parameter_names,
+    told,
     vector_distribution,
 )
 from np_latentode.programs.plate import check_call, subsample, trajectory_plate
@@ -33,7 +35,8 @@ class AmortizedGuide:
 
     Args:
         encoder: `(times, values, mask) -> features`, with inputs in scaled units and one row of
-            features per trajectory.
+            features per trajectory. One with an attribute `num_covariates` takes the static
+            covariates s as well.
         posterior: `features -> distribution` over z0.
         scaling: the units. Model and guide must be given the same.
 
@@ -47,7 +50,9 @@ class AmortizedGuide:
             check_module(name, module)
         self.encoder, self.posterior = encoder, posterior
         self.scaling = check_scaling(scaling)
-        features = jnp.zeros((1, feature_dim(encoder, len(self.scaling.loc))))
+        count = self.scaling.num_covariates
+        self._reads = covariates_read("encoder", encoder, count)
+        features = jnp.zeros((1, feature_dim(encoder, len(self.scaling.loc), count)))
         self.latent_dim, self.support = vector_distribution(
             "posterior", posterior, features, batch_shape=(1,)
         )
@@ -84,6 +89,8 @@ class AmortizedGuide:
             seen = subsample(context)
             if conditioning is not None:
                 seen = conditioning(jnp.asarray(numpyro.prng_key()), seen)
+            if self._reads:
+                encoder = told(encoder, scaling.scale_static(seen.static))
             features = encoder(
                 scaling.scale_times(seen.times),
                 jnp.where(seen.mask, scaling.scale_values(seen.values), 0.0),

@@ -28,8 +28,10 @@ from np_latentode.parts.modules import (
     bind,
     bind_prior,
     check_module,
+    covariates_read,
     output_shape,
     parameter_names,
+    told,
     vector_distribution,
 )
 from np_latentode.parts.solve import Solver, solve
@@ -49,26 +51,30 @@ class LatentODE:
     """The latent ODE (Rubanova, Chen & Duvenaud 2019), a NumPyro model.
 
     z0_i   ~  prior
-    z_i(t) =  ODESolve(dynamics, z0_i, t0 -> t)
+    z_i(t) =  ODESolve(dynamics, z0_i + shift(s_i), t0 -> t)
     x_i(t) ~  likelihood(decoder(z_i(t)))              where observed
+
+    s_i are the static covariates of trajectory i, if there are some, in scaled units.
 
     Its sites are `z0`, `x`, and the deterministic site `x_mean`, all in the plate `trajectory`. `x`
     and `x_mean` are in original units, less `offset` of the trajectories, as their `values` are;
     the offset is mostly 0. Its parameters are `dynamics$params`, `decoder$params`,
-    `prior$params`, and those that the likelihood declares, such as `noise_scale`.
+    `prior$params`, `shift$params`, and those that the likelihood declares, such as `noise_scale`.
 
     Each part is an nnx module; or a function without arguments that may declare NumPyro parameters
     and returns the part. The function is called outside of the plate.
 
     Args:
         dynamics: `(t, z) -> dz/dt`, with t a scalar in scaled time and z of shape
-            (trajectory, latent).
+            (trajectory, latent). One with an attribute `num_covariates` is called with s as well.
         decoder: `z -> (trajectory, time, feature)` in scaled units.
         prior: `() -> distribution` over z0.
         scaling: the units. Model and guide must be given the same.
         likelihood: `scaling -> (decoded -> distribution over x)`. Default: Gaussian, with a learned
             noise scale per feature.
         solver: the settings of the ODE solve.
+        shift: `s -> (trajectory, latent)`, by which static covariates move z0. Default: they do
+            not.
 
     Raises:
         ValueError: if a part is of the wrong kind, or the parts' dimensions do not fit.
@@ -83,10 +89,12 @@ class LatentODE:
         scaling: Scaling,
         likelihood: Likelihood | None = None,
         solver: Solver | None = None,
+        shift: Part | None = None,
     ):
-        for name, module in (("dynamics", dynamics), ("decoder", decoder), ("prior", prior)):
+        parts = dict(dynamics=dynamics, decoder=decoder, prior=prior)
+        for name, module in (parts if shift is None else parts | dict(shift=shift)).items():
             check_module(name, module)
-        self.dynamics, self.decoder, self.prior = dynamics, decoder, prior
+        self.dynamics, self.decoder, self.prior, self.shift = dynamics, decoder, prior, shift
         self.scaling = check_scaling(scaling)
         self.likelihood = check_likelihood(
             GaussianLikelihood() if likelihood is None else likelihood
@@ -134,7 +142,7 @@ class LatentODE:
         # All numbers of the model are less the offset, the units as well.
         offset = asked.offset if isinstance(asked, Trajectories) else context.offset
         scaling = self.scaling.less(offset)
-        dynamics, decoder, prior, likelihood = self._bind(scaling)
+        dynamics, decoder, prior, likelihood, shift = self._bind(scaling)
         with numpyro.handlers.trace() as sites, trajectory_plate(context, batch_size):
             asked = subsample(asked)
             seen = self._seen(context, scaling, offset) if target is not None else None
@@ -144,7 +152,11 @@ class LatentODE:
             check_batch(sites)
             # One solve for all times: those asked for, and those seen if the likelihood remembers.
             every = times if seen is None else jnp.concatenate([times, seen.times], axis=1)
-            z = solve(dynamics, z0, scaling.scale_times(every), solver=self.solver)
+            s = scaling.scale_static(subsample(context).static) if self._reads else None
+            if "dynamics" in self._reads:
+                dynamics = told(dynamics, s)
+            start = z0 if shift is None else z0 + shift(s)
+            z = solve(dynamics, start, scaling.scale_times(every), solver=self.solver)
             decoded, before = jnp.split(decoder(z), [times.shape[1]], axis=1)
             known = None if seen is None else seen._replace(decoded=before)
             x = along(likelihood, decoded, times, mask, known)
@@ -207,6 +219,7 @@ class LatentODE:
             scaling=self.scaling,
             likelihood=self.likelihood,
             solver=self.solver,
+            shift=self.shift,
         )
 
     def _bind(self, scaling: Scaling):
@@ -216,15 +229,25 @@ class LatentODE:
             bind("decoder", self.decoder),
             bind_prior(self.prior),
             self.likelihood(scaling),
+            None if self.shift is None else bind("shift", self.shift),
         )
 
     def _check_dimensions(self) -> None:
         t, z = jnp.zeros(()), jnp.zeros((1, self.latent_dim))
-        slope = output_shape("dynamics", self.dynamics, t, z)
+        count = self.scaling.num_covariates
+        readers = dict(dynamics=self.dynamics, shift=self.shift)
+        self._reads = {name for name, part in readers.items() if covariates_read(name, part, count)}
+        s = [jnp.zeros((1, count))]
+        slope = output_shape("dynamics", self.dynamics, t, z, *s * ("dynamics" in self._reads))
         if slope != z.shape:
             raise ValueError(
                 f"dynamics must return dz/dt of the shape of z, (trajectory, {self.latent_dim}); "
                 f"got {slope} for one trajectory."
+            )
+        if self.shift is not None and output_shape("shift", self.shift, *s) != z.shape:
+            raise ValueError(
+                f"shift must return the shape of z0, (trajectory, {self.latent_dim}); got "
+                f"{output_shape('shift', self.shift, *s)} for one trajectory."
             )
         mean = output_shape("decoder", self.decoder, z[:, None])
         if mean != (1, 1, len(self.scaling.loc)):

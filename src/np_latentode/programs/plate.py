@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -220,5 +221,5 @@ def check_batch(sites: dict[str, Any]) -> None:
 def subsample(data: Trajectories | Array) -> Any:
     """The trajectories that the enclosing plate has drawn."""
     if isinstance(data, Trajectories):
-        return data.replace_arrays(*(subsample(a) for a in (data.times, data.values, data.mask)))
+        return jax.tree.map(subsample, data)
     return numpyro.subsample(data, event_dim=data.ndim - 1)

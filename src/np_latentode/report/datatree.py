@@ -121,7 +121,8 @@ def _groups(
         rng_key: Array, z0: Array, times: Array, context: Trajectories | None
     ) -> dict[str, np.ndarray]:
         offset, codes = trajectories.offset, jnp.concatenate(z0)
-        draws = draw_x(rng_key, fitted, codes, times, offset, context=context)
+        options: dict[str, Any] = dict(context=context, static=trajectories.static)
+        draws = draw_x(rng_key, fitted, codes, times, offset, **options)
         draws = in_table_units(draws, trajectories.offset, trajectories.labels)
         return {name: _chains(draws[name], len(z0)) for name in ("x", "x_mean")}
 

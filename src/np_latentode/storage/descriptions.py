@@ -9,6 +9,7 @@ import diffrax
 import numpy as np
 from flax import nnx
 
+from np_latentode.data.covariates import Covariates
 from np_latentode.data.labels import Labels
 from np_latentode.data.offset import Offset
 from np_latentode.data.scaling import Scaling
@@ -21,18 +22,29 @@ from np_latentode.parts import (
     priors,
     regression,
     residuals,
+    shifts,
 )
 from np_latentode.parts.solve import Solver
 
 __all__ = ["build", "describe"]
 
-PARTS = (decoder, dynamics, encoders, likelihoods, posteriors, priors, regression, residuals)
+PARTS = (
+    decoder,
+    dynamics,
+    encoders,
+    likelihoods,
+    posteriors,
+    priors,
+    regression,
+    residuals,
+    shifts,
+)
 KINDS = {
     name: kind
     for module in PARTS
     for name in module.__all__
     if isinstance(kind := getattr(module, name), type)
-} | {kind.__name__: kind for kind in (Scaling, Solver, Labels, Offset)}
+} | {kind.__name__: kind for kind in (Scaling, Solver, Labels, Offset, Covariates)}
 
 DIFFRAX = (diffrax.AbstractSolver, diffrax.AbstractStepSizeController, diffrax.AbstractAdjoint)
 

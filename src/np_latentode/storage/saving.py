@@ -25,7 +25,7 @@ __all__ = ["FIT", "describe_parts", "load", "save"]
 FIT = "fit"
 """The name of a fit's directory in the output directory of `np-latentode fit`."""
 
-OF_MODEL = ("dynamics", "decoder", "prior", "likelihood", "solver")
+OF_MODEL = ("dynamics", "decoder", "prior", "likelihood", "solver", "shift")
 OF_GUIDE = ("encoder", "posterior")
 
 
@@ -50,6 +50,7 @@ def save(path: str | PathLike[str], fitted: Fitted | Ensemble) -> None:
     parts = [describe_parts(one.model, one.guide) for one in fitted.members]
     settings = {"kind": "ensemble", "weights": fitted.weights.tolist(), "members": parts}
     settings["bands"] = None if fitted.bands is None else fitted.bands.widths.tolist()
+    settings["folds"] = None if fitted.folds is None else [*map(int, fitted.folds)]
     write(Path(path), [one.params for one in fitted.members], settings)
 
 
@@ -63,14 +64,15 @@ def load(
     solver: Solver | None = None,
     encoder: Part | None = None,
     posterior: Part | None = None,
+    shift: Part | None = None,
 ) -> Fitted | Ensemble:
     """Reads a fit or an ensemble that `save` wrote. The files hold no code.
 
     Args:
         path: the directory; or the output directory of `np-latentode fit`, which holds one.
-        dynamics, decoder, prior, likelihood, solver, encoder, posterior: parts of your own, built
-            as they were for training. An error names a missing one. The library's own parts need
-            not be given. All members of an ensemble get the same.
+        dynamics, decoder, prior, likelihood, solver, encoder, posterior, shift: parts of your own,
+            built as they were for training. An error names a missing one. The library's own parts
+            need not be given. All members of an ensemble get the same.
 
     Raises:
         ValueError: if `path` holds no fit, if the fit is damaged, if a part of your own is missing,
@@ -83,12 +85,13 @@ def load(
     if settings.get("kind") not in ("fit", "ensemble"):
         raise ValueError(f"{path} must be what `save` wrote; got a {settings.get('kind')}.")
     given = dict(dynamics=dynamics, decoder=decoder, prior=prior, likelihood=likelihood)
-    given |= dict(solver=solver, encoder=encoder, posterior=posterior)
+    given |= dict(solver=solver, encoder=encoder, posterior=posterior, shift=shift)
     ensemble = settings["kind"] == "ensemble"
     try:
         descriptions = settings["members"] if ensemble else [settings["parts"]]
         pairs = _build_pairs(path, descriptions, given)
-        weights, widths = (settings[k] if ensemble else None for k in ("weights", "bands"))
+        of_all = ("weights", "bands", "folds")
+        weights, widths, folds = (settings[k] if ensemble else None for k in of_all)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} must be of this version of np_latentode; got a description that does not fit "
@@ -98,7 +101,8 @@ def load(
         return Fitted(*pairs[0], fill(initial_params(*pairs[0]), arrays, name="path"))
     params = fill([initial_params(*pair) for pair in pairs], arrays, name="path")
     members = [Fitted(*pair, own) for pair, own in zip(pairs, params, strict=True)]
-    return Ensemble(tuple(members), weights, None if widths is None else Bands(widths))
+    bands = None if widths is None else Bands(widths)
+    return Ensemble(tuple(members), weights, bands, None if folds is None else tuple(folds))
 
 
 def _build_pairs(

@@ -372,8 +372,9 @@ def _joined(
     each = len(split.left_out)
     members = [m for some, w in zip(made.values(), weights, strict=True) if w for m in some]
     count = sum(int(target.mask.sum()) for _, target in split.judged)
+    share, folds = np.repeat(weights[weights > 0] / each, each), [*range(each)]
     return CrossFit(
-        Ensemble(tuple(members), np.repeat(weights[weights > 0] / each, each)),
+        Ensemble(tuple(members), share, folds=tuple(folds * (len(members) // each))),
         split.left_out,
         dict(zip(made, (log_p.sum(1) / count).tolist(), strict=True)),
         dict(zip(made, weights.tolist(), strict=True)),

@@ -1,0 +1,129 @@
+"""From a fit and a table to the effect of a covariate: what `np-latentode effect` does."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from np_latentode.app.forecast_table import picture_of, read_known, time_of
+from np_latentode.data.atomic import write_bytes
+from np_latentode.data.checks import check_counts, check_seed
+from np_latentode.data.files import check_path, write_table
+from np_latentode.data.labels import Labels
+from np_latentode.data.trajectories import Trajectories
+from np_latentode.forecasts.effects import Effect, effect
+from np_latentode.programs.ensemble import Ensemble, shortest_reach
+from np_latentode.storage.saving import load
+
+__all__ = ["effect_table"]
+
+
+def effect_table(
+    run_dir: Path,
+    data: Path,
+    output: Path,
+    of: str,
+    *,
+    between: str | None = None,
+    until: str | None = None,
+    points: int = 50,
+    level: float = 0.9,
+    seed: int = 0,
+    plot: bool = False,
+    overwrite: bool = False,
+) -> str:
+    """Writes the effect of a static covariate on forecasts, as a table and as a figure.
+
+    Args:
+        run_dir: the output_dir of `fit_table`.
+        data: a table with the columns of the one fitted, over whose ids other covariates are
+            averaged.
+        output: a file in a format of `Trajectories.to_file`.
+        of: the column of the covariate.
+        between: two of its entries, separated by a comma.
+        until: the last time. Default: the latest of the table.
+        points: the number of times, evenly spaced from the start of the fit on.
+        level: of the band.
+        seed: of the draws.
+        plot: whether to draw a figure as well.
+        overwrite: whether existing files are replaced.
+
+    Returns:
+        What to say: a line for each feature, with the effect at the last time.
+
+    Raises:
+        ValueError: naming the argument, or file, row and column, the rule and what came.
+        OSError: if a file cannot be read or written.
+    """
+    check_counts(points=points)
+    check_seed(seed)
+    check_path(output)
+    picture = picture_of(output)
+    for path in (output, *([picture] if plot else [])):
+        if path.exists() and not overwrite:
+            raise ValueError(f"output must be new; got {path}, which exists (--overwrite).")
+    fitted = load(run_dir)
+    labels = fitted.scaling.labels
+    if labels is None or not isinstance(fitted, Ensemble):
+        raise ValueError(f"run must be what `np-latentode fit` wrote; got {run_dir}.")
+    model = shortest_reach(fitted)
+    known = read_known(model, labels, data)
+    times = _times(known, model.scaling.t0, until, labels, points)
+    pair = None if between is None else tuple(part.strip() for part in between.split(","))
+    options: dict[str, Any] = dict(between=pair, level=level)
+    found = effect(jax.random.key(seed), fitted, of, known, times, **options)
+    write_table(found.to_dataframe(), output)
+    if plot:
+        from np_latentode.report.effects import plot_effect
+
+        image = io.BytesIO()
+        plot_effect(found).savefig(image, format="png")
+        write_bytes(picture, image.getvalue())
+    return f"{_described(found)}\neffects in {output}"
+
+
+def _times(
+    known: Trajectories, t0: float, until: str | None, labels: Labels, points: int
+) -> np.ndarray:
+    """Evenly spaced times from t0 on, on the clock of the fit."""
+    if until is None:
+        end = float(known.given.times[np.asarray(known.observed)].max())
+    elif labels.own_clocks:
+        end = _number(until)
+    else:
+        end = float(np.max(time_of(until, known.names)))
+    if not end > t0:
+        raise ValueError(f"until must be later than {t0:g}, where the fit begins; got {until}.")
+    return np.linspace(t0, end, points + 1)[1:]
+
+
+def _number(until: str) -> float:
+    try:
+        return float(until)
+    except ValueError as error:
+        raise ValueError(
+            f"until must be a number, the time since each start; got {until!r}."
+        ) from error
+
+
+def _described(found: Effect) -> str:
+    """The effect at the last time, one line for each feature."""
+    last = found.to_dataframe().iloc[-len(found.labels.features) :]
+    what = "one more unit"
+    if found.between is not None:
+        what = f"{found.between[1]} compared with {found.between[0]}"
+    when = f"{found.labels.time} {last[found.labels.time].iloc[0]}"
+    lines = [f"effect of {found.column}, {what}, at {when}:"]
+    ends = [name for name in last if name.startswith(("low", "high"))]
+    for _, row in last.iterrows():
+        band = f"{row[ends[0]]:.3g} to {row[ends[1]]:.3g}"
+        name = "ratio" if row["scale"] == "ratio" else "difference"
+        lines.append(f"  {row['feature']}: {name} {row['effect']:.3g} ({found.level:.0%} {band})")
+    lines.append(
+        "(It is an effect if the covariate was randomized; otherwise it is an association.)"
+    )
+    return "\n".join(lines)
