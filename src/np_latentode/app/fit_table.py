@@ -27,6 +27,7 @@ from np_latentode.app.summaries import (
 )
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.conditioning import MOSTLY_PARTS
+from np_latentode.data.covariates import Names, asked_levels
 from np_latentode.data.far import warn_user, without_far_times
 from np_latentode.data.files import write_table
 from np_latentode.data.scaling import Scaling
@@ -68,7 +69,7 @@ def fit_table(
     feature: str | None = None,
     value: str | None = None,
     log: Sequence[str] = (),
-    static: Sequence[str] = (),
+    static: Names = (),
     since: str | None = None,
     unit: str | None = None,
     window: float | None = None,
@@ -153,12 +154,12 @@ def _columns(
     *,
     values: Sequence[str],
     log: Sequence[str],
-    static: Sequence[str],
+    static: Names,
     unit: str | None,
 ) -> dict[str, Any]:
     """The arguments of `Trajectories.from_file`; those that were not given are left out."""
     given: dict[str, Any] = {name: column for name, column in names.items() if column is not None}
-    given |= {"static": [*static]} if static else {}
+    given |= {"static": asked_levels(static)} if static else {}
     return {**given, "values": list(values), "log": list(log), "unit": unit or "D"}
 
 

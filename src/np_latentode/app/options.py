@@ -121,8 +121,8 @@ Static = Annotated[
     list[str] | None,
     typer.Option(
         help="Columns of what does not change within an id, such as age at entry, sex or arm; "
-        "separated by commas or repeated. Numbers or categories, empty where not known. Forecasts "
-        "depend on them."
+        "separated by commas or repeated. Numbers or categories, empty where not known; where "
+        "categories are numbers, say diet=category. Forecasts depend on them."
     ),
 ]
 Unit = Annotated[

@@ -14,10 +14,17 @@ from jaxtyping import Array, Float, Int
 from np_latentode.data.entries import MISSING, read_number, shown
 from np_latentode.data.problems import Problems
 
-__all__ = ["Covariates", "Names", "Static", "asked_levels", "read_static"]
+__all__ = ["KINDS", "Asked", "Covariates", "Names", "Static", "asked_levels", "read_static"]
 
-Names = Sequence[str | int] | Mapping[str, Sequence[str] | None] | str
-"""The columns of static covariates; in a mapping, with their levels, or () for numbers."""
+Names = Sequence[str | int] | Mapping[str, Sequence[str] | str | None] | str
+"""The columns of static covariates; in a mapping, with their levels or one of `KINDS`."""
+
+KINDS = ("number", "category")
+"""What a static covariate may be. By default, the table decides."""
+
+
+Asked = tuple[str, ...] | str | None
+"""The levels that are known already, none for numbers; one of `KINDS`; or None."""
 
 
 class Static(NamedTuple):
@@ -132,17 +139,30 @@ class Covariates:
         return np.array(found, bool)
 
 
-def asked_levels(names: Names) -> dict[str, tuple[str, ...] | None]:
-    """The levels that a user names for each covariate; None if the table decides."""
-    if isinstance(names, Mapping):
-        return {str(k): None if v is None else tuple(map(str, v)) for k, v in names.items()}
-    listed = [names] if isinstance(names, (str, int)) else names
-    return {str(name): None for name in listed}
+def asked_levels(names: Names) -> dict[str, Asked]:
+    """What a user asks of each covariate.
+
+    Raises:
+        ValueError: if a kind is not known.
+    """
+    if not isinstance(names, Mapping):
+        listed = [names] if isinstance(names, (str, int)) else names
+        return {str(name): None for name in listed}
+    found: dict[str, Asked] = {}
+    for name, asked in names.items():
+        if isinstance(asked, str) and asked not in KINDS:
+            raise ValueError(
+                f"static must say of each column number, category, or its categories; got "
+                f"{asked!r} for {name!r}."
+            )
+        levels = None if asked is None or isinstance(asked, str) else tuple(map(str, asked))
+        found[str(name)] = asked if isinstance(asked, str) else levels
+    return found
 
 
 def read_static(
     frame: nw.DataFrame,
-    asked: Mapping[str, Sequence[str] | None],
+    asked: Mapping[str, Asked],
     ids: Int[np.ndarray, " row"],
     problems: Problems,
 ) -> Static:
@@ -153,7 +173,7 @@ def read_static(
 
     Args:
         frame: the table.
-        asked: the columns, and their levels where they are known already; () for numbers.
+        asked: the columns, and what is asked of them.
         ids: the number of each row's id.
         problems: collects the rows that break a rule.
     """
@@ -197,22 +217,32 @@ def _check_same(name: str, entries: list[Any], ids: np.ndarray, problems: Proble
 
 
 def _parsed(
-    name: str, entries: list[Any], known: Sequence[str] | None, problems: Problems
+    name: str, entries: list[Any], asked: Asked, problems: Problems
 ) -> tuple[list[float], tuple[str, ...]]:
     """The numbers of a column, and its levels."""
     numbers = [_number(entry) for entry in entries]
     strange = np.array([e is not None and x is None for e, x in zip(entries, numbers, strict=True)])
-    if known == () or (known is None and not strange.any()):
-        rule = "must hold finite numbers, as the table fitted does"
+    if asked in ((), "number") or (asked is None and not strange.any()):
+        rule = "must hold finite numbers" + ("" if asked else ", as the table fitted does")
         problems.check(name, rule, strange, lambda row: shown(entries[row]))
         return [np.nan if x is None else x for x in numbers], ()
     texts = [None if entry is None else _text(entry) for entry in entries]
-    levels = tuple(known) if known else tuple(sorted({x for x in texts if x is not None}))
+    levels = asked if isinstance(asked, tuple) else _in_order(texts)
     places = {level: float(k) for k, level in enumerate(levels)}
     unseen = np.array([x is not None and x not in places for x in texts])
     rule = f"must hold one of {shown([*levels])}, the categories of the table fitted"
     problems.check(name, rule, unseen, lambda row: shown(texts[row]))
     return [np.nan if x is None else places.get(x, np.nan) for x in texts], levels
+
+
+def _in_order(texts: list[str | None]) -> tuple[str, ...]:
+    """The different texts, by their numbers if all are numbers."""
+    found = sorted({x for x in texts if x is not None})
+    numbers = [read_number(x) for x in found]
+    known = [x for x in numbers if x is not None]
+    if len(known) == len(found):
+        found = [found[k] for k in np.argsort(known, kind="stable")]
+    return tuple(found)
 
 
 def _number(entry: Any) -> float | None:

@@ -19,7 +19,7 @@ from np_latentode.data.clocks import (
     since_start,
 )
 from np_latentode.data.columns import Columns
-from np_latentode.data.covariates import read_static
+from np_latentode.data.covariates import Asked, read_static
 from np_latentode.data.far import warn_of_far_rows
 from np_latentode.data.frames import as_frame
 from np_latentode.data.given import Given, Rows, table_times, table_values
@@ -45,7 +45,7 @@ def from_rows(
     since: str | None = None,
     origin: Any = None,
     unit: str = "D",
-    static: Mapping[str, Sequence[str] | None] | None = None,
+    static: Mapping[str, Asked] | None = None,
     problems: Problems | None = None,
 ) -> Rows:
     """The rows of a long table by trajectory, in the order of their first rows, and the labels.

@@ -197,8 +197,9 @@ class Trajectories:
             unit: the unit in which dates are counted: W, D, h, m or s.
             static: the columns of covariates that do not change within an id, such as age at entry,
                 sex or arm: numbers or categories. All rows of an id hold the same entry, or none. A
-                column of numbers, or of true and false, is a number. A mapping names the levels of
-                a category, as {"arm": ["placebo", "drug"]}, or None to take them from the table.
+                column of numbers, or of true and false, is a number. A mapping says more:
+                {"diet": "category"} where categories are numbers, "number", the categories in their
+                order as ["placebo", "drug"], or None.
 
         Raises:
             MalformedRows: a ValueError that lists all rows without id or time, with an infinite
