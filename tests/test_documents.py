@@ -36,6 +36,7 @@ def make_table():
         labs = np.stack([np.sin(days / 50), np.cos(days / 80)], axis=-1)
         labs[rng.uniform(size=labs.shape) < 0.2] = np.nan
         columns = {"patient": patient, "day": days, "bili": labs[:, 0], "albumin": labs[:, 1]}
+        columns["age"] = 40 + patient
         patients.append(pd.DataFrame(columns))
     return pd.concat(patients)
 
