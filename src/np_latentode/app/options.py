@@ -30,6 +30,7 @@ __all__ = [
     "NumTrajectories",
     "Observed",
     "On",
+    "Origins",
     "Output",
     "OutputDir",
     "Overwrite",
@@ -129,6 +130,14 @@ Window = Annotated[
 ]
 Holdout = Annotated[
     float, typer.Option(help="Share of the ids to hold out and to score forecasts of.")
+]
+Origins = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Number of times from which each id held out is forecast: 1 is at half of its visits; "
+        "5 are at a sixth, two sixths, ... of them.",
+    ),
 ]
 Residual = Annotated[
     str,
