@@ -89,6 +89,7 @@ def forecast(home, output, *arguments, fit="run", data="labs.csv", draws=4):
     return outcome
 
 
+@pytest.mark.slow
 def test_every_makes_a_time_at_each_step_after_the_last_visit(home, tmp_path):
     output = tmp_path / "out.csv"
     outcome = forecast(home, output, "--until", "2024-04-30", "--every", 15)
@@ -117,6 +118,7 @@ def read(home, name="labs.csv"):
     return fitted, Trajectories.from_file(home / name, **COLUMNS, origin=origin)
 
 
+@pytest.mark.slow
 def test_what_pads_the_times_of_an_id_changes_no_forecast(home, tmp_path):
     forecast(home, tmp_path / "out.csv", "--until", "2024-04-30", "--every", 15)
     found = pd.read_csv(tmp_path / "out.csv", dtype={"patient": str})
@@ -132,6 +134,7 @@ def test_what_pads_the_times_of_an_id_changes_no_forecast(home, tmp_path):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_on_is_the_same_time_for_every_id_also_between_visits(home, tmp_path):
     output = tmp_path / "out.csv"
     forecast(home, output, "--on", "2024-06-30, 2024-03-01", "--on", "2024-06-30")
@@ -154,6 +157,7 @@ AT = pd.DataFrame(
 )
 
 
+@pytest.mark.slow
 def test_at_asks_for_other_times_of_each_id(home, tmp_path):
     output = tmp_path / "out.csv"
     AT.to_csv(tmp_path / "times.csv", index=False)
@@ -174,6 +178,7 @@ def test_at_asks_for_other_times_of_each_id(home, tmp_path):
     assert times_of(output) == {"0": [121.0], "1": [366.0], "3": [50.0, 181.0]}
 
 
+@pytest.mark.slow
 def test_a_table_of_times_alone_asks_them_of_all(home, tmp_path):
     output = tmp_path / "out.csv"
     AT[["day"]].to_csv(tmp_path / "times.csv", index=False)
@@ -270,12 +275,13 @@ def test_a_date_before_an_id_s_own_start_is_refused(home, tmp_path):
     table = pd.read_csv(home / "labs.csv", parse_dates=["day"], dtype={"patient": str})
     first = table.groupby("patient")["day"].min()
     late = first.index[first > "2024-01-05"][0]
-    assert f"those of patient {late} begin at {first[late]:%Y-%m-%d}." in outcome.output
+    assert f"{first[late]:%Y-%m-%d} is the earliest time of patient {late}." in outcome.output
 
 
 THRESHOLDS = ["--threshold", "total bili>1.5", "--threshold", "b <= 0.2"]
 
 
+@pytest.mark.slow
 def test_thresholds_are_answered_in_two_tables(home, tmp_path):
     output = tmp_path / "out.csv"
     options = ["--until", "2024-04-30", "--every", 5, *THRESHOLDS, "--plot"]
@@ -317,6 +323,7 @@ def test_thresholds_are_answered_in_two_tables(home, tmp_path):
     assert f"output must be new; got {first}, which exists (--overwrite)." in again.output
 
 
+@pytest.mark.slow
 def test_a_crossing_is_that_of_python(home, tmp_path):
     output = tmp_path / "out.tsv.gz"
     forecast(home, output, "--on", "2024-05-01,2024-06-01", *THRESHOLDS[:2], draws=300)
@@ -329,6 +336,7 @@ def test_a_crossing_is_that_of_python(home, tmp_path):
     assert rows["day"].tolist() == ["2024-05-01", "2024-06-01"] * 5
 
 
+@pytest.mark.slow
 def test_thresholds_change_no_forecast(home, tmp_path):
     options = ["--ahead", 30, "--points", 3]
     forecast(home, tmp_path / "with.csv", *options, *THRESHOLDS)

@@ -203,6 +203,7 @@ def test_bands_stretch_signals_as_they_stretch_x():
     np.testing.assert_allclose(other["x_mean"], one["x_mean"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_ensemble_crosses_as_often_as_its_members_by_their_weights():
     high, low = (
         fitted_with(OrnsteinUhlenbeckLikelihood(NOISE, scale, TIMESCALE)) for scale in (2.0, 0.01)

@@ -56,6 +56,7 @@ def test_bands_narrow_at_the_time_of_a_visit():
     assert (higher - lower < high - low).all()
 
 
+@pytest.mark.slow
 def test_a_residual_goes_on_from_the_visit():
     """Given z0, only the residual process remembers: near the visit the bands are its noise."""
     fitted, likelihood = make_fitted(), OrnsteinUhlenbeckLikelihood(0.1, 1.0, 2.0)

@@ -131,12 +131,16 @@ class When:
         each = [np.broadcast_to(_time("on", text, names), len(names.ids)) for text in texts]
         start = model.scaling.t0
         for text, times in zip(texts, each, strict=True):
-            if early := np.flatnonzero(times < start).tolist():
+            # A difference of dates may be rounded in its last bits.
+            if early := np.flatnonzero(times < start - 1e-9 * max(1.0, abs(start))).tolist():
                 one = names.select(early[:1])
                 begins = shown_time(one.calendar(np.array([start]))[0])
+                what = (
+                    "times of the table fitted" if names.span is None else "last window of each id"
+                )
                 raise ValueError(
-                    f"on must not be before the times of the table fitted; got {text}, and those "
-                    f"of {names.id} {one.ids[0]} begin at {begins}."
+                    f"on must not be before the {what}; got {text}, and {begins} is the earliest "
+                    f"time of {names.id} {one.ids[0]}."
                 )
             _check_within_reach(model, names, times, "on", text)
         return np.unique(np.stack(each, axis=1), axis=1)

@@ -161,8 +161,9 @@ def _check_span(
     entries = clock.times if clock.table_times is None else clock.table_times
     # A difference of dates may be rounded in its last bits.
     slack = 1e-9 * max(1.0, abs(start))
+    begins = "those of the table fitted" if names.span is None else "the last window of each id"
     for rule, wrong in (
-        ("must not hold times before those of the table fitted", times < start - slack),
+        (f"must not hold times before {begins}", times < start - slack),
         ("must not hold times further than the solver reaches", times > end),
     ):
         bad = np.zeros(len(entries), bool)
