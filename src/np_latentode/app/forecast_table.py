@@ -92,7 +92,7 @@ def forecast_table(
     check_seed(seed)
     check_quantiles(quantiles)
     when = When(until, ahead, points, every, on, at)
-    asked_about = [Threshold.read(text) for text in dict.fromkeys(thresholds)]
+    asked_about = [*dict.fromkeys(map(Threshold.read, thresholds))]
     picture = _beside(output, ".png")
     check_path(output)
     _check_new(output, plot, bool(asked_about), overwrite=overwrite)
