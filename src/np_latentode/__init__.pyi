@@ -22,6 +22,7 @@ from .forecasts.codes import (
     posterior as posterior,
     prior as prior,
 )
+from .forecasts.crossing import Crossing as Crossing, crossing as crossing
 from .forecasts.densities import (
     log_likelihood as log_likelihood,
     log_predictive as log_predictive,
@@ -32,6 +33,8 @@ from .forecasts.prediction import (
     forecast as forecast,
     prior_predictive as prior_predictive,
 )
+from .forecasts.signals import signals as signals
+from .forecasts.thresholds import Threshold as Threshold
 from .forecasts.variance import (
     VarianceShares as VarianceShares,
     variance_shares as variance_shares,
@@ -110,6 +113,7 @@ from .programs.ensemble import Ensemble as Ensemble
 from .programs.fitted import Fitted as Fitted, History as History
 from .programs.guide import AmortizedGuide as AmortizedGuide
 from .programs.model import LatentODE as LatentODE
+from .report.crossings import plot_crossings as plot_crossings
 from .report.datatree import to_datatree as to_datatree
 from .report.effects import plot_effect as plot_effect
 from .report.fans import plot_forecasts as plot_forecasts

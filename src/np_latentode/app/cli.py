@@ -76,6 +76,7 @@ def fit(
     unit: options.Unit = None,
     window: options.Window = None,
     holdout: options.Holdout = 0.2,
+    origins: options.Origins = 1,
     residual: options.Residual = "ou",
     inference: options.Inference = "auto",
     latent_dim: options.LatentDimOfNetwork = None,
@@ -93,7 +94,7 @@ def fit(
     PNG. After an interruption the same command goes on; a finished fit is not repeated.
     """
     given: dict[str, Any] = dict(id=id, time=time, feature=feature, value=value, unit=unit)
-    given |= dict(since=since, window=window, holdout=holdout)
+    given |= dict(since=since, window=window, holdout=holdout, origins=origins)
     given |= dict(residual=residual, inference=inference)
     given |= dict(latent_dim=latent_dim, members=members, recalibrate=recalibrate)
     given |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
@@ -112,7 +113,8 @@ def fit(
     short_help="Forecast every id of a table with a fit.",
     epilog="\b\nExamples:\n"
     "  np-latentode forecast run/ new.csv --until 400 -o forecast.csv --plot\n"
-    "  np-latentode forecast run/ new.csv --ahead 90 --quantiles 0.1,0.9",
+    "  np-latentode forecast run/ new.csv --ahead 90 --quantiles 0.1,0.9\n"
+    "  np-latentode forecast run/ new.csv --ahead 365 --every 30 --threshold 'bili > 2'",
 )
 def forecast(
     run: options.Run,
@@ -120,7 +122,11 @@ def forecast(
     *,
     until: options.Until = None,
     ahead: options.Ahead = None,
-    points: options.Points = 50,
+    points: options.Points = None,
+    every: options.Every = None,
+    on: options.On = None,
+    at: options.At = None,
+    threshold: options.Thresholds = None,
     quantiles: options.Quantiles = "0.05,0.5,0.95",
     output: options.Output = Path("forecast.csv"),
     draws: options.Draws = 500,
@@ -129,16 +135,24 @@ def forecast(
     plot: options.Plot = False,
     overwrite: options.OverwriteFiles = False,
 ) -> None:
-    """Forecast every id of a table: mean, standard deviation and quantiles of new observations."""
+    """Forecast every id of a table: mean, standard deviation and quantiles of new observations.
+
+    With --threshold, also the probability of each path, without white noise, to be beyond it at a
+    time, and to have been so by then; and when it is so for the first time.
+    """
     with _reported("forecast"):
         given: dict[str, Any] = dict(until=until, ahead=ahead, points=points, draws=draws)
         given |= dict(quantiles=_numbers("quantiles", quantiles), seed=seed, plot=plot)
         given |= dict(inference=inference)
-        from np_latentode.app.forecast_table import forecast_table
+        given |= dict(every=every, on=on or (), at=at, thresholds=threshold or ())
+        from np_latentode.app.forecast_table import crossing_outputs, forecast_table
 
         _keep_compiled_programs()
         table = forecast_table(run, data, output, **given, overwrite=overwrite)
         print(f"{len(table)} forecasts in {output}")
+        if threshold:
+            crossings, first = crossing_outputs(output)
+            print(f"probabilities of {', '.join(threshold)} in {crossings}, first times in {first}")
 
 
 @app.command(

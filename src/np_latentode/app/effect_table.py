@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from np_latentode.app.forecast_table import picture_of, read_known, time_of
+from np_latentode.app.asked_times import time_of
+from np_latentode.app.forecast_table import beside, read_known
 from np_latentode.data.atomic import write_bytes
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.files import check_path, write_table
@@ -62,7 +63,7 @@ def effect_table(
     check_counts(points=points)
     check_seed(seed)
     check_path(output)
-    picture = picture_of(output)
+    picture = beside(output, ".png")
     for path in (output, *([picture] if plot else [])):
         if path.exists() and not overwrite:
             raise ValueError(f"output must be new; got {path}, which exists (--overwrite).")
@@ -95,7 +96,7 @@ def _times(
     elif labels.own_clocks:
         end = _number(until)
     else:
-        end = float(np.max(time_of(until, known.names)))
+        end = float(np.max(time_of("until", until, known.names)))
     if not end > t0:
         raise ValueError(f"until must be later than {t0:g}, where the fit begins; got {until}.")
     return np.linspace(t0, end, points + 1)[1:]

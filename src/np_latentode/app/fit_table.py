@@ -18,6 +18,7 @@ from np_latentode.app.held_out import finite, score_held_out
 from np_latentode.app.summaries import (
     candidates_table,
     coverage_table,
+    horizons_table,
     inference_chosen,
     scores_table,
     trajectories_table,
@@ -74,6 +75,7 @@ def fit_table(
     unit: str | None = None,
     window: float | None = None,
     holdout: float = 0.2,
+    origins: int = 1,
     residual: str = "ou",
     inference: str = AUTO,
     latent_dim: int | None = None,
@@ -103,6 +105,9 @@ def fit_table(
             from, in the unit of the times; see `Trajectories.windows`. Each half of a window is in
             the next one, too. Default: trajectories are taken whole.
         holdout: the share of the trajectories to hold out; 0 for none.
+        origins: the number K of times from which each of them is forecast: from the share k / (K +
+            1) of its observed times, k = 1, ..., K. Scores are those of all these forecasts, and
+            metrics.json has those of each origin as well.
         residual: what the path of the ODE leaves of a value. ou: an Ornstein-Uhlenbeck process,
             which is remembered for a while, and white noise. none: white noise only.
         inference: how forecasts infer z0 of an id. guide: by the guide alone. sharpened: by
@@ -131,6 +136,8 @@ def fit_table(
     settings |= dict(residual=residual, inference=inference)
     settings |= dict(latent_dim=latent_dim, members=members, recalibrate=recalibrate)
     settings |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
+    # Left out where it is 1, so that a fit made before there were origins is still the same.
+    settings |= {} if origins == 1 else dict(origins=origins)
     _check(settings)
     trajectories = _read(data, columns)
     settings = {"data": hashlib.sha256(data.read_bytes()).hexdigest(), **settings}
@@ -179,8 +186,9 @@ def _score_and_write(
         fitted = recalibrated(keys[1], cross, parts.train, inference=choice.inference)
     # If the dynamics diverge for one trajectory, the others' scores are still of use.
     silent = with_solver(fitted, throw=False)
+    options: Any = dict(inference=choice.inference, num_origins=settings.get("origins", 1))
     scores = score_held_out(
-        (keys[0], keys[1]), silent, parts.train, parts.test, parts.t0, inference=choice.inference
+        (keys[0], keys[1]), silent, parts.train, parts.test, parts.t0, **options
     )
     metrics = {"settings": settings, **_fit_metrics(parts, cross), **scores.metrics}
     log_scores = {name: finite(score) for name, score in choice.scores.items()}
@@ -235,8 +243,8 @@ def _described(
 
 
 def _check(settings: dict[str, Any]) -> None:
-    counts = ("latent_dim", "members", "steps", "patience", "batch_size")
-    given = {name: settings[name] for name in counts if settings[name] is not None}
+    counts = ("latent_dim", "members", "steps", "patience", "batch_size", "origins")
+    given = {name: settings[name] for name in counts if settings.get(name) is not None}
     check_counts(**given)
     check_seed(settings["seed"])
     residual, holdout = settings["residual"], settings["holdout"]
@@ -248,6 +256,13 @@ def _check(settings: dict[str, Any]) -> None:
         raise ValueError(f"inference must be one of {known}; got {inference!r}.")
     if residual not in LIKELIHOODS:
         raise ValueError(f"residual must be one of {', '.join(LIKELIHOODS)}; got {residual!r}.")
+    if (origins := settings.get("origins")) and not holdout:
+        raise ValueError(f"origins must be 1 where nothing is held out; got {origins}.")
+    if origins and "origin" in (settings["id"], settings["time"]):
+        raise ValueError(
+            "id and time must not be called origin, where several origins are told apart by a "
+            "column of this name."
+        )
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout must be a share of the trajectories, below 1; got {holdout}.")
 
@@ -371,6 +386,9 @@ def _check_new(output_dir: Path, settings: dict[str, Any], *, overwrite: bool) -
 def _summary(metrics: dict[str, Any]) -> str:
     lines = [candidates_table(metrics), inference_chosen(metrics["inference"])]
     if "methods" in metrics:
-        lines += ["", scores_table(metrics), coverage_table(metrics), *verdicts(metrics)]
+        lines += ["", scores_table(metrics), coverage_table(metrics)]
+        # A fit of an earlier version has none.
+        lines += [horizons_table(metrics)] if "horizons" in metrics else []
+        lines += verdicts(metrics)
     lines += ["", variance_table(metrics)]
     return "\n".join(lines)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+import pandas as pd
+from jaxtyping import Array
 
+from np_latentode.app.asked_times import When
+from np_latentode.data.asked import AskedTimes
 from np_latentode.data.atomic import write_bytes
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.far import without_far_times
@@ -19,7 +22,10 @@ from np_latentode.data.labels import Labels, shown_time
 from np_latentode.data.tables import check_quantiles, tidy_forecast
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference
+from np_latentode.forecasts.crossing import Crossing, check_crossing_columns
 from np_latentode.forecasts.prediction import forecast
+from np_latentode.forecasts.signals import signals
+from np_latentode.forecasts.thresholds import Threshold
 from np_latentode.inference.choice import INFERENCES
 from np_latentode.programs.ensemble import Ensemble, shortest_reach, with_solver
 from np_latentode.programs.fitted import Fitted
@@ -27,7 +33,7 @@ from np_latentode.programs.model import LatentODE
 from np_latentode.storage.results import earlier
 from np_latentode.storage.saving import load
 
-__all__ = ["forecast_table", "picture_of", "read_known", "time_of"]
+__all__ = ["beside", "crossing_outputs", "forecast_table", "read_known"]
 
 
 def forecast_table(
@@ -37,7 +43,11 @@ def forecast_table(
     *,
     until: str | None = None,
     ahead: float | None = None,
-    points: int = 50,
+    points: int | None = None,
+    every: float | None = None,
+    on: Sequence[str] = (),
+    at: Path | None = None,
+    thresholds: Sequence[str] = (),
     quantiles: Sequence[float] = (0.05, 0.5, 0.95),
     draws: int = 500,
     inference: str | None = None,
@@ -56,11 +66,19 @@ def forecast_table(
         ahead: instead, how far to forecast beyond each trajectory's last observation; for dates,
             in the unit of the fit.
         points: the number of times per trajectory, evenly spaced after its last observation.
+            Default: 50.
+        every: instead, the distance of the times, from the last observation on and up to the end.
+        on: instead of an end, the times themselves, as in the table; the same for every trajectory.
+        at: instead, a table with the columns of id and time of the one fitted: the times of each
+            trajectory; or with that of time alone: those of all.
+        thresholds: such as "bili > 2". Their `Crossing`s are written into two more files, whose
+            names `crossing_outputs` gives.
         quantiles: between 0 and 1.
         draws: the number of draws from the posterior predictive.
         inference: guide, sharpened or exact, as in `fit_table`. Default: what that has chosen.
         seed: of the draws.
-        plot: whether to draw the first four as well, into a .png file of the output's name.
+        plot: whether to draw the first four as well, into a .png file of the output's name; and
+            the crossings, into one beside it.
         overwrite: whether existing files are replaced.
 
     Returns:
@@ -70,44 +88,84 @@ def forecast_table(
         ValueError: naming the argument, or file, row and column, the rule and what came.
         OSError: if a file cannot be read or written.
     """
-    check_counts(points=points, draws=draws)
+    check_counts(draws=draws)
     check_seed(seed)
     check_quantiles(quantiles)
-    _check_end(until, ahead)
-    picture = picture_of(output)
+    when = When(until, ahead, points, every, on, at)
+    asked_about = [*dict.fromkeys(map(Threshold.read, thresholds))]
+    picture = beside(output, ".png")
     check_path(output)
-    for path in (output, *([picture] if plot else [])):
-        if path.exists() and not overwrite:
-            raise ValueError(f"output must be new; got {path}, which exists (--overwrite).")
+    _check_new(output, plot, bool(asked_about), overwrite=overwrite)
     asked = _inference(run_dir, inference)
     fitted = load(run_dir)
     labels = fitted.scaling.labels
     if labels is None:
         raise ValueError(f"run must be a fit of a table; got {run_dir}, whose columns are unknown.")
+    for threshold in asked_about:
+        threshold.place(check_crossing_columns(labels))
     model = shortest_reach(fitted)
-    context = read_known(model, labels, data)
-    times = _times_ahead(model, context, labels, until, ahead, points)
-    name = "until" if ahead is None else "ahead"
-    made = _forecast(jax.random.key(seed), fitted, context, times, draws, name, asked)
-    table = tidy_forecast(made, times, context.names, quantiles=quantiles)
+    context, times = _asked(when, model, read_known(model, labels, data))
+    make = signals if asked_about else forecast
+    options: Any = dict(inference=asked, num_samples=draws)
+    made = _finite(make, when.name, jax.random.key(seed), fitted, context, times.times, options)
+    table = tidy_forecast(made, times.times, context.names, quantiles=quantiles)
+    table = _without(table, np.repeat(times.mask, len(labels.features)))
     write_table(table, output)
     if plot:
-        _draw(picture, context, made, times)
+        from np_latentode.report.fans import plot_forecasts
+
+        _draw(picture, plot_forecasts(context, made, times.times))
+    if asked_about:
+        found = [Crossing.of(made, times.times, one, context.names) for one in asked_about]
+        _write_crossings(output, found, times, plot=plot)
     return table
 
 
-def picture_of(output: Path) -> Path:
-    """The file of the figure that belongs to a table."""
-    table = output.with_suffix("" if output.suffix == ".gz" else output.suffix)
-    return table.with_suffix(".png")
+def crossing_outputs(output: Path) -> tuple[Path, Path]:
+    """The files of the probabilities of crossings, and of first crossing times."""
+    ending = "".join(output.suffixes[-2:] if output.suffix == ".gz" else output.suffixes[-1:])
+    return beside(output, f".crossing{ending}"), beside(output, f".first_crossing{ending}")
 
 
-def _check_end(until: str | None, ahead: float | None) -> None:
-    if (until is None) == (ahead is None):
-        came = "neither" if until is None else f"{until} and {ahead}"
-        raise ValueError(f"until or ahead must be given, and not both; got {came}.")
-    if ahead is not None and not 0 < ahead < float("inf"):
-        raise ValueError(f"ahead must be positive and finite; got {ahead}.")
+def beside(output: Path, ending: str) -> Path:
+    """The output with another ending."""
+    bare = output.with_suffix("" if output.suffix == ".gz" else output.suffix).with_suffix("")
+    return bare.with_name(bare.name + ending)
+
+
+def _check_new(output: Path, plot: bool, crossings: bool, *, overwrite: bool) -> None:
+    """Refuses outputs that exist."""
+    tables = crossing_outputs(output) if crossings else ()
+    pictures = [beside(output, ".png"), *([beside(output, ".crossing.png")] if crossings else [])]
+    for path in (output, *tables, *(pictures if plot else [])):
+        if path.exists() and not overwrite:
+            raise ValueError(f"output must be new; got {path}, which exists (--overwrite).")
+
+
+def _asked(when: When, model: LatentODE, context: Trajectories) -> tuple[Trajectories, AskedTimes]:
+    """The trajectories of which a time is asked, and their times."""
+    times = when.times(model, context)
+    some = times.mask.any(1)
+    return (context, times) if some.all() else (context[np.flatnonzero(some)], times.select(some))
+
+
+def _without(table: Any, asked: np.ndarray) -> Any:
+    """The table without the rows of times that were not asked for."""
+    return table if asked.all() else table[asked.ravel()].reset_index(drop=True)
+
+
+def _write_crossings(
+    output: Path, found: Sequence[Crossing], times: AskedTimes, *, plot: bool
+) -> None:
+    crossings, first = crossing_outputs(output)
+    rows = [_without(one.to_dataframe(), times.mask) for one in found]
+    write_table(pd.concat(rows, ignore_index=True), crossings)
+    rows = [one.first_to_dataframe() for one in found]
+    write_table(pd.concat(rows, ignore_index=True), first)
+    if plot:
+        from np_latentode.report.crossings import plot_crossings
+
+        _draw(beside(output, ".crossing.png"), plot_crossings(found))
 
 
 def _inference(run_dir: Path, name: str | None) -> Inference:
@@ -145,18 +203,17 @@ def read_known(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
     return context
 
 
-def _forecast(
+def _finite(
+    make: Callable[..., dict[str, Any]],
+    name: str,
     rng_key: Array,
     fitted: Fitted | Ensemble,
     context: Trajectories,
     times: np.ndarray,
-    num_samples: int,
-    name: str,
-    inference: Inference,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
-    """Draws, or an error that names a trajectory whose dynamics diverge."""
-    options: Any = dict(inference=inference, num_samples=num_samples)
-    made = forecast(rng_key, with_solver(fitted, throw=False), context, times, **options)
+    """Draws that `make` makes, or an error that names a trajectory whose dynamics diverge."""
+    made = make(rng_key, with_solver(fitted, throw=False), context, times, **options)
     finite = np.isfinite(np.asarray(made["x"])).all((0, 2, 3))
     if not finite.all():
         who = context.names.ids[int(np.argmin(finite))]
@@ -168,11 +225,9 @@ def _forecast(
     return made
 
 
-def _draw(path: Path, context: Trajectories, made: dict[str, Any], times: np.ndarray) -> None:
-    from np_latentode.report.fans import plot_forecasts
-
+def _draw(path: Path, figure: Any) -> None:
     image = io.BytesIO()
-    plot_forecasts(context, made, times).savefig(image, format="png")
+    figure.savefig(image, format="png")
     write_bytes(path, image.getvalue())
 
 
@@ -197,63 +252,3 @@ def _check_known(model: LatentODE, context: Trajectories, labels: Labels, data: 
             f"{data} must not go back before {start}, where the table fitted begins; got "
             f"{labels.id} {who} at {when}. Remove that row, or fit a table that goes back as far."
         )
-
-
-def _times_ahead(
-    model: LatentODE,
-    context: Trajectories,
-    labels: Labels,
-    until: str | None,
-    ahead: float | None,
-    points: int,
-) -> Float[np.ndarray, "trajectory time"]:
-    observed = np.asarray(context.observed)
-    times = np.where(observed, context.given.times, -np.inf)
-    # A trajectory without observations is forecast from t0 on.
-    last = np.maximum(times.max(1), model.scaling.t0)
-    names = context.names
-    end = last + ahead if ahead is not None else np.broadcast_to(time_of(until, names), last.shape)
-    if late := np.flatnonzero(last >= end).tolist():
-        one = names.select(late[:1])
-        when = shown_time(one.calendar(last[late[:1]])[0])
-        if ahead is not None:
-            raise ValueError(
-                f"ahead must be long enough to change a time; got {ahead}, and {labels.id} "
-                f"{one.ids[0]} was last observed at {when}."
-            )
-        raise ValueError(
-            f"until must be later than what is known; got {until}, and {len(late)} of {len(last)} "
-            f"were observed then or later, {labels.id} {one.ids[0]} at "
-            f"{when}. Give ahead instead."
-        )
-    _check_within_reach(model, names, end, "until" if ahead is None else "ahead", until or ahead)
-    return np.linspace(last, end, points + 1, axis=1)[:, 1:]
-
-
-def _check_within_reach(
-    model: LatentODE, names: Labels, end: np.ndarray, argument: str, came: Any
-) -> None:
-    latest = model.scaling.t0 + model.solver.reach * model.scaling.time_unit
-    if late := np.flatnonzero(end > latest).tolist():
-        one = names.select(late[:1])
-        when = shown_time(one.calendar(np.array([latest]))[0])
-        raise ValueError(
-            f"{argument} must not lead further than the solver reaches; got {came}, which is too "
-            f"far for {len(late)} of {len(end)}, {names.id} {one.ids[0]} after {when} for one."
-        )
-
-
-def time_of(until: str | None, labels: Labels) -> np.ndarray:
-    """The time in the table's clock as one for all trajectories, or one for each."""
-    try:
-        if labels.unit:
-            time = labels.counted(until)
-        else:
-            time = labels.from_starts(np.asarray(float(str(until))))
-    except ValueError as error:
-        date = "2020-01-31T12:00Z" if labels.zone else "2020-01-31"
-        kind = f"a date such as {date}" if labels.unit else "a number"
-        raise ValueError(f"until must be {kind}, as {labels.time!r} is; got {until!r}.") from error
-    if not np.isfinite(time).all():
-        raise ValueError(f"until must be finite; got {until!r}.")
-    return time

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, Float
 
+from np_latentode.app.horizons import scored_by_thirds, thirds
+from np_latentode.app.origins import Origins
 from np_latentode.data.far import warn_user
 from np_latentode.data.given import table_times, table_values
 from np_latentode.data.tables import tidy_forecast
@@ -63,6 +65,7 @@ def score_held_out(
     t0: float,
     *,
     inference: Inference = amortized,
+    num_origins: int = 1,
 ) -> HeldOutScores:
     """Scores, figures and the table of forecasts of those held out.
 
@@ -73,6 +76,7 @@ def score_held_out(
         test: those held out, if any.
         t0: where the figure of forecasts begins.
         inference: how forecasts draw z0.
+        num_origins: from how many `Origins` those held out are forecast.
     """
     # Imported after training, as training should not wait for matplotlib.
     from np_latentode.report import plots
@@ -86,25 +90,33 @@ def score_held_out(
     }
     if test is None:
         return HeldOutScores({}, figures, None)
-    context, target = test.split()
+    origins = Origins.of(test, num_origins)
+    context, target = origins.context, origins.target
     found = calibration(score_key, fitted, context, target, inference=inference)
     draws = forecast_observed(
         draw_key, fitted, context, target, inference=inference, num_samples=500
     )
     figures["forecasts"] = partial(
-        _forecast_figure, draw_key, fitted, context, target, t0, inference
+        _forecast_figure, draw_key, fitted, *origins.middle(), t0, inference
     )
     figures["calibration"] = partial(plots.plot_calibration, found)
     made = {"latent ODE": of_calibration(target, found), **_others(train, context, target)}
     # In standard deviations of each feature in the training data, as it is modelled.
     metrics = _scored(made, target, fitted.scaling.scale)
+    unit = fitted.scaling.scale
+    metrics["horizons"] = scored_by_thirds(made, context, target, unit)
     metrics["coverage"] = {"forecast": covered(found, context, target)}
     if isinstance(fitted, Ensemble) and fitted.bands is not None:
         # The same draws, not widened.
         plain = replace(fitted, bands=None)
         before = calibration(score_key, plain, context, target, inference=inference)
         metrics["coverage"]["before recalibration"] = covered(before, context, target)
-    return HeldOutScores({"held_out": len(test), **metrics}, figures, _compared(draws, target))
+    table = _compared(draws, target)
+    if num_origins > 1:
+        metrics["origins"] = origins.scored(made, unit)
+        number = np.broadcast_to(origins.number[:, None, None], target.mask.shape)
+        table.insert(2, "origin", number[np.asarray(target.mask)])
+    return HeldOutScores({"held_out": len(test), **metrics}, figures, table)
 
 
 def covered(found: Calibration, context: Trajectories, target: Trajectories) -> dict[str, Any]:
@@ -114,9 +126,7 @@ def covered(found: Calibration, context: Trajectories, target: Trajectories) -> 
     first third of the target has the shortest gaps.
     """
     mask, inside = np.asarray(target.mask), within_band(found.pit)
-    last = np.max(context.given.times, axis=1, where=np.asarray(context.observed), initial=-np.inf)
-    gaps = np.broadcast_to((target.given.times - last[:, None])[..., None], mask.shape)[mask]
-    thirds = np.array_split(inside[mask][np.argsort(gaps, kind="stable")], 3)
+    each = [inside[mask][third] for third in thirds(context, target)]
     columns = {
         name: float(inside[..., j][mask[..., j]].mean())
         for j, name in enumerate(target.names.features)
@@ -125,7 +135,7 @@ def covered(found: Calibration, context: Trajectories, target: Trajectories) -> 
     return {
         "all": float(inside[mask].mean()),
         "columns": columns,
-        "thirds": [finite(third.mean()) if len(third) else None for third in thirds],
+        "thirds": [finite(third.mean()) if len(third) else None for third in each],
     }
 
 

@@ -9,6 +9,7 @@ import typer
 
 __all__ = [
     "Ahead",
+    "At",
     "BatchOf200",
     "BatchSize",
     "Between",
@@ -16,6 +17,7 @@ __all__ = [
     "DataOfEffect",
     "Diagnose",
     "Draws",
+    "Every",
     "Feature",
     "Holdout",
     "Id",
@@ -31,6 +33,8 @@ __all__ = [
     "NumTrajectories",
     "Observed",
     "Of",
+    "On",
+    "Origins",
     "Output",
     "OutputDir",
     "Overwrite",
@@ -57,6 +61,7 @@ __all__ = [
     "StepsOfEach",
     "StepsOfTask",
     "Task",
+    "Thresholds",
     "Time",
     "Unit",
     "Until",
@@ -142,6 +147,14 @@ Window = Annotated[
 Holdout = Annotated[
     float, typer.Option(help="Share of the ids to hold out and to score forecasts of.")
 ]
+Origins = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Number of times from which each id held out is forecast: 1 is at half of its visits; "
+        "5 are at a sixth, two sixths, ... of them.",
+    ),
+]
 Residual = Annotated[
     str,
     typer.Option(
@@ -211,16 +224,48 @@ Known = Annotated[
 ]
 Until = Annotated[
     str | None,
-    typer.Option(help="The last time to forecast, a number or a date. Give this or --ahead."),
+    typer.Option(
+        help="The last time to forecast, a number or a date. Give this or --ahead, --on or --at."
+    ),
 ]
 Ahead = Annotated[
     float | None,
     typer.Option(
         help="How far to forecast beyond each id's last measurement; for dates, in the unit of the "
-        "fit. Give this or --until."
+        "fit. Give this or --until, --on or --at."
     ),
 ]
-Points = Annotated[int, typer.Option(min=1, help="Times per id, evenly spaced.")]
+Points = Annotated[
+    int | None, typer.Option(min=1, help="Times per id, evenly spaced.  [default: 50]")
+]
+Every = Annotated[
+    float | None,
+    typer.Option(
+        help="In place of --points, the distance of the times, from each id's last measurement to "
+        "--until or --ahead; for dates, in the unit of the fit."
+    ),
+]
+On = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Forecast every id at these times, numbers or dates, separated by commas or repeated."
+    ),
+]
+At = Annotated[
+    Path | None,
+    typer.Option(
+        help="A table of the times to forecast, with the columns of ids and times of the fit; or "
+        "with that of times alone, for all ids."
+    ),
+]
+Thresholds = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Such as 'bili > 2', or with <, >= or <=; can be repeated. Writes when it is crossed "
+        "into .crossing and .first_crossing files beside the output. A crossing between two of the "
+        "times is not seen, so take them dense."
+    ),
+]
 Quantiles = Annotated[
     str,
     typer.Option(help="Quantiles of new observations, between 0 and 1, separated by commas."),

@@ -14,6 +14,7 @@ from np_latentode.data.trajectories import Trajectories
 __all__ = [
     "candidates_table",
     "coverage_table",
+    "horizons_table",
     "inference_chosen",
     "scores_table",
     "trajectories_table",
@@ -171,6 +172,23 @@ def coverage_table(metrics: dict[str, Any]) -> str:
     return "\n".join(["", *_aligned(rows), note])
 
 
+def horizons_table(metrics: dict[str, Any]) -> str:
+    """CRPS and RMSE by thirds of the horizon, of the fit and of the best baseline."""
+    found, methods = metrics["horizons"], metrics["methods"]
+    others = {n: s["crps"] for n, s in methods.items() if n != OURS and s["crps"] is not None}
+    names = [OURS, *([min(others, key=lambda name: others[name])] if others else [])]
+    gaps = ["-" if gap is None else f"{gap:.3g}" for gap in found["longest_gap"]]
+    unit = "" if metrics["time_unit"] is None else f" ({metrics['time_unit']})"
+    rows: list[Sequence[str]] = [("by the time since the last value", "near", "middle", "far")]
+    rows.append((f"up to{unit}", *gaps))
+    rows += [
+        (f"{name}, {key}", *map(_cell, found["methods"][name][key]))
+        for key in ("crps", "rmse")
+        for name in names
+    ]
+    return "\n".join(["", *_aligned(rows)])
+
+
 def inference_chosen(found: dict[str, Any]) -> str:
     """Which inference forecasts use, and why."""
     means = {
@@ -201,8 +219,11 @@ def scores_table(metrics: dict[str, Any]) -> str:
             rows.append((f"  {name}", "", *(_cell(of_column.get(key)) for key in shown)))
     if len(columns) == 1:
         rows[1] = (rows[1][0], f"{next(iter(columns.values())):.3g}", *rows[1][2:])
+    of = "Of the later half of the observed times"
+    if origins := metrics.get("origins"):
+        of = f"Of forecasts from {len(origins)} origins, all together"
     note = (
-        "(Of the later half of the observed times. rmse and crps are in standard deviations of the "
+        f"({of}. rmse and crps are in standard deviations of the "
         "training data; sd is that of the held-out values, in the units that are modelled.)"
     )
     return "\n".join([*_aligned(rows), note])

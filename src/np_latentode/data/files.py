@@ -28,7 +28,7 @@ from np_latentode.data.problems import MalformedRows, Problems
 from np_latentode.data.records import column_names, read_records
 from np_latentode.data.tables import from_rows
 
-__all__ = ["check_path", "read_names", "read_rows", "read_table", "write_table"]
+__all__ = ["check_path", "read_columns", "read_names", "read_rows", "read_table", "write_table"]
 
 
 def read_rows(
@@ -50,7 +50,7 @@ def read_rows(
         columns = Columns.of(**names, start=start_column(since), static=asked)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    df, problems = _read(path, columns)
+    df, problems = read_columns(path, columns)
     try:
         settings: Any = dict(log=log, since=since, origin=origin, unit=unit, static=asked)
         return from_rows(df, columns, **settings, problems=problems)
@@ -75,10 +75,11 @@ def read_table(
         ImportError: if the library that reads the format is missing.
         OSError: if the system cannot read the file.
     """
-    return _read(path, Columns.of(id=id, time=time, values=values))
+    return read_columns(path, Columns.of(id=id, time=time, values=values))
 
 
-def _read(path: str | os.PathLike[str], columns: Columns) -> tuple[pd.DataFrame, Problems]:
+def read_columns(path: str | os.PathLike[str], columns: Columns) -> tuple[pd.DataFrame, Problems]:
+    """Some columns of the table in a file; errors are those of `read_table`."""
     path, form = check_path(path)
     with _named_errors(path, "read"):
         data = path.read_bytes()
@@ -93,7 +94,7 @@ def read_names(path: str | os.PathLike[str], **names: Any) -> list[str]:
     path, form = check_path(path)
     columns = Columns.of(**names)
     if columns.feature is not None:
-        df, problems = _read(path, columns)
+        df, problems = read_columns(path, columns)
         return feature_names(as_frame(df, columns, problems), columns)
     with _named_errors(path, "read"):
         data = path.read_bytes()

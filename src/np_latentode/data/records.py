@@ -48,7 +48,8 @@ def read_records(
     lines: list[int] = []
     # In tuples, as Python's garbage collector is slow with a million short lists.
     rows: list[tuple[str, ...]] = []
-    picked = itemgetter(*places)
+    # Of one place, an itemgetter returns the entry alone.
+    picked = itemgetter(*places) if len(places) > 1 else lambda record: (record[places[0]],)
     for line, record in records:
         if isinstance(record, str):
             problems.add(line, "", f"a row must be proper CSV; got {record}")

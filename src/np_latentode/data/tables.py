@@ -29,6 +29,8 @@ from np_latentode.data.offset import Offset
 from np_latentode.data.problems import Problems
 
 __all__ = [
+    "as_ids",
+    "as_numbers",
     "check_quantiles",
     "forecast_columns",
     "from_rows",
@@ -57,8 +59,8 @@ def from_rows(
     problems, log = problems or Problems(), _listed(log)
     id, time = columns.id, columns.time
     frame, values = _wide(df, columns, log, problems)
-    who = _ids(frame[id], id, problems)
-    clock = read_clock(frame[time], time, _numbers, problems, origin=origin, unit=unit)
+    who = as_ids(frame[id], id, problems)
+    clock = read_clock(frame[time], time, as_numbers, problems, origin=origin, unit=unit)
     _check_size(clock.times, time, problems)
     own = np.stack([_values(frame[name], name, name in log, problems) for name in values], axis=1)
     problems.raise_if_any()
@@ -132,7 +134,7 @@ def _with_own_starts(
     if since == FIRST:
         starts = first_times(clock.times, codes, measured)
     else:
-        starts = read_clock(frame[since], since, _numbers, problems, unit=unit)
+        starts = read_clock(frame[since], since, as_numbers, problems, unit=unit)
         problems.raise_if_any()
         if starts.origin is not None and clock.origin is not None:
             times = starts.times + (starts.origin - clock.origin) / UNITS[unit]
@@ -293,7 +295,7 @@ def _to_native(
     return frame.with_columns(nw.col(*with_nulls).fill_nan(None) if with_nulls else []).to_native()
 
 
-def _numbers(column: nw.Series, name: str) -> np.ndarray:
+def as_numbers(column: nw.Series, name: str) -> np.ndarray:
     """Floats, NaN where the table is empty."""
     dtype = column.dtype
     if column.is_null().all():
@@ -320,7 +322,7 @@ def _listed(names: Sequence[str | int] | int) -> list[str]:
     return [str(name) for name in ([names] if isinstance(names, (str, int)) else names)]
 
 
-def _ids(column: nw.Series, name: str, problems: Problems) -> list[Any]:
+def as_ids(column: nw.Series, name: str, problems: Problems) -> list[Any]:
     who = column.to_list()
     # In polars, NaN is not null. Nulls go first, as `pandas.NA != pandas.NA` is not a boolean.
     nothing = [empty or x != x for empty, x in zip(column.is_null().to_list(), who, strict=True)]
@@ -330,7 +332,7 @@ def _ids(column: nw.Series, name: str, problems: Problems) -> list[Any]:
 
 def _values(column: nw.Series, name: str, log: bool, problems: Problems) -> np.ndarray:
     """Floats, NaN where the table is empty."""
-    numbers = _numbers(column, name)
+    numbers = as_numbers(column, name)
     rule = "must be finite, or empty where nothing was measured"
     problems.check(name, rule, np.isinf(numbers), lambda row: numbers[row])
     if log:

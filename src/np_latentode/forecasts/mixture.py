@@ -39,7 +39,8 @@ def widened(fitted: Fitted | Ensemble, draws: dict[str, Any]) -> dict[str, Any]:
     """The draws of a forecast as they are modelled, with the bands of an ensemble that has some."""
     if isinstance(fitted, Fitted) or fitted.bands is None:
         return draws
-    return {**draws, "x": fitted.bands.widen(draws["x"])}
+    stretched = {name: fitted.bands.widen(draws[name]) for name in ("x", "signal") if name in draws}
+    return {**draws, **stretched}
 
 
 def log_mixture(

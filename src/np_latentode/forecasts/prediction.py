@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -36,13 +37,23 @@ from np_latentode.programs.plate import (
 __all__ = [
     "decode",
     "decode_observed",
+    "draw_forecast",
     "draw_observed",
     "draw_x",
     "forecast",
     "forecast_observed",
     "in_table_units",
+    "mean_and_x",
     "prior_predictive",
 ]
+
+Reading = Callable[[dict[str, Any], Array], dict[str, Array]]
+"""`(sites, rng_key) -> arrays`: what is kept of a run of the model given z0. It may draw more."""
+
+
+def mean_and_x(sites: dict[str, Any], rng_key: Array) -> dict[str, Array]:
+    """The curves without and with white noise."""
+    return {name: sites[name]["value"] for name in ("x_mean", "x")}
 
 
 def prior_predictive(
@@ -142,12 +153,14 @@ def draw_x(
     static: Array | None = None,
     slots: tuple[np.ndarray, ...] | None = None,
     draws_at_once: int = DRAWS_AT_ONCE,
+    reading: Reading = mean_and_x,
 ) -> dict[str, Array]:
     """Draws of `z0`, `x_mean` and `x` as they are modelled: all numbers are less the offset.
 
     They are at all times; or at the given slots only, with one axis (slot,) in place of two. They
     continue what a context shows, if the likelihood remembers it. Static covariates are those of
-    the context; without one, they are `static`, or unknown.
+    the context; without one, they are `static`, or unknown. With another `reading`, they are what
+    that keeps.
     """
     model = fitted.model
     if context is None or not model.remembers:
@@ -168,6 +181,7 @@ def draw_x(
         offset=offset,
         draws_at_once=min(draws_at_once, len(z0)),
         max_steps=model.steps_to(latest, offset),
+        reading=reading,
     )
 
 
@@ -175,7 +189,7 @@ def in_table_units(draws: dict[str, Any], offset: Offset, labels: Labels | None)
     """Draws in the units of the table: with the offset, and exp of logarithms."""
     known = is_concrete(draws["x"])
     own: dict[str, Any] = dict(draws)
-    for name in ("x_mean", "x"):
+    for name in [name for name in ("x_mean", "x", "signal") if name in draws]:
         x = np.asarray(draws[name]) if known else draws[name]
         if any(offset.values):
             x = x + (offset.row if known else jnp.asarray(offset.row, x.dtype))
@@ -183,7 +197,7 @@ def in_table_units(draws: dict[str, Any], offset: Offset, labels: Labels | None)
     return own
 
 
-@partial(jax.jit, static_argnames=("offset", "draws_at_once", "max_steps"))
+@partial(jax.jit, static_argnames=("offset", "draws_at_once", "max_steps", "reading"))
 def _draw_x(
     rng_key: Array,
     fitted: Fitted,
@@ -195,13 +209,14 @@ def _draw_x(
     offset: Offset,
     draws_at_once: int,
     max_steps: int,
+    reading: Reading,
 ) -> dict[str, Array]:
     # Of numbers that are less the offset: the model need not subtract it again.
     model = fitted.model.less(offset).with_solver(max_steps=max_steps)
 
     def explain(key_and_z0: tuple[Array, Array]) -> dict[str, Array]:
         sites = run_given(model, fitted.params, *key_and_z0, context, times)
-        x = {name: sites[name]["value"] for name in ("x_mean", "x")}
+        x = reading(sites, key_and_z0[0])
         if slots is not None:
             x = jax.tree.map(lambda a: a[slots], x)
         return {"z0": key_and_z0[1], **x}
@@ -254,6 +269,30 @@ def forecast(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
+    return draw_forecast(
+        rng_key,
+        fitted,
+        context,
+        times,
+        inference=inference,
+        num_samples=num_samples,
+        draws_at_once=draws_at_once,
+        reading=mean_and_x,
+    )
+
+
+def draw_forecast(
+    rng_key: Array,
+    fitted: Fitted | Ensemble,
+    context: Trajectories,
+    times: Numbers,
+    *,
+    inference: Inference,
+    num_samples: int,
+    draws_at_once: int,
+    reading: Reading,
+) -> dict[str, Any]:
+    """What `forecast` returns, or what another reading keeps of the same runs of the model."""
     check_fit(fitted)
     check_counts(num_samples=num_samples, draws_at_once=draws_at_once)
     if times is None or isinstance(times, Trajectories):
@@ -263,11 +302,12 @@ def forecast(
     offset = context.offset
     at = prediction_times(times, len(context), scaling, offset=offset, name="times")
     _check_reach(fitted, times)
+    kept: dict[str, Any] = dict(context=context, draws_at_once=draws_at_once, reading=reading)
 
     def draw(share: Share) -> dict[str, Any]:
         one, (z0_key, x_key) = share.fitted, jax.random.split(share.rng_key)
         z0 = draw_codes(inference, z0_key, one, context, share.num_samples)
-        return draw_x(x_key, one, z0, at, offset, context=context, draws_at_once=draws_at_once)
+        return draw_x(x_key, one, z0, at, offset, **kept)
 
     some = shares(rng_key, fitted, num_samples)
     draws = widened(fitted, join(some, [draw(share) for share in some]))

@@ -39,6 +39,10 @@ class Forecasts(NamedTuple):
     """True where the observation lies within the central 90%. Default: the forecasts are no
     distributions, and coverage is not reported."""
 
+    def select(self, rows: np.ndarray) -> Forecasts:
+        """Those of the trajectories that an index array selects."""
+        return self._make(None if array is None else array[rows] for array in self)
+
 
 def score(
     target: Trajectories, unit: Float[np.ndarray, " feature"], forecasts: Forecasts

@@ -18,7 +18,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike
 from numpyro.distributions import constraints
 
-__all__ = ["Seen", "along", "joined", "of_each", "remembers"]
+__all__ = ["Seen", "along", "joined", "of_each", "remembers", "sample_signal"]
 
 
 class Seen(NamedTuple):
@@ -58,6 +58,16 @@ def of_each(x: Any) -> dist.Distribution:
         mask: Any = x._mask
         return of_each(x.base_dist).mask(mask)
     return getattr(x, "of_each", x)
+
+
+def sample_signal(x: dist.Distribution, key: Array) -> Array:
+    """A draw of the signal, of the distribution over x along trajectories.
+
+    The signal is x without white noise, which is new at each time: what the emission remembers is
+    drawn, and where it remembers nothing, the signal is the mean of x.
+    """
+    draw = getattr(x, "sample_signal", None)
+    return jnp.asarray(x.mean) if draw is None else draw(key)
 
 
 def joined(parts: Sequence[Any]) -> Any:
@@ -132,6 +142,12 @@ class _Features(dist.Distribution):
         draws = [part.sample(k, sample_shape) for part, k in zip(self.parts, keys, strict=True)]
         dtype = jnp.result_type(float)
         return jnp.concatenate([jnp.asarray(draw, dtype) for draw in draws], axis=-1)
+
+    def sample_signal(self, key: Array) -> Array:
+        """A draw without white noise; see the function of this name."""
+        keys = jax.random.split(key, len(self.parts))
+        draws = [sample_signal(part, k) for part, k in zip(self.parts, keys, strict=True)]
+        return jnp.concatenate(draws, axis=-1)
 
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
         pieces = jnp.split(jnp.asarray(value), len(self.parts), axis=-1)

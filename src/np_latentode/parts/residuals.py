@@ -196,6 +196,10 @@ class SerialNormal(dist.Distribution):
         e = jax.random.normal(e_key, r.shape, r.dtype)
         return self.loc + self.noise_scale * (r + e)
 
+    def sample_signal(self, key: Array) -> Array:
+        """A draw without white noise, loc + noise_scale r: r at all times together."""
+        return self.loc + self.noise_scale * self._own(self.chain.sample(key))
+
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
         y = jnp.where(self.known, (jnp.asarray(value) - self.loc) / self.noise_scale, 0.0)
         others = [(0, 0)] * (y.ndim - 2) + [(self.order.shape[1] - y.shape[-2], 0), (0, 0)]

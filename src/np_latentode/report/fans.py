@@ -16,7 +16,7 @@ from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.report.panels import DATA, MODEL, TRUTH, panels
 
-__all__ = ["fan", "plot_forecasts"]
+__all__ = ["fan", "plot_forecasts", "with_dates"]
 
 
 def fan(axis: Axes, times: np.ndarray, x: np.ndarray, levels: Sequence[float]) -> None:
@@ -122,12 +122,13 @@ def _plot_observations(
         end = at[np.asarray(context.observed[i])].max()
         axis.axvline(end, color=TRUTH, lw=0.8, ls=":", zorder=1)  # below the point seen then
     if names.origin is not None:
-        _with_dates(axis)
+        with_dates(axis)
     if names.features[j] in names.log:
         _in_log_scale(axis)
 
 
-def _with_dates(axis: Axes) -> None:
+def with_dates(axis: Axes) -> None:
+    """Sets ticks and labels of dates on the horizontal axis."""
     # With more ticks at least, it finds no interval for some ranges, such as three years.
     locator = AutoDateLocator(minticks=2, maxticks=5)
     axis.xaxis.set_major_locator(locator)
