@@ -13,7 +13,7 @@ from jaxtyping import Float
 from np_latentode.data.asked import AskedTimes
 from np_latentode.data.checks import check_counts
 from np_latentode.data.far import warn_user
-from np_latentode.data.labels import Labels
+from np_latentode.data.labels import Labels, shown_time
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.programs.model import LatentODE
 
