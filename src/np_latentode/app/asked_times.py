@@ -17,7 +17,7 @@ from np_latentode.data.labels import Labels, shown_time
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.programs.model import LatentODE
 
-__all__ = ["When"]
+__all__ = ["When", "time_of"]
 
 POINTS = 50
 """The number of evenly spaced times, if neither a number nor a step is given."""
@@ -105,7 +105,7 @@ class When:
         if self.ahead is not None:
             end = last + self.ahead
         else:
-            end = np.broadcast_to(_time("until", str(self.until), names), last.shape)
+            end = np.broadcast_to(time_of("until", str(self.until), names), last.shape)
         if late := np.flatnonzero(last >= end).tolist():
             self._refuse_late(names, last, late)
         _check_within_reach(model, names, end, self.name, self.until or self.ahead)
@@ -128,7 +128,7 @@ class When:
     def _dates(self, model: LatentODE, names: Labels) -> Float[np.ndarray, "trajectory time"]:
         """The times of `on`, in their order, the same of the calendar for all trajectories."""
         texts = [text.strip() for several in self.on for text in several.split(",")]
-        each = [np.broadcast_to(_time("on", text, names), len(names.ids)) for text in texts]
+        each = [np.broadcast_to(time_of("on", text, names), len(names.ids)) for text in texts]
         start = model.scaling.t0
         for text, times in zip(texts, each, strict=True):
             # A difference of dates may be rounded in its last bits.
@@ -190,7 +190,7 @@ def _check_within_reach(
         )
 
 
-def _time(argument: str, text: str, labels: Labels) -> np.ndarray:
+def time_of(argument: str, text: str, labels: Labels) -> np.ndarray:
     """The time in the table's clock as one for all trajectories, or one for each."""
     try:
         time = labels.counted(text) if labels.unit else labels.from_starts(np.asarray(float(text)))
