@@ -78,6 +78,7 @@ def scored():
     return put(), put(num_origins=5), test
 
 
+@pytest.mark.slow
 def test_scores_of_one_origin_are_those_of_the_split(scored):
     one, _, test = scored
     assert "origins" not in one.metrics
@@ -85,6 +86,7 @@ def test_scores_of_one_origin_are_those_of_the_split(scored):
     assert len(one.held_out) == np.asarray(test.split()[1].mask).sum()
 
 
+@pytest.mark.slow
 def test_pooled_scores_are_those_of_all_origins_together(scored):
     _, five, test = scored
     metrics = five.metrics
@@ -104,6 +106,7 @@ def test_pooled_scores_are_those_of_all_origins_together(scored):
     assert ours[-1] < ours[0]
 
 
+@pytest.mark.slow
 def test_thirds_of_the_gap_have_the_scores_of_their_values(scored):
     for found in scored[:2]:
         metrics = found.metrics

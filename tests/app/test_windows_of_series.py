@@ -66,6 +66,20 @@ def test_readings_before_the_last_window_change_no_forecast(run, readings):
     pd.testing.assert_frame_equal(whole, part)
 
 
+def test_dates_are_asked_of_the_last_window_and_none_before_it(run):
+    options = dict(draws=4, overwrite=True)
+    date = "2024-01-03T12:00"
+    table = forecast_table(run / "run", run / "readings.csv", run / "on.csv", on=[date], **options)
+    assert (pd.to_datetime(table["time"]) == pd.Timestamp(date)).all()
+    with pytest.raises(ValueError, match="on must not be before the last window of each id"):
+        forecast_table(
+            run / "run", run / "readings.csv", run / "on.csv", on=["2024-01-01T05:00"], **options
+        )
+    (run / "at.csv").write_text(f"time,machine\n{date},m3\n2024-01-01T05:00,m3\n")
+    with pytest.raises(ValueError, match="before the last window of each id; got .* in line 3"):
+        forecast_table(run / "run", run / "readings.csv", run / "on.csv", at=run / "at.csv")
+
+
 def test_windows_of_one_trajectory_are_left_out_together(readings):
     windows = Trajectories.from_dataframe(readings, **COLUMNS, unit="h").windows(20.0, 10.0)
     seen = []

@@ -4,7 +4,7 @@ An emission is a function `decoded -> distribution`, with `decoded` of shape (tr
 feature). Given z0, its entries are independent. An emission that remembers also has a method
 `along(decoded, times, mask, seen)`. Its distribution depends on the times, and on what was seen of
 each trajectory; its `log_prob` has one term per entry, and all of them together are the log density
-of a trajectory.
+of a trajectory; and its `sample_signal(key)` draws what is remembered, without white noise.
 """
 
 from __future__ import annotations
