@@ -9,7 +9,7 @@ from typing import Any
 
 from np_latentode.data.files import read_names
 
-__all__ = ["named_values", "split_names"]
+__all__ = ["named_kinds", "named_values", "split_names"]
 
 
 def named_values(
@@ -30,6 +30,36 @@ def named_values(
 
     split = split_names("values", values, known)
     return {"values": split, "log": split_names("log", log, lambda: split or known())}
+
+
+def named_kinds(given: Sequence[str] | None) -> dict[str, str]:
+    """The argument `kind` of `fit_table`, from texts such as edema=bernoulli,seizures=counts.
+
+    A name may hold commas, and may be quoted. Blanks around names and kinds are left out.
+
+    Raises:
+        ValueError: if a text names no kind, or a name comes twice.
+    """
+    kinds: dict[str, str] = {}
+    for text in given or ():
+        pieces: list[str] = []
+        for piece in text.split(","):
+            pieces.append(piece)
+            if "=" not in piece:
+                continue
+            name, _, kind = ",".join(pieces).rpartition("=")
+            name = name.strip()
+            if len(name) > 1 and name.startswith('"') and name.endswith('"'):
+                name = name[1:-1]
+            if name in kinds:
+                raise ValueError(f"kind must name each column once; got {name!r} twice.")
+            kinds[name], pieces = kind.strip(), []
+        if pieces:
+            raise ValueError(
+                "kind must be column=kind, separated by commas, as in edema=bernoulli; got "
+                f"{text!r}."
+            )
+    return kinds
 
 
 def split_names(

@@ -15,13 +15,14 @@ from np_latentode.data.atomic import write_bytes
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.far import without_far_times
 from np_latentode.data.files import check_path, write_table
+from np_latentode.data.guesses import check_kinds
 from np_latentode.data.labels import Labels, shown_time
 from np_latentode.data.tables import check_quantiles, tidy_forecast
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference
 from np_latentode.forecasts.prediction import forecast
 from np_latentode.inference.choice import INFERENCES
-from np_latentode.programs.ensemble import Ensemble, shortest_reach, with_solver
+from np_latentode.programs.ensemble import Ensemble, kinds, shortest_reach, with_solver
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.model import LatentODE
 from np_latentode.storage.results import earlier
@@ -87,6 +88,7 @@ def forecast_table(
         raise ValueError(f"run must be a fit of a table; got {run_dir}, whose columns are unknown.")
     model = shortest_reach(fitted)
     context = _read(model, labels, data)
+    check_kinds(context, dict(zip(labels.features, kinds(fitted), strict=True)), data=data)
     times = _times_ahead(model, context, labels, until, ahead, points)
     name = "until" if ahead is None else "ahead"
     made = _forecast(jax.random.key(seed), fitted, context, times, draws, name, asked)

@@ -21,6 +21,7 @@ from np_latentode.data.columns import Columns
 from np_latentode.data.far import warn_of_far_rows
 from np_latentode.data.frames import as_frame
 from np_latentode.data.given import Given, Rows, table_times, table_values
+from np_latentode.data.kinds import only_bits
 from np_latentode.data.labels import UNITS, Labels, shown_time
 from np_latentode.data.long_tables import gather, numbered, spread, warn_of_mixture
 from np_latentode.data.offset import Offset
@@ -187,7 +188,7 @@ def tidy_forecast(
 
     The columns are id and time as in the table, `feature`, `mean`, `sd`, and one column per
     quantile, such as `q0.05`. They describe new observations, noise included, in the units of the
-    table.
+    table. The mean of zeros and ones is their probability.
 
     Args:
         draws: as `forecast` returns them.
@@ -219,13 +220,21 @@ def tidy_forecast(
         labels.id: [labels.ids[n] for n in i],
         labels.time: when[i, k],
         "feature": [labels.features[d] for d in j],
-        "mean": x.mean(0)[i, k, j],
+        "mean": _mean(x, draws)[i, k, j],
         "sd": x.std(0)[i, k, j],
     }
     levels = np.quantile(x, quantiles, axis=0)
     for name, level in zip(names[len(columns) :], levels, strict=True):
         columns[name] = level[i, k, j]
     return _to_native(columns, labels, (), backend)
+
+
+def _mean(x: np.ndarray, draws: dict[str, Any]) -> np.ndarray:
+    """The mean over draws; of zeros and ones that of x_mean, which varies less."""
+    mean, bits = x.mean(0), only_bits(x)
+    if "x_mean" not in draws or not bits.any():
+        return mean
+    return np.where(bits, np.asarray(draws["x_mean"], dtype=float).mean(0), mean)
 
 
 def check_quantiles(quantiles: Sequence[float]) -> None:
