@@ -23,7 +23,7 @@ SEIZURES = RNG.poisson(RNG.gamma(1.0, 1.5, COUNT))
 
 COLUMNS = {
     "zeros and ones": (BITS, "bernoulli"),
-    "zeros and ones, often missing": (np.where(RNG.uniform(size=COUNT) < 0.5, np.nan, BITS), "bernoulli"),
+    "zeros and ones, often missing": (np.where(np.arange(COUNT) % 3, np.nan, BITS), "bernoulli"),
     "only zeros": (np.zeros(COUNT), "numbers"),
     "only ones": (np.ones(COUNT), "numbers"),
     "ones and twos": (1 + BITS, "numbers"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,7 +125,7 @@ def plot_forecasts(
         return figure
 
 
-def _legend(figure: Figure, axes: Sequence[Axes], *, ncols: int) -> None:
+def _legend(figure: Figure, axes: Iterable[Axes], *, ncols: int) -> None:
     """One legend of all rows; what several rows show is in it once."""
     named: dict[str, Any] = {}
     for axis in axes:
