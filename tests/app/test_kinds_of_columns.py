@@ -102,7 +102,8 @@ def test_held_out_values_and_forecasts_are_of_their_kind(home, tmp_path):
         assert edema["mean"].between(0, 1, inclusive="neither").all()
         # A probability, and no share of 50 or 500 draws.
         assert (np.abs(edema["mean"] * 500 % 1) > 1e-6).any()
-        assert edema[["q0.05", "q0.5", "q0.95"]].isin([0, 1]).all(None)
+        assert edema[["q0.05", "q0.5", "q0.95"]].isin([0, 1]).to_numpy().all()
+        assert (seizures["q0.95"] == np.round(seizures["q0.95"])).all()
         assert (seizures["q0.95"] >= 0).all()
 
 

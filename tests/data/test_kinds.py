@@ -6,7 +6,7 @@ import pytest
 
 from np_latentode import Trajectories
 from np_latentode.data.guesses import check_kinds, choose_kinds, guess_kinds
-from np_latentode.data.kinds import only_bits
+from np_latentode.data.kinds import all_fit
 
 RNG = np.random.default_rng(0)
 COUNT = 200
@@ -103,5 +103,7 @@ def test_another_table_is_called_by_its_name():
 
 def test_draws_of_zeros_and_ones_are_told_from_others():
     draws = np.stack([BITS, SEIZURES, RNG.normal(size=COUNT)], axis=-1).astype(float)
-    np.testing.assert_array_equal(only_bits(draws), [True, False, False])
-    assert not only_bits(np.where(draws == 1, np.nan, draws)).any()
+    np.testing.assert_array_equal(all_fit("bernoulli", draws), [True, False, False])
+    np.testing.assert_array_equal(all_fit("counts", draws), [True, True, False])
+    assert not all_fit("bernoulli", np.where(draws == 1, np.nan, draws)).any()
+    assert not all_fit("bernoulli", draws[:0]).any()

@@ -479,3 +479,12 @@ def test_the_mean_of_zeros_and_ones_is_their_probability():
     without = tidy_forecast({"x": x}, np.arange(3.0), labels)
     np.testing.assert_allclose(without[without.feature == "bit"]["mean"], x[..., 1].mean(0).ravel())
     np.testing.assert_array_equal(without["q0.5"], table["q0.5"])
+
+
+def test_quantiles_of_counts_are_counts():
+    x = np.array([[1.0, 1.0], [2.0, 2.5], [3.0, 3.0], [4.0, 4.0]])[:, None, None]
+    table = tidy_forecast(
+        {"x": x}, [0.0], Labels(("a",), ("count", "number")), quantiles=[0.5, 0.6]
+    )
+    np.testing.assert_allclose(table["q0.5"], [2.0, 2.75])
+    np.testing.assert_allclose(table["q0.6"], [3.0, np.quantile(x[:, 0, 0, 1], 0.6)])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Shaped
 
-__all__ = ["BERNOULLI", "COUNTS", "KINDS", "NUMBERS", "fits", "only_bits"]
+__all__ = ["BERNOULLI", "COUNTS", "KINDS", "NUMBERS", "all_fit", "fits"]
 
 BERNOULLI, COUNTS, NUMBERS = "bernoulli", "counts", "numbers"
 
@@ -13,7 +13,7 @@ KINDS = {BERNOULLI: "be 0 or 1", COUNTS: "be counts, 0, 1, 2, ...,", NUMBERS: "b
 """What the values of each kind must be."""
 
 
-def fits(kind: str, values: Float[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
+def fits(kind: str, values: Shaped[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
     """True where a value may be of the kind."""
     if kind == BERNOULLI:
         return np.isin(values, (0, 1))
@@ -22,7 +22,7 @@ def fits(kind: str, values: Float[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*s
     return np.ones(np.shape(values), bool)
 
 
-def only_bits(draws: Float[np.ndarray, "*rest feature"]) -> Bool[np.ndarray, " feature"]:
-    """True for features of which every draw is 0 or 1: the mean of x is then a probability."""
+def all_fit(kind: str, draws: Shaped[np.ndarray, "*rest feature"]) -> Bool[np.ndarray, " feature"]:
+    """True for features of which every draw may be of the kind: no draws of numbers are whole."""
     rows = draws.reshape(-1, draws.shape[-1])
-    return fits(BERNOULLI, rows).all(0) & (len(rows) > 0)
+    return fits(kind, rows).all(0) & (len(rows) > 0)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from np_latentode.data.given import table_times, table_values
-from np_latentode.data.kinds import only_bits
+from np_latentode.data.kinds import BERNOULLI, all_fit
 from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.report.panels import DATA, MODEL, TRUTH, panels
@@ -106,7 +106,7 @@ def plot_forecasts(
         )
     when = names.calendar(np.broadcast_to(np.asarray(times), (num_trajectories, num_times)))
     count = min(count, num_trajectories)
-    bits = only_bits(x) & ("x_mean" in draws)
+    bits = all_fit(BERNOULLI, x) & ("x_mean" in draws)
     with panels(num_features, count, size=(3.2, 2.3)) as (figure, axes):
         for j, i in np.ndindex(num_features, count):
             if bits[j]:
