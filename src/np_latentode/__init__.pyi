@@ -76,6 +76,7 @@ from .parts.likelihoods import (
     BernoulliLikelihood as BernoulliLikelihood,
     FeatureLikelihoods as FeatureLikelihoods,
     GaussianLikelihood as GaussianLikelihood,
+    NegativeBinomialLikelihood as NegativeBinomialLikelihood,
     PoissonLikelihood as PoissonLikelihood,
     StudentTLikelihood as StudentTLikelihood,
 )

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from np_latentode.app.column_names import named_values, split_names
+from np_latentode.app.column_names import named_kinds, named_values, split_names
 from np_latentode.data.files import write_table
 
 
@@ -77,3 +77,30 @@ def test_names_with_commas_are_found_in_every_format(tmp_path, ending):
     names |= dict(feature="test", value="result")
     assert named_values(path, ["b, total,c"], ["b, total"], **names) == found
     assert named_values(path, None, ["b, total"], **names)["log"] == ["b, total"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "kinds"),
+    [
+        (None, {}),
+        (["edema=bernoulli"], {"edema": "bernoulli"}),
+        (["a=counts, b = numbers", "c=counts"], {"a": "counts", "b": "numbers", "c": "counts"}),
+        (["Protein, total=numbers,a=counts"], {"Protein, total": "numbers", "a": "counts"}),
+        (['"Protein, total"=numbers'], {"Protein, total": "numbers"}),
+        (["a=b=counts"], {"a=b": "counts"}),
+        (["a=binary"], {"a": "binary"}),
+    ],
+)
+def test_kinds_are_named_after_their_columns(texts, kinds):
+    assert named_kinds(texts) == kinds
+
+
+@pytest.mark.parametrize("text", ["", "edema", "edema=counts,", "edema=counts,b", ","])
+def test_a_text_that_says_no_kind_is_refused_in_a_sentence(text):
+    with pytest.raises(ValueError, match=r"^kind must be column=kind, separated .*; got '.*'\.$"):
+        named_kinds([text])
+
+
+def test_a_column_of_two_kinds_is_refused():
+    with pytest.raises(ValueError, match=r"^kind must name each column once; got 'a' twice\.$"):
+        named_kinds(["a=counts", "a=numbers"])

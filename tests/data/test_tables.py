@@ -465,3 +465,26 @@ def test_columns_of_a_forecast_do_not_write_over_each_other(labels, quantiles):
     draws = {"x": np.zeros((2, 1, 1, 1))}
     with pytest.raises(ValueError, match="must have different names"):
         tidy_forecast(draws, [0.0], labels, quantiles=quantiles)
+
+
+def test_the_mean_of_zeros_and_ones_is_their_probability():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(size=(50, 2, 3, 2))
+    x = np.stack([rng.normal(size=p.shape[:-1]), rng.uniform(size=p.shape[:-1]) < p[..., 1]], -1)
+    labels = Labels(("a", "b"), ("number", "bit"))
+    table = tidy_forecast({"x": x, "x_mean": p}, np.arange(3.0), labels)
+    for name, expected in (("number", x[..., 0].mean(0)), ("bit", p[..., 1].mean(0))):
+        found = table[table.feature == name]["mean"]
+        np.testing.assert_allclose(found, expected.ravel())
+    without = tidy_forecast({"x": x}, np.arange(3.0), labels)
+    np.testing.assert_allclose(without[without.feature == "bit"]["mean"], x[..., 1].mean(0).ravel())
+    np.testing.assert_array_equal(without["q0.5"], table["q0.5"])
+
+
+def test_quantiles_of_counts_are_counts():
+    x = np.array([[1.0, 1.0], [2.0, 2.5], [3.0, 3.0], [4.0, 4.0]])[:, None, None]
+    table = tidy_forecast(
+        {"x": x}, [0.0], Labels(("a",), ("count", "number")), quantiles=[0.5, 0.6]
+    )
+    np.testing.assert_allclose(table["q0.5"], [2.0, 2.75])
+    np.testing.assert_allclose(table["q0.6"], [3.0, np.quantile(x[:, 0, 0, 1], 0.6)])

@@ -25,6 +25,7 @@ from np_latentode import (
     BernoulliLikelihood,
     Fitted,
     LatentODE,
+    NegativeBinomialLikelihood,
     PoissonLikelihood,
     Scaling,
     StandardNormal,
@@ -143,6 +144,43 @@ def test_bits_and_counts_have_scores_and_bands_too(likelihood, decoded, exact):
     np.testing.assert_allclose(report.bound, exact.logpmf(x).sum((1, 2)), rtol=1e-3)
     with pytest.raises(ValueError, match=r"context must be .* got 2.5"):
         importance(KEY, Fitted(model, guide, {}), Trajectories(data.times, x + 2.5))
+
+
+SIZE, COUNT_MEAN = 0.8, 2.0
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "decoded", "exact"),
+    [
+        (BernoulliLikelihood(), -0.5, stats.bernoulli(1 / (1 + np.exp(0.5)))),
+        (
+            NegativeBinomialLikelihood(SIZE),
+            np.log(COUNT_MEAN),
+            stats.nbinom(SIZE, SIZE / (SIZE + COUNT_MEAN)),
+        ),
+    ],
+    ids=["bits", "counts"],
+)
+@pytest.mark.slow
+def test_the_pit_of_few_different_values_is_uniform_if_and_only_if_forecasts_are_right(
+    likelihood, decoded, exact
+):
+    model, guide = flags(likelihood, decoded)
+    times = np.tile(np.arange(4.0), (300, 1))
+    right = exact.rvs((300, 4, 1), random_state=0).astype(float)
+    wrong = np.where(np.random.default_rng(1).uniform(size=right.shape) < 0.3, 0, right)
+    p_values = []
+    for x in (right, wrong):
+        data = Trajectories(times, x)
+        one, same = (calibration(KEY, Fitted(model, guide, {}), data, data) for _ in range(2))
+        np.testing.assert_array_equal(one.pit, same.pit)
+        np.testing.assert_allclose(one.log_score, -exact.logpmf(x), rtol=1e-3)
+        p_values.append(stats.kstest(one.pit.ravel(), "uniform").pvalue)
+    assert p_values[0] > 0.01
+    assert p_values[1] < 1e-4
+    if isinstance(likelihood, BernoulliLikelihood):
+        # The CRPS of a probability is its Brier score.
+        np.testing.assert_allclose(one.crps.mean(), np.mean((exact.mean() - wrong) ** 2), rtol=0.05)
 
 
 @pytest.mark.parametrize(("scale", "inside"), [(1.0, True), (0.3, False)])

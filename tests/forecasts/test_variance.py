@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from np_latentode import (
+    BernoulliLikelihood,
     BrownianLikelihood,
     FeatureLikelihoods,
     Fitted,
@@ -109,6 +110,27 @@ def test_each_feature_may_have_a_likelihood_of_its_own(data, shares):
     assert np.isnan(found.half_life[0])
     for name in ("path", "residual", "noise", "half_life"):
         np.testing.assert_allclose(getattr(found, name)[1], getattr(shares, name)[1], rtol=1e-4)
+
+
+def test_features_without_such_a_noise_may_be_left_out(data):
+    values = np.where(data.mask, data.given.values, np.nan)
+    values[..., 1] = np.where(np.isnan(values[..., 1]), np.nan, values[..., 1] > 100)
+    bits = Trajectories(data.given.times, values)
+    fitted = fit_with({"x_1": BernoulliLikelihood()}, bits)
+    found = variance_shares(KEY, fitted, bits, features=["x_0"])
+    assert found.path.shape == found.noise.shape == (1,)
+    assert found.path[0] + found.noise[0] == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"features must be among .*; got \['edema'\]"):
+        variance_shares(KEY, fitted, bits, features=["edema"])
+
+
+def test_features_that_share_a_likelihood_have_their_own_numbers(data, shares):
+    shared = FeatureLikelihoods(OrnsteinUhlenbeckLikelihood(), groups=[[0, 1]])
+    numbers = dict(noise_scale=NOISE, residual_scale=RESIDUAL, residual_timescale=TIMESCALE)
+    fitted = fit_with(shared, data, **{f"x_0.{name}": own for name, own in numbers.items()})
+    found = variance_shares(KEY, fitted, data)
+    for name in ("path", "residual", "noise", "half_life"):
+        np.testing.assert_allclose(getattr(found, name), getattr(shares, name), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from np_latentode import (
     FeatureLikelihoods,
     Fitted,
     GaussianLikelihood,
+    NegativeBinomialLikelihood,
+    OrnsteinUhlenbeckLikelihood,
     PoissonLikelihood,
     Scaling,
     StudentTLikelihood,
@@ -22,6 +24,8 @@ from np_latentode import (
     latent_ode,
     optimizer,
 )
+from np_latentode.parts.distributions import NegativeBinomial
+from np_latentode.parts.likelihoods import kinds_of, linked
 
 SCALING = Scaling(np.array([2.0, 5.0]), np.array([0.5, 3.0]))
 DECODED = np.random.default_rng(0).normal(size=(3, 4, 2))
@@ -29,6 +33,7 @@ IN_UNITS = DECODED * SCALING.scale + SCALING.loc
 NOISE = np.array([0.3, 0.7])
 COUNTS = np.random.default_rng(1).poisson(3, DECODED.shape)
 BITS = COUNTS % 2
+SIZE = np.array([0.7, 30.0])
 
 REFERENCES = {
     "Gaussian": (
@@ -53,6 +58,12 @@ REFERENCES = {
         PoissonLikelihood(),
         COUNTS,
         stats.poisson(SCALING.loc * np.exp(DECODED)).logpmf,
+        SCALING.loc * np.exp(DECODED),
+    ),
+    "NegativeBinomial": (
+        NegativeBinomialLikelihood(SIZE),
+        COUNTS,
+        stats.nbinom(SIZE, SIZE / (SIZE + SCALING.loc * np.exp(DECODED))).logpmf,
         SCALING.loc * np.exp(DECODED),
     ),
 }
@@ -81,6 +92,21 @@ def test_draws_have_the_mean(reference, getkey):
     draws = np.asarray(got.sample(getkey(), (4_000,)), float)
     error = (draws.mean(0) - mean) / (draws.std(0) / np.sqrt(len(draws)))
     assert np.abs(error).max() < 5
+
+
+@pytest.mark.parametrize("size", [0.01, 0.7, 9.9, 10.1, 1e3, 1e6, 1e12])
+def test_negative_binomial_counts_go_on_to_poisson_counts(size):
+    x = np.arange(60.0)
+    mean = np.array([[0.01], [3.7], [40.0]])
+    got = NegativeBinomial(jnp.asarray(mean), jnp.asarray(size))
+    expected = stats.nbinom(size, size / (size + mean)).logpmf(x)
+    # scipy itself loses the digits of far larger sizes.
+    expected = stats.poisson(mean).logpmf(x) if size > 1e9 else expected
+    np.testing.assert_allclose(got.log_prob(jnp.asarray(x)), expected, rtol=3e-5, atol=1e-4)
+    np.testing.assert_allclose(got.mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(got.variance, mean + mean**2 / size, rtol=1e-4)
+    slope = jax.grad(lambda r: NegativeBinomial(jnp.asarray(mean), r).log_prob(x).sum())(size)
+    assert np.isfinite(slope)
 
 
 @pytest.mark.slow
@@ -213,6 +239,11 @@ BAD_OBSERVATIONS = {
         r"train must be counts, 0, 1, 2, ..., under Poisson in feature 1; got -1.0",
     ),
     "a fraction under Poisson": (PoissonLikelihood(), [[1.0, 0.0], [0.3, 1.0]], "got 0.3"),
+    "a fraction under a negative binomial distribution": (
+        {"x_1": NegativeBinomialLikelihood()},
+        [[1.0, 0.0], [0.3, 1.5]],
+        r"train must be counts, 0, 1, 2, ..., under NegativeBinomial in feature 1; got 1.5",
+    ),
 }
 
 
@@ -278,3 +309,151 @@ def test_a_likelihood_may_be_a_function_that_names_parameters():
     assert sites["width"]["cond_indep_stack"] == []
     assert "width" in model.trained
     assert isinstance(sites["x"]["fn"].base_dist.base_dist, dist.Laplace)
+
+
+DEFAULT = {"x_1": BernoulliLikelihood(), "x_2": NegativeBinomialLikelihood()}
+
+
+def test_likelihoods_by_name_are_those_by_position():
+    """The others have the default, and their parameters their own name."""
+    train, decoded = make_train(), jnp.asarray(np.random.default_rng(2).normal(size=(6, 5, 3)))
+    scaling = Scaling.fit(train)
+    each = FeatureLikelihoods(
+        GaussianLikelihood(), BernoulliLikelihood(), NegativeBinomialLikelihood()
+    )
+    models = [latent_ode(train, latent_dim=2, likelihood=one, rngs=nnx.Rngs(0))[0]
+              for one in (DEFAULT, each)]  # fmt: skip
+    assert models[0].trained == models[1].trained > {"x_0.noise_scale", "x_2.concentration"}
+    found = []
+    for model in models:
+        with handlers.seed(rng_seed=0), handlers.trace():
+            made = model.likelihood(scaling)(decoded)
+        found.append((made.log_prob(train.values), made.sample(jax.random.key(0)), made.mean))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_all_others_share_one_likelihood_whatever_their_places():
+    train, noise = make_train(), np.array([0.3, 0.7])
+    scaling = Scaling.fit(train)
+
+    def default(start=None):
+        return OrnsteinUhlenbeckLikelihood(noise, np.array([0.5, 0.2]), 2.0)
+
+    named = FeatureLikelihoods.by_name({"x_1": BernoulliLikelihood()}, scaling, default)
+    assert named.groups == ((0, 2), (1,))
+    alone = FeatureLikelihoods(
+        OrnsteinUhlenbeckLikelihood(noise[:1], np.array([0.5]), 2.0),
+        BernoulliLikelihood(),
+        OrnsteinUhlenbeckLikelihood(noise[1:], np.array([0.2]), 2.0),
+    )
+    decoded = jnp.asarray(np.random.default_rng(2).normal(size=(6, 5, 3)))
+    known = (decoded, train.times, train.mask, None)
+    one, other = (likelihood(scaling).along(*known) for likelihood in (named, alone))
+    np.testing.assert_allclose(one.log_prob(train.values), other.log_prob(train.values), rtol=1e-5)
+    np.testing.assert_allclose(one.mean, other.mean, rtol=1e-6)
+    np.testing.assert_allclose(one.variance, other.variance, rtol=1e-6)
+    assert one.sample(jax.random.key(0), (3,)).shape == (3, 6, 5, 3)
+    assert np.isin(one.sample(jax.random.key(0))[..., 1], (0, 1)).all()
+    # What is masked is replaced by a number that is possible in its place.
+    filled = one.support.feasible_like(jnp.full((6, 5, 3), 0.3))
+    assert one.support(filled).all()
+    assert one.support.is_discrete
+
+
+def test_without_names_the_default_is_all_there_is():
+    scaling = Scaling.fit(make_train())
+    found = FeatureLikelihoods.by_name({}, scaling, GaussianLikelihood)
+    assert isinstance(found, GaussianLikelihood)
+    every = {f"x_{j}": PoissonLikelihood() for j in range(3)}
+    assert FeatureLikelihoods.by_name(every, scaling, GaussianLikelihood).groups == (
+        (0,),
+        (1,),
+        (2,),
+    )
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (
+            {"edema": BernoulliLikelihood()},
+            r"^likelihood must name features of the training data, \['x_0', 'x_1', 'x_2'\]; got "
+            r"\['edema'\]\.$",
+        ),
+        ({"x_1": BernoulliLikelihood}, r"^likelihood\['x_1'\] must be callable as likelihood"),
+    ],
+)
+@pytest.mark.parametrize("latent_dim", [None, 2])
+def test_a_name_that_is_no_feature_is_refused(named, message, latent_dim):
+    with pytest.raises(ValueError, match=message):
+        latent_ode(make_train(), latent_dim=latent_dim, likelihood=named, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    "groups", [[[0]], [[0], [0]], [[0], [2]], [[0, 1], []], [[1, 0], [2]]], ids=str
+)
+def test_groups_that_are_no_partition_are_refused(groups):
+    with pytest.raises(
+        ValueError, match=r"^groups must have the features of each of 2 likelihoods"
+    ):
+        FeatureLikelihoods(GaussianLikelihood(), PoissonLikelihood(), groups=groups)
+
+
+def test_kinds_are_those_of_the_likelihoods():
+    mixed = FeatureLikelihoods(
+        GaussianLikelihood(), PoissonLikelihood(), BernoulliLikelihood(), groups=[[1], [0, 3], [2]]
+    )
+    assert kinds_of(mixed, 4) == ["counts", "numbers", "bernoulli", "counts"]
+    assert kinds_of(NegativeBinomialLikelihood(), 2) == ["counts", "counts"]
+    assert kinds_of(lambda scaling: None, 2) == ["numbers", "numbers"]
+
+
+P, MEAN = 0.3, 4.0
+LINKED = Scaling(np.array([1.0, P, MEAN]), np.array([2.0, np.sqrt(P * (1 - P)), 3.0]))
+
+
+def link_of(noise):
+    mixed = FeatureLikelihoods(
+        GaussianLikelihood(), BernoulliLikelihood(), NegativeBinomialLikelihood()
+    )
+    return linked(mixed, LINKED, np.full(3, noise))
+
+
+def test_where_the_path_varies_little_the_link_is_the_tangent_at_the_mean():
+    start, slope = link_of(0.9999)
+    np.testing.assert_allclose(start, [0.0, np.log(P / (1 - P)), 0.0], atol=0.01)
+    # d logit(x) / dx = 1 / (p (1 - p)), d log(x / loc) / dx = 1 / loc, in units of the scale.
+    expected = LINKED.scale * [1 / LINKED.scale[0], 1 / (P * (1 - P)), 1 / MEAN]
+    np.testing.assert_allclose(slope, expected, rtol=0.01)
+
+
+@pytest.mark.parametrize("noise", [0.9, 0.5])
+def test_the_mean_of_counts_has_mean_and_spread_of_the_path(noise):
+    start, slope = link_of(noise)
+    spread = np.sqrt(1 - noise**2)
+    draws = MEAN * np.exp(
+        start[2] + slope[2] * spread * stats.norm.ppf((np.arange(1e6) + 0.5) / 1e6)
+    )
+    assert draws.mean() == pytest.approx(MEAN, rel=1e-3)
+    assert draws.std() == pytest.approx(3.0 * spread, rel=0.02)
+
+
+@pytest.mark.parametrize(("noise", "error"), [(0.98, 0.015), (0.8, 0.04), (0.5, 0.06)])
+def test_probabilities_are_near_those_of_the_linear_model(noise, error):
+    start, slope = link_of(noise)
+    e = np.sqrt(1 - noise**2) * np.linspace(-2, 2, 41)
+    ours = 1 / (1 + np.exp(-(start[1] + slope[1] * e)))
+    linear = np.clip(P + np.sqrt(P * (1 - P)) * e, 0.01, 0.99)
+    assert np.abs(ours - linear).max() < 2 * error
+    assert np.abs(ours - linear).mean() < error
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-9, 1.0])
+@pytest.mark.parametrize("noise", [1.0, 0.5, 1e-3])
+def test_what_hardly_ever_or_always_happens_has_a_finite_link(share, noise):
+    scaling = Scaling(np.array([share]), np.ones(1))
+    for likelihood in (BernoulliLikelihood(), PoissonLikelihood()):
+        assert np.isfinite(linked(likelihood, scaling, np.array([noise]))).all()

@@ -6,10 +6,14 @@ import pytest
 from flax import nnx
 
 from np_latentode import (
+    BernoulliLikelihood,
+    FeatureLikelihoods,
+    Fitted,
     GaussianLikelihood,
     LinearDecoder,
     LinearDynamics,
     MLPDynamics,
+    NegativeBinomialLikelihood,
     OrnsteinUhlenbeckLikelihood,
     RegressionEncoder,
     RegressionNormal,
@@ -17,8 +21,10 @@ from np_latentode import (
     Trajectories,
     candidates,
     choose_degree,
+    decode,
     latent_ode,
 )
+from np_latentode.parts.likelihoods import linked
 from np_latentode.programs.params import initial_params
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -108,3 +114,64 @@ def test_parts_of_your_own_need_a_latent_dimension():
 def test_other_data_are_refused(scaling):
     with pytest.raises(ValueError, match="train must be Trajectories; got ndarray"):
         candidates(np.zeros((3, 4, 2)), scaling=scaling)
+
+
+def mixed_kinds(count=60):
+    """A number, zeros and ones, and counts, which go along with each other."""
+    rng = np.random.default_rng(1)
+    times = np.sort(rng.uniform(0, 4, (count, 5)), axis=1)
+    level = rng.normal(size=(count, 1)) + 0.2 * times
+    bits = rng.uniform(size=times.shape) < 1 / (1 + np.exp(-level))
+    x = [level + 0.2 * rng.normal(size=times.shape), bits, rng.poisson(np.exp(0.3 * level))]
+    return Trajectories(times, np.stack(x, axis=-1).astype(float))
+
+
+MIXED = mixed_kinds()
+NAMED = {"x_1": BernoulliLikelihood(), "x_2": NegativeBinomialLikelihood()}
+
+
+def test_both_candidates_have_the_likelihoods_by_name_and_a_residual_for_the_others():
+    for build in candidates(MIXED, likelihood=NAMED).values():
+        likelihood = build(MIXED, nnx.Rngs(0))[0].likelihood
+        assert isinstance(likelihood, FeatureLikelihoods)
+        kinds = [type(one) for one in likelihood.likelihoods]
+        assert kinds == [OrnsteinUhlenbeckLikelihood, *map(type, NAMED.values())]
+    one, other = (
+        initial_params(*make)
+        for make in (
+            latent_ode(MIXED, likelihood=NAMED, rngs=nnx.Rngs(0)),
+            candidates(MIXED, likelihood=NAMED)["backbone"](MIXED, nnx.Rngs(0)),
+        )
+    )
+    same(one, other)
+    # The residual of the number starts at the noise of the mixed model.
+    mixed = choose_degree(MIXED, Scaling.fit(MIXED), most_coefficients=24)
+    noise = mixed.noise[0] * Scaling.fit(MIXED).scale[0]
+    assert float(one["x_0.noise_scale"][0]) == pytest.approx(noise, rel=1e-5)
+
+
+def test_a_backbone_starts_at_the_linear_model_of_zeros_and_ones_and_of_counts():
+    scaling = Scaling.fit(MIXED)
+    mixed = choose_degree(MIXED, scaling, most_coefficients=24)
+    fits = []
+    for likelihood in (NAMED, GaussianLikelihood()):
+        model, guide = latent_ode(MIXED, likelihood=likelihood, rngs=nnx.Rngs(0))
+        fits.append(Fitted(model, guide, initial_params(model, guide)))
+    z0 = jax.random.normal(jax.random.key(0), (1, 200, len(mixed.mean)))
+    times = np.tile(np.linspace(0.1, 3.9, 4), (200, 1))
+    ours, linear = (decode(jax.random.key(0), fit, z0, times)["x_mean"][0] for fit in fits)
+    np.testing.assert_allclose(ours[..., 0], linear[..., 0], rtol=1e-4, atol=1e-4)
+    # What follows is exact: the link of the linear model's means.
+    link = linked(fits[0].model.likelihood, scaling, mixed.noise)
+    decoded = link.start + link.slope * (linear - scaling.loc) / scaling.scale
+    sigmoid = 1 / (1 + np.exp(-decoded[..., 1]))
+    np.testing.assert_allclose(ours[..., 1], sigmoid, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(ours[..., 2], scaling.loc[2] * np.exp(decoded[..., 2]), rtol=5e-3)
+    # And so they are near the linear model itself.
+    assert np.abs(ours[..., 1] - np.clip(linear[..., 1], 0, 1)).mean() < 0.05
+    assert np.abs(ours[..., 2] - np.maximum(linear[..., 2], 0)).mean() < 0.2
+
+
+def test_what_a_likelihood_cannot_hold_is_refused_before_anything_is_estimated():
+    with pytest.raises(ValueError, match=r"^train must be 0 or 1 under Bernoulli in feature 2"):
+        candidates(MIXED, likelihood={"x_2": BernoulliLikelihood()})

@@ -11,8 +11,10 @@ import pytest
 from flax import nnx
 
 from np_latentode import (
+    BernoulliLikelihood,
     Ensemble,
     Fitted,
+    GaussianLikelihood,
     MLPDynamics,
     Scaling,
     Solver,
@@ -38,7 +40,7 @@ from np_latentode import (
 )
 from np_latentode.forecasts.mixture import join
 from np_latentode.forecasts.prediction import draw_observed, forecast_observed
-from np_latentode.programs.ensemble import shares, with_solver
+from np_latentode.programs.ensemble import kinds, shares, with_solver
 from np_latentode.programs.params import initial_params
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -239,3 +241,15 @@ ABOUT_Z0 = {
 def test_functions_of_z0_ask_for_one_member(call):
     with pytest.raises(ValueError, match=r"one member of the ensemble, such as ensemble.members\["):
         call(ENSEMBLE)
+
+
+def test_a_feature_has_the_kind_that_all_members_give_it():
+    bits = Trajectories(TIMES, np.round(np.abs(DATA.given.values)))
+    each = [
+        Fitted(*pair, initial_params(*pair))
+        for likelihood in (BernoulliLikelihood(), GaussianLikelihood())
+        for pair in [latent_ode(bits, latent_dim=2, likelihood=likelihood, rngs=nnx.Rngs(0))]
+    ]
+    assert [kinds(one) for one in each] == [("bernoulli",), ("numbers",)]
+    assert kinds(Ensemble((each[0], each[0]))) == ("bernoulli",)
+    assert kinds(Ensemble(tuple(each))) == ("numbers",)

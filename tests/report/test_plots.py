@@ -67,6 +67,24 @@ def test_panels_have_the_given_names():
     assert [figure.axes[k].get_ylabel() for k in (0, 3)] == ["pulse", "pressure"]
 
 
+def test_of_zeros_and_ones_the_probability_is_shown():
+    p = RNG.uniform(size=(200, 3, 9, 2))
+    bits = DRAWS["x"].copy()
+    bits[..., 1] = RNG.uniform(size=p.shape[:-1]) < p[..., 1]
+    data = Trajectories(WHEN, np.stack([VALUES[..., 0], VALUES[..., 1] > 0], axis=-1))
+    figure = plot_forecasts(data, {"x": bits, "x_mean": p}, TIMES, count=3, levels=[0.9])
+    number, probability = figure.axes[0], figure.axes[3]
+    np.testing.assert_allclose(points(number, "median")[:, 1], np.median(bits[:, 0, :, 0], 0))
+    np.testing.assert_allclose(points(probability, "probability")[:, 1], p[:, 0, :, 1].mean(0))
+    corners = probability.collections[0].get_paths()[0].vertices
+    bounds = np.quantile(p[:, 0, :, 1], [(1 - 0.9) / 2, (1 + 0.9) / 2], axis=0)
+    assert {*bounds.ravel()} <= {*corners[:, 1]}
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == [
+        "90% of new values", "median", "seen", "90% of draws of the probability", "probability",
+    ]  # fmt: skip
+
+
 def visits(**options):
     df = pd.DataFrame(
         {

@@ -14,6 +14,7 @@ from flax import nnx
 
 import np_latentode as nl
 from np_latentode import GRU, ODERNN, Fitted, Labels, datasets, latent_ode, load, save
+from np_latentode.programs.ensemble import kinds
 from np_latentode.programs.params import initial_params
 from np_latentode.storage.arrays import read
 from np_latentode.storage.descriptions import build, describe
@@ -44,6 +45,11 @@ PARTS = {
         "encoder": nl.PathODE(2, rngs=RNGS),
         "posterior": nl.FlowPosterior(24, 4, num_layers=1, rngs=RNGS),
         "likelihood": nl.FeatureLikelihoods(nl.GaussianLikelihood(), nl.StudentTLikelihood()),
+    },
+    "groups": lambda: {
+        "likelihood": nl.FeatureLikelihoods(
+            nl.StudentTLikelihood(), nl.GaussianLikelihood(), groups=[[1], [0]]
+        ),
     },
     "linear": lambda: {
         "dynamics": nl.LinearDynamics(
@@ -100,6 +106,22 @@ def test_a_loaded_fit_forecasts_what_it_forecast(tmp_path):
         for fit in (fitted, load(tmp_path / "fit"))
     )
     np.testing.assert_array_equal(one["x"], other["x"])
+
+
+def test_likelihoods_by_name_are_kept_by_position(tmp_path):
+    values = np.asarray(SPIRALS.values)
+    bits = SPIRALS.replace_arrays(SPIRALS.times, jnp.asarray(values > 0, float), SPIRALS.mask)
+    named = {"x_0": nl.BernoulliLikelihood(), "x_1": nl.NegativeBinomialLikelihood(0.5)}
+    for likelihood in (named, {"x_1": nl.BernoulliLikelihood()}):
+        model, guide = latent_ode(bits, latent_dim=2, likelihood=likelihood, rngs=RNGS)
+        fitted = Fitted(model, guide, initial_params(model, guide))
+        path = tmp_path / f"{len(likelihood)}"
+        save(path, fitted)
+        other = load(path)
+        assert kinds(other) == kinds(fitted)
+        assert "bernoulli" in kinds(other)
+        assert other.model.likelihood.groups == model.likelihood.groups
+        assert other.params.keys() == fitted.params.keys()
 
 
 def test_labels_are_kept_but_not_who_was_trained_on(tmp_path):

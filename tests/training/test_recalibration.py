@@ -4,9 +4,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from still import DATA, KEY, make_guide, make_model
+from still import DATA, KEY, SCALING, make_guide, make_model
 
-from np_latentode import CrossFit, Ensemble, Fitted, calibration, recalibrated
+from np_latentode import (
+    CrossFit,
+    Ensemble,
+    Fitted,
+    LatentODE,
+    PoissonLikelihood,
+    StandardNormal,
+    Trajectories,
+    calibration,
+    recalibrated,
+)
 from np_latentode.forecasts.codes import amortized
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -43,6 +53,24 @@ def test_bands_that_are_off_hold_more_nearly_once_recalibrated(noise, sign):
 @pytest.mark.slow
 def test_bands_that_hold_stay_as_they_are():
     np.testing.assert_allclose(recalibrated(KEY, crossed(0.5), TRAIN).bands.widths, 1, atol=0.12)
+
+
+@pytest.mark.slow
+def test_counts_keep_their_bands():
+    counts = Trajectories(TRAIN.times, np.where(TRAIN.mask, np.round(2 + TRAIN.values), np.nan))
+    counts = counts.keep(np.asarray(counts.mask) & np.asarray(counts.values >= 0))
+    model = LatentODE(
+        make_model().dynamics,
+        make_model().decoder,
+        prior=StandardNormal(2),
+        scaling=SCALING,
+        likelihood={"x_1": PoissonLikelihood()},
+    )
+    fitted = Fitted(model, make_guide(), {"x_0.noise_scale": np.array([0.1])})
+    cross = crossed(0.5)._replace(ensemble=Ensemble((fitted, replace(fitted))))
+    first, second = recalibrated(KEY, cross, counts).bands.widths
+    assert first > 1.2
+    assert second == 1
 
 
 def test_each_fold_is_forecast_by_the_member_that_left_it_out():

@@ -72,6 +72,7 @@ def fit(
     value: options.Value = None,
     log: options.Log = None,
     static: options.Static = None,
+    kind: options.Kinds = None,
     since: options.Since = None,
     unit: options.Unit = None,
     window: options.Window = None,
@@ -100,11 +101,12 @@ def fit(
     given |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
     given |= dict(overwrite=overwrite)
     with _reported("fit"):
-        from np_latentode.app.column_names import named_values
+        from np_latentode.app.column_names import named_kinds, named_values
         from np_latentode.app.fit_table import fit_table
 
         columns = dict(id=id, time=time, feature=feature, value=value)
         given |= named_values(data, values, log, static, **columns)
+        given |= dict(kind=named_kinds(kind))
         _keep_compiled_programs()
         fit_table(data, output_dir, **given)
 

@@ -10,7 +10,7 @@ from typing import Any
 from np_latentode.data.covariates import KINDS
 from np_latentode.data.files import read_names
 
-__all__ = ["named_values", "split_names"]
+__all__ = ["named_kinds", "named_values", "split_names"]
 
 
 def named_values(
@@ -53,6 +53,36 @@ def _with_kinds(names: Sequence[str]) -> dict[str, str | None]:
         column, _, kind = name.rpartition("=")
         found |= {column: kind} if column and kind in KINDS else {name: None}
     return found
+
+
+def named_kinds(given: Sequence[str] | None) -> dict[str, str]:
+    """The argument `kind` of `fit_table`, from texts such as edema=bernoulli,seizures=counts.
+
+    A name may hold commas, and may be quoted. Blanks around names and kinds are left out.
+
+    Raises:
+        ValueError: if a text names no kind, or a name comes twice.
+    """
+    kinds: dict[str, str] = {}
+    for text in given or ():
+        pieces: list[str] = []
+        for piece in text.split(","):
+            pieces.append(piece)
+            if "=" not in piece:
+                continue
+            name, _, kind = ",".join(pieces).rpartition("=")
+            name = name.strip()
+            if len(name) > 1 and name.startswith('"') and name.endswith('"'):
+                name = name[1:-1]
+            if name in kinds:
+                raise ValueError(f"kind must name each column once; got {name!r} twice.")
+            kinds[name], pieces = kind.strip(), []
+        if pieces:
+            raise ValueError(
+                "kind must be column=kind, separated by commas, as in edema=bernoulli; got "
+                f"{text!r}."
+            )
+    return kinds
 
 
 def split_names(

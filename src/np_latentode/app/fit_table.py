@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from np_latentode.app.summaries import (
     coverage_table,
     horizons_table,
     inference_chosen,
+    kinds_said,
     scores_table,
     trajectories_table,
     variance_table,
@@ -31,14 +33,22 @@ from np_latentode.data.conditioning import MOSTLY_PARTS
 from np_latentode.data.covariates import Names, asked_levels
 from np_latentode.data.far import warn_user, without_far_times
 from np_latentode.data.files import write_table
+from np_latentode.data.guesses import choose_kinds
+from np_latentode.data.kinds import BERNOULLI, COUNTS, NUMBERS
 from np_latentode.data.scaling import Scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.variance import variance_shares
 from np_latentode.inference.choice import INFERENCES, Choice, choose_by_folds
-from np_latentode.parts.likelihoods import GaussianLikelihood
+from np_latentode.parts.likelihoods import (
+    BernoulliLikelihood,
+    FeatureLikelihoods,
+    GaussianLikelihood,
+    Likelihood,
+    NegativeBinomialLikelihood,
+)
 from np_latentode.parts.residuals import OrnsteinUhlenbeckLikelihood
 from np_latentode.programs.assemble import candidates, latent_ode
-from np_latentode.programs.ensemble import Ensemble, heaviest, with_solver
+from np_latentode.programs.ensemble import Ensemble, heaviest, kinds, with_solver
 from np_latentode.programs.fitted import Fitted
 from np_latentode.storage.results import MARKER, check_output_dir, earlier, result_dir
 from np_latentode.storage.saving import FIT, save
@@ -54,7 +64,10 @@ from np_latentode.training.recalibration import recalibrated
 __all__ = ["fit_table"]
 
 LIKELIHOODS = {"none": GaussianLikelihood, "ou": OrnsteinUhlenbeckLikelihood}
-"""The likelihoods by what they assume of the residual."""
+"""The likelihoods of numbers, by what they assume of the residual."""
+
+OF_KINDS = {BERNOULLI: BernoulliLikelihood, COUNTS: NegativeBinomialLikelihood}
+"""Those of other columns, by their kind."""
 
 AUTO = "auto"
 """The word for the inference that forecasts best what was left out of the training."""
@@ -71,6 +84,7 @@ def fit_table(
     value: str | None = None,
     log: Sequence[str] = (),
     static: Names = (),
+    kind: Mapping[str, str] | None = None,
     since: str | None = None,
     unit: str | None = None,
     window: float | None = None,
@@ -100,6 +114,8 @@ def fit_table(
         output_dir: where the fit, metrics.json, heldout.csv and figures go. Until the fit is
             finished, its checkpoints are in a directory beside it.
         id, time, values, feature, value, log, static, since: as in `Trajectories.from_dataframe`.
+        kind: bernoulli (0 or 1), counts (negative binomial) or numbers, by the name of the column;
+            see `guess_kinds` for those that are not named.
         unit: of dates, as there. Default: D.
         window: for long trajectories, the span of the windows that are trained on and forecast
             from, in the unit of the times; see `Trajectories.windows`. Each half of a window is in
@@ -141,6 +157,7 @@ def fit_table(
     _check(settings)
     trajectories = _read(data, columns)
     settings = {"data": hashlib.sha256(data.read_bytes()).hexdigest(), **settings}
+    settings["kind"] = choose_kinds(trajectories, kind or {})
     say, checkpoints = print if progress else _say_nothing, _checkpoint_dir(output_dir, settings)
     if done := _finished(output_dir, settings):
         _end(checkpoints, say, f"{output_dir} holds this fit already: {_summary(done)}")
@@ -149,7 +166,7 @@ def fit_table(
     parts = divide(trajectories, holdout, seed)
     if window is not None:
         parts = parts.cut(window)
-    say(_described(data, trajectories, parts, unit, checkpoints))
+    say(_described(data, trajectories, parts, settings["kind"], unit, checkpoints))
     cross = _fit(parts, settings, checkpoints, progress=progress)
     metrics = _score_and_write(output_dir, parts, cross, settings, overwrite=overwrite)
     _end(checkpoints, say, f"{_summary(metrics)}\nresults in {output_dir}")
@@ -228,11 +245,12 @@ def _described(
     data: Path,
     trajectories: Trajectories,
     parts: Parts,
+    kinds: Mapping[str, str],
     unit: str | None,
     checkpoints: Path,
 ) -> str:
-    lines = [f"{data}: {trajectories_table(trajectories)}", str(parts)]
-    names = trajectories.names
+    lines = [f"{data}: {trajectories_table(trajectories)}", kinds_said(kinds), str(parts)]
+    lines, names = [line for line in lines if line], trajectories.names
     if unit is not None and names.origin is None:
         lines.append(f"unit {unit} is ignored, as the times in column {names.time!r} are numbers")
     if parts.train.names.span is None and (advice := windows_advised(trajectories)):
@@ -277,7 +295,7 @@ def _fit(parts: Parts, settings: dict[str, Any], checkpoints: Path, *, progress:
     train, seed = parts.train, settings["seed"]
     fit_key, *_ = _keys(seed)
     scaling = Scaling.fit(train, t0=parts.t0)
-    likelihood = LIKELIHOODS[settings["residual"]]
+    likelihood = _likelihood(settings, scaling)
     latent_dim = settings["latent_dim"]
     if latent_dim is None:
         found = candidates(train, scaling=scaling, likelihood=likelihood)
@@ -300,6 +318,15 @@ def _fit(parts: Parts, settings: dict[str, Any], checkpoints: Path, *, progress:
         checkpoint_dir=checkpoints,
         progress=progress,
     )
+
+
+def _likelihood(settings: dict[str, Any], scaling: Scaling) -> Callable[..., Likelihood]:
+    """Makes the likelihood of all columns, by their kinds."""
+    numbers = LIKELIHOODS[settings["residual"]]
+    named = {name: OF_KINDS[kind]() for name, kind in settings["kind"].items() if kind in OF_KINDS}
+    if not named:
+        return numbers
+    return partial(FeatureLikelihoods.by_name, named, scaling, numbers)
 
 
 def _keys(seed: int) -> tuple[Array, Array, Array, Array]:
@@ -332,12 +359,19 @@ def _variance(
 ) -> dict[str, dict[str, float | None]]:
     """The shares of path, residual and noise, and the half-life of the residual, by column.
 
-    They are those of the member with the largest weight.
+    They are those of the member with the largest weight, of columns that are numbers.
     """
-    shares = asdict(variance_shares(rng_key, heaviest(fitted), train))
+    some = [
+        name
+        for name, kind in zip(train.names.features, kinds(fitted), strict=True)
+        if kind == NUMBERS
+    ]
+    if not some:
+        return {}
+    shares = asdict(variance_shares(rng_key, heaviest(fitted), train, features=some))
     return {
         column: {name: finite(numbers[j]) for name, numbers in shares.items()}
-        for j, column in enumerate(train.names.features)
+        for j, column in enumerate(some)
     }
 
 
@@ -390,5 +424,6 @@ def _summary(metrics: dict[str, Any]) -> str:
         # A fit of an earlier version has none.
         lines += [horizons_table(metrics)] if "horizons" in metrics else []
         lines += verdicts(metrics)
-    lines += ["", variance_table(metrics)]
+    if table := variance_table(metrics):
+        lines += ["", table]
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from np_latentode.data.atomic import write_bytes
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.far import without_far_times
 from np_latentode.data.files import check_path, write_table
+from np_latentode.data.guesses import check_kinds
 from np_latentode.data.labels import Labels, shown_time
 from np_latentode.data.tables import check_quantiles, tidy_forecast
 from np_latentode.data.trajectories import Trajectories
@@ -27,7 +28,7 @@ from np_latentode.forecasts.prediction import forecast
 from np_latentode.forecasts.signals import signals
 from np_latentode.forecasts.thresholds import Threshold
 from np_latentode.inference.choice import INFERENCES
-from np_latentode.programs.ensemble import Ensemble, shortest_reach, with_solver
+from np_latentode.programs.ensemble import Ensemble, kinds, shortest_reach, with_solver
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.model import LatentODE
 from np_latentode.storage.results import earlier
@@ -104,7 +105,9 @@ def forecast_table(
     for threshold in asked_about:
         threshold.place(check_crossing_columns(labels))
     model = shortest_reach(fitted)
-    context, times = _asked(when, model, read_known(model, labels, data))
+    known = read_known(model, labels, data)
+    check_kinds(known, dict(zip(labels.features, kinds(fitted), strict=True)), data=data)
+    context, times = _asked(when, model, known)
     make = signals if asked_about else forecast
     options: Any = dict(inference=asked, num_samples=draws)
     made = _finite(make, when.name, jax.random.key(seed), fitted, context, times.times, options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,9 +27,10 @@ from np_latentode.forecasts.scores import (
     of_mixed_models,
     score,
     score_features,
+    with_bands,
     within_band,
 )
-from np_latentode.programs.ensemble import Ensemble, heaviest
+from np_latentode.programs.ensemble import Ensemble, heaviest, kinds
 from np_latentode.programs.fitted import Fitted
 
 __all__ = ["QUANTILES", "HeldOutScores", "finite", "score_held_out"]
@@ -92,6 +93,7 @@ def score_held_out(
         return HeldOutScores({}, figures, None)
     origins = Origins.of(test, num_origins)
     context, target = origins.context, origins.target
+    kind = kinds(fitted)
     found = calibration(score_key, fitted, context, target, inference=inference)
     draws = forecast_observed(
         draw_key, fitted, context, target, inference=inference, num_samples=500
@@ -102,38 +104,41 @@ def score_held_out(
     figures["calibration"] = partial(plots.plot_calibration, found)
     made = {"latent ODE": of_calibration(target, found), **_others(train, context, target)}
     # In standard deviations of each feature in the training data, as it is modelled.
-    metrics = _scored(made, target, fitted.scaling.scale)
     unit = fitted.scaling.scale
+    metrics = _scored(made, target, unit, kind)
     metrics["horizons"] = scored_by_thirds(made, context, target, unit)
-    metrics["coverage"] = {"forecast": covered(found, context, target)}
+    metrics["coverage"] = {"forecast": covered(found, context, target, kind)}
     if isinstance(fitted, Ensemble) and fitted.bands is not None:
         # The same draws, not widened.
         plain = replace(fitted, bands=None)
         before = calibration(score_key, plain, context, target, inference=inference)
-        metrics["coverage"]["before recalibration"] = covered(before, context, target)
+        metrics["coverage"]["before recalibration"] = covered(before, context, target, kind)
     table = _compared(draws, target)
     if num_origins > 1:
-        metrics["origins"] = origins.scored(made, unit)
+        metrics["origins"] = origins.scored(made, unit, kind)
         number = np.broadcast_to(origins.number[:, None, None], target.mask.shape)
         table.insert(2, "origin", number[np.asarray(target.mask)])
     return HeldOutScores({"held_out": len(test), **metrics}, figures, table)
 
 
-def covered(found: Calibration, context: Trajectories, target: Trajectories) -> dict[str, Any]:
+def covered(
+    found: Calibration, context: Trajectories, target: Trajectories, kind: Sequence[str]
+) -> dict[str, Any]:
     """The share of a target within the central 90%: of all, by column, and by thirds of the gap.
 
     A gap is the time from a trajectory's last known observation to the one that is forecast. The
-    first third of the target has the shortest gaps.
+    first third of the target has the shortest gaps. Zeros and ones are left out: a band of them
+    means nothing.
     """
-    mask, inside = np.asarray(target.mask), within_band(found.pit)
-    each = [inside[mask][third] for third in thirds(context, target)]
+    mask, inside = np.asarray(target.mask) & with_bands(kind), within_band(found.pit)
+    each = [inside[mask][third] for third in thirds(context, target.keep(mask))]
     columns = {
         name: float(inside[..., j][mask[..., j]].mean())
         for j, name in enumerate(target.names.features)
         if mask[..., j].any()
     }
     return {
-        "all": float(inside[mask].mean()),
+        "all": float(inside[mask].mean()) if mask.any() else None,
         "columns": columns,
         "thirds": [finite(third.mean()) if len(third) else None for third in each],
     }
@@ -157,7 +162,9 @@ def _others(
     return made
 
 
-def _scored(made: dict[str, Forecasts], target: Trajectories, unit: np.ndarray) -> dict[str, Any]:
+def _scored(
+    made: dict[str, Forecasts], target: Trajectories, unit: np.ndarray, kind: Sequence[str]
+) -> dict[str, Any]:
     """The scores of each method, over all features and for each, with the observed spread."""
 
     def known(scores: dict[str, float]) -> dict[str, float | None]:
@@ -174,10 +181,10 @@ def _scored(made: dict[str, Forecasts], target: Trajectories, unit: np.ndarray) 
         "observed_count": {name: len(x) for name, x in observed.items()},
         "methods": {
             name: {
-                **known(score(target, unit, forecasts)),
+                **known(score(target, unit, forecasts, kind)),
                 "columns": {
                     column: known(scores)
-                    for column, scores in score_features(target, unit, forecasts).items()
+                    for column, scores in score_features(target, unit, forecasts, kind).items()
                 },
             }
             for name, forecasts in made.items()
@@ -219,8 +226,9 @@ def _compared(draws: dict[str, Any], target: Trajectories) -> Any:
     when, what = table_times(target.given, names)[seen], table_values(target.given, names)[seen]
     # A trajectory of one time for each observed time.
     each = names.select(np.nonzero(seen)[0])
-    x = in_table_units(draws, target.offset, names)["x"][:, :, None]
-    table = tidy_forecast({"x": x}, target.given.times[seen][:, None], each, quantiles=QUANTILES)
+    own = in_table_units(draws, target.offset, names)
+    x = {name: own[name][:, :, None] for name in ("x_mean", "x")}
+    table = tidy_forecast(x, target.given.times[seen][:, None], each, quantiles=QUANTILES)
     column = pd.Series(np.repeat(when, target.num_features), table.index)
     table[names.time] = column.dt.tz_localize("UTC") if names.zone else column
     table.insert(3, "observed", what.ravel())

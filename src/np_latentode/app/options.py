@@ -23,6 +23,7 @@ __all__ = [
     "Id",
     "Inference",
     "InferenceOfFit",
+    "Kinds",
     "Known",
     "LatentDim",
     "LatentDimOfNetwork",
@@ -114,6 +115,15 @@ Value = Annotated[
 Log = Annotated[
     list[str] | None,
     typer.Option(help="Those of the values to model by their logarithm; they must be positive."),
+]
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kind",
+        help="What columns hold, as in edema=bernoulli,seizures=counts; separated by commas or "
+        "repeated. bernoulli: 0 or 1; counts: 0, 1, 2, ..., negative binomial; numbers: all else.  "
+        "[default: guessed from the values, and printed]",
+    ),
 ]
 Since = Annotated[
     str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +55,10 @@ class Origins(NamedTuple):
         return self.context[rows], self.target[rows]
 
     def scored(
-        self, made: dict[str, Forecasts], unit: Float[np.ndarray, " feature"]
+        self,
+        made: dict[str, Forecasts],
+        unit: Float[np.ndarray, " feature"],
+        kind: Sequence[str],
     ) -> list[dict[str, Any]]:
         """The scores of each origin: the share that is known, and those of each method."""
         found = []
@@ -64,7 +68,7 @@ class Origins(NamedTuple):
             if rows.size:
                 target = self.target[rows]
                 methods = {
-                    name: score(target, unit, forecasts.select(rows))
+                    name: score(target, unit, forecasts.select(rows), kind)
                     for name, forecasts in made.items()
                 }
             values = int(np.asarray(self.target.mask)[rows].sum())

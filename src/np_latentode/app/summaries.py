@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from np_latentode.data.given import table_times, table_values
+from np_latentode.data.kinds import BERNOULLI, COUNTS, NUMBERS
 from np_latentode.data.labels import UNITS, Labels, shown_time
 from np_latentode.data.trajectories import Trajectories
 
@@ -16,6 +17,7 @@ __all__ = [
     "coverage_table",
     "horizons_table",
     "inference_chosen",
+    "kinds_said",
     "scores_table",
     "trajectories_table",
     "variance_table",
@@ -64,11 +66,6 @@ def trajectories_table(trajectories: Trajectories) -> str:
         about = _shown(np.array([x.min(), np.median(x), x.max()])) if x.size else ["-"] * 3
         rows.append((name, f"{x.size}", f"{1 - x.size / seen.sum():.0%}", *about))
     lines += [*_aligned(rows), *_covariates(trajectories)]
-    if bits := [names.features[j] for j in range(mask.shape[-1]) if _is_binary(values, mask, j)]:
-        lines.append(
-            f"{', '.join(bits)}: only 0 and 1, modelled as numbers, so bands may go beyond. In "
-            "Python, BernoulliLikelihood and FeatureLikelihoods model them as bits (docs/parts.md)."
-        )
     return "\n".join(lines)
 
 
@@ -95,9 +92,16 @@ def _shown(numbers: np.ndarray) -> list[str]:
     return [f"{number:.{digits}g}" for number in numbers]
 
 
-def _is_binary(values: np.ndarray, mask: np.ndarray, j: int) -> bool:
-    x = values[..., j][mask[..., j]]
-    return x.size > 0 and bool(np.isin(x, (0, 1)).all())
+def kinds_said(kinds: Mapping[str, str]) -> str:
+    """Which columns are no numbers, and how to say otherwise; nothing, if all are numbers."""
+    shown = (BERNOULLI, COUNTS)
+    of_kind = {kind: [name for name, one in kinds.items() if one == kind] for kind in shown}
+    said = [f"{', '.join(names)} {kind}" for kind, names in of_kind.items() if names]
+    if not said:
+        return ""
+    others = ["all others numbers"] if NUMBERS in kinds.values() else []
+    first = next(name for name, kind in kinds.items() if kind != NUMBERS)
+    return f"kinds: {'; '.join(said + others)}. To change one: --kind {first}={NUMBERS}"
 
 
 def _ends(times: np.ndarray) -> tuple[str, str]:
@@ -160,7 +164,9 @@ def candidates_table(metrics: dict[str, Any]) -> str:
 def coverage_table(metrics: dict[str, Any]) -> str:
     """The share of values within the 90% bands, by column and by thirds of the horizon."""
     found = metrics["coverage"]
-    columns = [*metrics["observed_sd"]] if len(metrics["observed_sd"]) > 1 else []
+    columns = [*found["forecast"]["columns"]] if len(metrics["observed_sd"]) > 1 else []
+    if found["forecast"]["all"] is None:
+        return ""
     rows: list[Sequence[str]] = [("within the 90% bands", "all", *columns, "near", "middle", "far")]
     for name in ("before recalibration", "forecast"):
         if shares := found.get(name):
@@ -205,15 +211,19 @@ def inference_chosen(found: dict[str, Any]) -> str:
 
 def scores_table(metrics: dict[str, Any]) -> str:
     """The scores of each method, over all columns and for each."""
-    shown = ("rmse", "crps", "coverage_90")
+    kinds = _scores_of_kinds(metrics)
+    shown = ("rmse", "crps", "coverage_90", *kinds)
     title = f"forecasts of {metrics['held_out']} held out"
     rows: list[Sequence[str]] = [(title, "sd", *shown)]
-    methods = metrics["methods"]
+    methods, columns = metrics["methods"], metrics["observed_sd"]
     for name, scores in methods.items():
-        rows.append((name, "", *(_cell(scores.get(key)) for key in shown)))
-    columns = metrics["observed_sd"]
+        # The scores of a kind are those of a column.
+        found = (
+            {**scores["columns"][next(iter(columns))], **scores} if len(columns) == 1 else scores
+        )
+        rows.append((name, "", *(_cell(found.get(key)) for key in shown)))
     for column, sd in columns.items() if len(columns) > 1 else ():
-        rows.append((column, f"{sd:.3g}", "", "", ""))
+        rows.append((column, f"{sd:.3g}", *[""] * len(shown)))
         for name, scores in methods.items():
             of_column = scores["columns"][column]
             rows.append((f"  {name}", "", *(_cell(of_column.get(key)) for key in shown)))
@@ -226,7 +236,22 @@ def scores_table(metrics: dict[str, Any]) -> str:
         f"({of}. rmse and crps are in standard deviations of the "
         "training data; sd is that of the held-out values, in the units that are modelled.)"
     )
-    return "\n".join([*_aligned(rows), note])
+    return "\n".join([*_aligned(rows), note, *(SCORES_OF_KINDS[key] for key in kinds)])
+
+
+SCORES_OF_KINDS = {
+    "brier": "(brier: of zeros and ones, the mean of (p - x)^2, with p the forecast, clipped to "
+    "[0, 1]. A band of them means nothing.)",
+    "log_score": "(log_score: of zeros and ones, and of counts, the mean of -log p. Lower is "
+    "better.)",
+}
+"""What the scores of some columns are."""
+
+
+def _scores_of_kinds(metrics: dict[str, Any]) -> list[str]:
+    """Further scores that some columns have."""
+    found = {key for column in metrics["methods"][OURS]["columns"].values() for key in column}
+    return [key for key in SCORES_OF_KINDS if key in found]
 
 
 def verdicts(metrics: dict[str, Any]) -> list[str]:
@@ -249,8 +274,12 @@ def verdicts(metrics: dict[str, Any]) -> list[str]:
     ):
         shares = {column: scores[OURS] for column, scores in columns.items()}
         shares = {"all columns": ours, **shares} if len(shares) > 1 else shares
-        found = {name: scores["coverage_90"] for name, scores in shares.items()}
-        off = [f"{share:.0%} of {name}" for name, share in found.items() if rule(share)]
+        found = {name: scores.get("coverage_90") for name, scores in shares.items()}
+        off = [
+            f"{share:.0%} of {name}"
+            for name, share in found.items()
+            if share is not None and rule(share)
+        ]
         if off:
             count = sum(metrics["observed_count"].values())
             said.append(
@@ -260,7 +289,12 @@ def verdicts(metrics: dict[str, Any]) -> list[str]:
 
 
 def variance_table(metrics: dict[str, Any]) -> str:
-    """The shares of each column's variance, and for how long a residual is remembered."""
+    """The shares of each column's variance, and for how long a residual is remembered.
+
+    Only of columns that are numbers; nothing, if there is none.
+    """
+    if not metrics["variance"]:
+        return ""
     shown = ("path", "residual", "noise")
     rows: list[Sequence[str]] = [("variance in the model", *shown)]
     said = [""]
@@ -272,6 +306,9 @@ def variance_table(metrics: dict[str, Any]) -> str:
         "(At the times of the training data. path: what the ODE explains. residual: deviations "
         "from the path that last for a while. noise: deviations that are new at each time.)"
     )
+    kinds = metrics["settings"].get("kind", {})
+    if others := [column for column in kinds if column not in metrics["variance"]]:
+        note += f"\n({', '.join(others)}: no numbers, so their variance is not split.)"
     return "\n".join([*lines, note])
 
 
@@ -306,8 +343,8 @@ def _short(number: float, *, digits: int = 3) -> str:
 
 
 def _beaten(column: str, scores: dict[str, dict[str, Any]]) -> str:
-    """What forecasts a column better than the fit, by CRPS or else by RMSE."""
-    for key in ("crps", "rmse"):
+    """What forecasts a column better than the fit, by CRPS or else by RMSE; bits by Brier score."""
+    for key in ("brier",) if "brier" in scores[OURS] else ("crps", "rmse"):
         ours = scores[OURS][key]
         others = {n: s[key] for n, s in scores.items() if n != OURS and s[key] is not None}
         best = min(others, key=lambda name: others[name])

@@ -23,6 +23,7 @@ from np_latentode.data.covariates import Asked, read_static
 from np_latentode.data.far import warn_of_far_rows
 from np_latentode.data.frames import as_frame
 from np_latentode.data.given import Given, Rows, table_times, table_values
+from np_latentode.data.kinds import BERNOULLI, COUNTS, all_fit
 from np_latentode.data.labels import UNITS, Labels, shown_time
 from np_latentode.data.long_tables import gather, numbered, spread, warn_of_mixture
 from np_latentode.data.offset import Offset
@@ -214,7 +215,8 @@ def tidy_forecast(
 
     The columns are id and time as in the table, `feature`, `mean`, `sd`, and one column per
     quantile, such as `q0.05`. They describe new observations, noise included, in the units of the
-    table.
+    table. The mean of zeros and ones is their probability. Quantiles of them and of counts are
+    draws themselves.
 
     Args:
         draws: as `forecast` returns them.
@@ -246,13 +248,30 @@ def tidy_forecast(
         labels.id: [labels.ids[n] for n in i],
         labels.time: when[i, k],
         "feature": [labels.features[d] for d in j],
-        "mean": x.mean(0)[i, k, j],
+        "mean": _mean(x, draws)[i, k, j],
         "sd": x.std(0)[i, k, j],
     }
-    levels = np.quantile(x, quantiles, axis=0)
+    levels = _quantiles(x, quantiles)
     for name, level in zip(names[len(columns) :], levels, strict=True):
         columns[name] = level[i, k, j]
     return _to_native(columns, labels, (), backend)
+
+
+def _mean(x: np.ndarray, draws: dict[str, Any]) -> np.ndarray:
+    """The mean over draws; of zeros and ones that of x_mean, which varies less."""
+    mean, bits = x.mean(0), all_fit(BERNOULLI, x)
+    if "x_mean" not in draws or not bits.any():
+        return mean
+    return np.where(bits, np.asarray(draws["x_mean"], dtype=float).mean(0), mean)
+
+
+def _quantiles(x: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
+    """Quantiles of draws; of counts without means of two counts."""
+    levels, whole = np.quantile(x, quantiles, axis=0), all_fit(COUNTS, x)
+    if whole.any():
+        some = x[..., whole]
+        levels[..., whole] = np.quantile(some, quantiles, axis=0, method="inverted_cdf")
+    return levels
 
 
 def check_quantiles(quantiles: Sequence[float]) -> None:

@@ -34,12 +34,14 @@ class Calibration:
 
     `pit`, `error`, `crps` and `log_score` have the target's shape (trajectory, time, feature) and
     are NaN where nothing was observed. `pit` is the share of draws below the observation; it is
-    uniform if the forecasts are right. `error` is the forecast's mean curve less the observation.
-    `crps`, the continuous ranked probability score, is in the feature's unit, and `log_score` is
-    -log of the forecast's density; lower is better for both. All are of the values as they are
-    modelled: of logarithms, where the table was read so. `coverage`
-    is the share of observations inside the central band of each level. For counts, an observation
-    at the end of a band is inside with the probability that makes the band's level exact.
+    uniform if the forecasts are right. Of zeros and ones, and of counts, it is randomised: a random
+    share of the draws that equal the observation counts as below (Czado et al. 2009). `error` is
+    the forecast's mean curve less the observation. `crps`, the continuous ranked probability score,
+    is in the feature's unit, and `log_score` is -log of the forecast's density, or of its
+    probability; lower is better for both. All are of the values as they are modelled: of
+    logarithms, where the table was read so. `coverage` is the share of observations inside the
+    central band of each level. For counts, an observation at the end of a band is inside with the
+    probability that makes the band's level exact.
     """
 
     levels: tuple[float, ...]

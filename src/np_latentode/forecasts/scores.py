@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import scoringrules
 from jaxtyping import Bool, Float
 from scipy.stats import norm
 
+from np_latentode.data.kinds import BERNOULLI, NUMBERS
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts import baselines
 from np_latentode.forecasts.calibration import Calibration
@@ -21,6 +23,7 @@ __all__ = [
     "of_mixed_models",
     "score",
     "score_features",
+    "with_bands",
     "within_band",
 ]
 
@@ -38,6 +41,8 @@ class Forecasts(NamedTuple):
     inside: Bool[np.ndarray, "trajectory time feature"] | None = None
     """True where the observation lies within the central 90%. Default: the forecasts are no
     distributions, and coverage is not reported."""
+    log_score: Float[np.ndarray, "trajectory time feature"] | None = None
+    """-log of the density or probability of each observation. Default: the forecasts have none."""
 
     def select(self, rows: np.ndarray) -> Forecasts:
         """Those of the trajectories that an index array selects."""
@@ -45,7 +50,10 @@ class Forecasts(NamedTuple):
 
 
 def score(
-    target: Trajectories, unit: Float[np.ndarray, " feature"], forecasts: Forecasts
+    target: Trajectories,
+    unit: Float[np.ndarray, " feature"],
+    forecasts: Forecasts,
+    kinds: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """RMSE, CRPS and coverage over all observations of a target, in the features' units.
 
@@ -53,6 +61,8 @@ def score(
         target: the observations.
         unit: the unit of each feature, such as its standard deviation in the training data.
         forecasts: of the target.
+        kinds: of the features, of which zeros and ones have no coverage: a band of them means
+            nothing. Default: all are numbers.
     """
     seen, inside = np.asarray(target.mask), forecasts.inside
     error = forecasts.mean - target.given.values
@@ -61,24 +71,42 @@ def score(
         "rmse": float(np.sqrt(np.mean((error / unit)[seen] ** 2))),
         "crps": float(np.mean((crps / unit)[seen])),
     }
-    return scores if inside is None else scores | {"coverage_90": float(inside[seen].mean())}
+    banded = seen if kinds is None else seen & with_bands(kinds)
+    if inside is None or not banded.any():
+        return scores
+    return scores | {"coverage_90": float(inside[banded].mean())}
 
 
 def score_features(
-    target: Trajectories, unit: Float[np.ndarray, " feature"], forecasts: Forecasts
+    target: Trajectories,
+    unit: Float[np.ndarray, " feature"],
+    forecasts: Forecasts,
+    kinds: Sequence[str] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """The scores of each feature that was observed, by its name."""
+    """The scores of each feature that was observed, by its name, with those that fit its kind.
+
+    Zeros and ones have a Brier score, the mean of (p - x)^2, with p the mean of the forecast, which
+    is clipped to [0, 1]. They and counts have a log score, the mean of -log p(x), if the forecasts
+    have one.
+    """
+    kinds = [NUMBERS] * len(unit) if kinds is None else kinds
     scores, mask = {}, np.asarray(target.mask)
     for j, name in enumerate(target.names.features):
         alone = mask & (np.arange(mask.shape[-1]) == j)
         if alone.any():
-            scores[name] = score(target.keep(alone), unit, forecasts)
+            scores[name] = score(target.keep(alone), unit, forecasts, kinds)
+            if kinds[j] == BERNOULLI:
+                error = np.clip(forecasts.mean, 0, 1) - target.given.values
+                scores[name]["brier"] = float(np.mean(error[alone] ** 2))
+            if kinds[j] != NUMBERS and forecasts.log_score is not None:
+                scores[name]["log_score"] = float(np.mean(forecasts.log_score[alone]))
     return scores
 
 
 def of_calibration(target: Trajectories, found: Calibration) -> Forecasts:
     """The forecasts that `calibration` has compared with the target."""
-    return Forecasts(target.given.values + found.error, found.crps, within_band(found.pit))
+    mean, inside = target.given.values + found.error, within_band(found.pit)
+    return Forecasts(mean, found.crps, inside, found.log_score)
 
 
 def of_levels(
@@ -108,6 +136,11 @@ def of_mixed_models(
         crps = np.asarray(scoringrules.crps_normal(x, mean, sd))
         found[name] = Forecasts(mean, crps, within_band(norm.cdf(x, mean, sd)))
     return found
+
+
+def with_bands(kinds: Sequence[str]) -> Bool[np.ndarray, " feature"]:
+    """Where a band of a feature means something: for all but zeros and ones."""
+    return np.array([kind != BERNOULLI for kind in kinds])
 
 
 def within_band(pit: Float[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:

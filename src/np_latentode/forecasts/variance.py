@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import posterior
 from np_latentode.forecasts.prediction import decode_observed
-from np_latentode.parts.likelihoods import GaussianLikelihood, Likelihood
+from np_latentode.parts.likelihoods import GaussianLikelihood, OfFeature, of_features
 from np_latentode.parts.residuals import OrnsteinUhlenbeckLikelihood
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_context
@@ -43,6 +44,7 @@ def variance_shares(
     fitted: Fitted,
     trajectories: Trajectories,
     *,
+    features: Sequence[str] | None = None,
     num_samples: int = NUM_SAMPLES,
 ) -> VarianceShares:
     """Splits the variance of each feature into path, residual and noise.
@@ -57,46 +59,53 @@ def variance_shares(
         rng_key: a key.
         fitted: the fit.
         trajectories: those of which the variance is split, such as the training data.
+        features: the names of those of which the variance is split. Default: all.
         num_samples: the number of draws of z0 per trajectory.
 
     Raises:
-        ValueError: if a feature is never observed, or if its likelihood is neither the
-            `GaussianLikelihood` nor the `OrnsteinUhlenbeckLikelihood`: other ones have no
-            noise_scale that is the standard deviation of the noise.
+        ValueError: if a name is no feature, if a feature is never observed, or if its likelihood is
+            neither the `GaussianLikelihood` nor the `OrnsteinUhlenbeckLikelihood`: other ones have
+            no noise_scale that is the standard deviation of the noise.
     """
     check_fitted(fitted)
     check_counts(num_samples=num_samples)
-    noise, residual, timescale = _scales(fitted)
     trajectories = check_context(trajectories, fitted.model.scaling, name="trajectories")
+    names = trajectories.names.features
+    some = _places(names, names if features is None else features)
+    noise, residual, timescale = _scales(fitted, some)
     seen = np.asarray(trajectories.mask)[np.asarray(trajectories.observed)]
-    if not seen.any(0).all():
-        names, never = trajectories.names.features, np.flatnonzero(~seen.any(0))
+    if never := [names[j] for j in some if not seen[:, j].any()]:
         raise ValueError(
             "trajectories must hold at least one observation of every feature; got none of "
-            f"{', '.join(names[j] for j in never)}."
+            f"{', '.join(never)}."
         )
     z0_key, x_key = jax.random.split(rng_key)
     z0 = jax.numpy.asarray(posterior(fitted, trajectories).sample(z0_key, (num_samples,)))
     # Nothing is given as seen, so that the mean is the path alone.
     path = decode_observed(x_key, fitted, z0, trajectories)["x_mean"]
-    parts = np.stack([path.var((0, 1), float, where=seen), residual**2, noise**2])
+    seen = seen | ~np.isin(np.arange(len(names)), some)
+    varies = path.var((0, 1), float, where=seen)[some]
+    parts = np.stack([varies, residual**2, noise**2])
     half_life = np.where(residual > 0, timescale * np.log(2), np.nan)
     return VarianceShares(*parts / parts.sum(0), half_life=half_life)
 
 
-def _scales(fitted: Fitted) -> Float[np.ndarray, "scale feature"]:
-    """The noise's scale, the residual's scale and its timescale, of each feature."""
-    likelihood, num_features = fitted.model.likelihood, len(fitted.model.scaling.loc)
-    each = getattr(likelihood, "likelihoods", None)
-    if each is None:
-        rows = _scales_of(likelihood, fitted.params)
-        return np.stack([np.broadcast_to(row, num_features) for row in rows])
-    columns = [_scales_of(one, fitted.params, f"x_{j}.") for j, one in enumerate(each)]
-    return np.array([np.hstack(column) for column in columns]).T
+def _places(names: Sequence[str], features: Sequence[str]) -> list[int]:
+    if strange := [name for name in features if name not in names]:
+        raise ValueError(f"features must be among {[*names]}; got {strange}.")
+    return [names.index(name) for name in features]
 
 
-def _scales_of(likelihood: Likelihood, params: dict[str, Any], prefix: str = "") -> list[Any]:
-    """The same of one likelihood, whose numbers are fixed or NumPyro parameters."""
+def _scales(fitted: Fitted, features: Sequence[int]) -> Float[np.ndarray, "scale feature"]:
+    """The noise's scale, the residual's scale and its timescale, of some features."""
+    parts = of_features(fitted.model.likelihood, len(fitted.model.scaling.loc))
+    columns = [_scales_of(parts[j], fitted.params) for j in features]
+    return np.array(columns, float).T.reshape(3, -1)
+
+
+def _scales_of(part: OfFeature, params: dict[str, Any]) -> list[float]:
+    """The same of one feature; the numbers of its likelihood are fixed or NumPyro parameters."""
+    likelihood = part.likelihood
     if isinstance(likelihood, GaussianLikelihood):
         fixed, rest = {"noise_scale": likelihood.noise_scale}, [0.0, np.nan]
     elif isinstance(likelihood, OrnsteinUhlenbeckLikelihood):
@@ -109,5 +118,7 @@ def _scales_of(likelihood: Likelihood, params: dict[str, Any], prefix: str = "")
             "GaussianLikelihood and OrnsteinUhlenbeckLikelihood have; got "
             f"{getattr(likelihood, '__name__', type(likelihood).__name__)}."
         )
-    found = [params[prefix + name] if own is None else own for name, own in fixed.items()]
-    return [np.asarray(number, float) for number in [*found, *rest]]
+    found = [params[part.prefix + name] if own is None else own for name, own in fixed.items()]
+    # One number may be for all features.
+    each = [np.ravel(np.asarray(numbers, float)) for numbers in found]
+    return [*(numbers[part.place if len(numbers) > 1 else 0] for numbers in each), *rest]

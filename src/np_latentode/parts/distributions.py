@@ -1,4 +1,4 @@
-"""Distributions over vectors that NumPyro lacks: on a circle, around a circle, and products."""
+"""Distributions that NumPyro lacks: on a circle, around a circle, products, and exact counts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.scipy.special import i0e, log_ndtr, ndtr
+from jax.scipy.special import gammaln, i0e, log_ndtr, ndtr
 from jaxtyping import Array, ArrayLike
 from numpyro.distributions import constraints
 
 from np_latentode.parts.supports import Product, circle, split
 
-__all__ = ["ProductDistribution", "ProjectedCircle", "Ring", "TriangularNormal"]
+__all__ = [
+    "NegativeBinomial",
+    "ProductDistribution",
+    "ProjectedCircle",
+    "Ring",
+    "TriangularNormal",
+]
 
 LOG_ROOT_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -207,3 +213,34 @@ class ProductDistribution(dist.Distribution):
             for factor, piece, known in zip(self.factors, pieces, between, strict=True)
         )
         return sum(terms, jnp.zeros(self.batch_shape))
+
+
+class NegativeBinomial(dist.NegativeBinomial2):
+    """Counts with mean m and variance m + m^2 / r, r the concentration; m must be positive.
+
+    log p(x) = log Gamma(x + r) / (Gamma(r) x!) + x log(m / (m + r)) - r log(1 + m / r)
+
+    For large r, NumPyro's own `NegativeBinomial2.log_prob` is a small difference of large numbers,
+    which single precision loses. This one goes on to the Poisson distribution.
+    """
+
+    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
+        x = jnp.asarray(value, jnp.result_type(float))
+        r, rate = jnp.asarray(self.concentration), jnp.asarray(self.rate)
+        log_1p = jnp.log1p(1 / rate)  # m / r = 1 / rate
+        terms = x * (jnp.log(r / rate) - log_1p) - r * log_1p
+        return _log_gamma_ratio(x, r) - gammaln(x + 1) + terms
+
+
+def _log_gamma_ratio(x: Array, r: Array) -> Array:
+    """log Gamma(r + x) / (Gamma(r) r^x), for x >= 0: 0 for large r."""
+    # Stirling's series, where the logarithms of Gamma are large. Inputs of a branch are kept in its
+    # range, as in `_log_ray`.
+    few, many = jnp.minimum(r, 10.0), jnp.maximum(r, 10.0)
+    direct = gammaln(few + x) - gammaln(few) - x * jnp.log(few)
+    series = (many + x - 0.5) * jnp.log1p(x / many) - x + _stirling(many + x) - _stirling(many)
+    return jnp.where(r < 10.0, direct, series)
+
+
+def _stirling(r: Array) -> Array:
+    return (1 - (1 - 2 / (7 * r**2)) / (30 * r**2)) / (12 * r)

@@ -10,15 +10,20 @@ of a trajectory; and its `sample_signal(key)` draws what is remembered, without 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike
 from numpyro.distributions import constraints
 
-__all__ = ["Seen", "along", "joined", "of_each", "remembers", "sample_signal"]
+__all__ = ["Groups", "Seen", "along", "joined", "of_each", "remembers", "sample_signal"]
+
+Groups = tuple[tuple[int, ...], ...]
+"""The features of each part, by number: each feature is in one group."""
 
 
 class Seen(NamedTuple):
@@ -70,86 +75,130 @@ def sample_signal(x: dist.Distribution, key: Array) -> Array:
     return jnp.asarray(x.mean) if draw is None else draw(key)
 
 
-def joined(parts: Sequence[Any]) -> Any:
-    """One emission of all features, of the emissions of each."""
+def joined(parts: Sequence[Any], groups: Groups) -> Any:
+    """One emission of all features, of the emissions of groups of features.
+
+    Args:
+        parts: the emission of each group.
+        groups: the features of each, in rising order.
+    """
     if any(map(remembers, parts)):
-        return _MixedEmission(parts)
+        return _MixedEmission(parts, groups)
 
     def join(decoded: Array) -> dist.Distribution:
-        columns = _columns(decoded)
-        return _Features(*(part(x) for part, x in zip(parts, columns, strict=True)))
+        columns = _columns(decoded, groups)
+        return _Features(groups, *(part(x) for part, x in zip(parts, columns, strict=True)))
 
     return join
 
 
 class _MixedEmission:
-    """Emissions of one feature each, of which some remember."""
+    """Emissions of groups of features, of which some remember."""
 
-    def __init__(self, parts: Sequence[Any]):
-        self.parts = parts
+    def __init__(self, parts: Sequence[Any], groups: Groups):
+        self.parts, self.groups = parts, groups
 
     def along(
         self, decoded: Array, times: Array, mask: Array, seen: Seen | None
     ) -> dist.Distribution:
-        every = [*zip(_columns(decoded), _columns(mask), strict=True)]
+        columns = partial(_columns, groups=self.groups)
+        every = [*zip(columns(decoded), columns(mask), strict=True)]
         known: list[Seen | None] = [None] * len(every)
         if seen is not None:
-            each = zip(*map(_columns, (seen.decoded, seen.values, seen.mask)), strict=True)
+            each = zip(*map(columns, (seen.decoded, seen.values, seen.mask)), strict=True)
             known = [Seen(decoded, seen.times, values, mask) for decoded, values, mask in each]
         return _Features(
+            self.groups,
             *(
                 along(part, decoded, times, mask, known)
                 for part, (decoded, mask), known in zip(self.parts, every, known, strict=True)
-            )
+            ),
         )
 
 
-def _columns(array: Array) -> list[Array]:
-    return jnp.split(array, array.shape[-1], axis=-1)
+def _columns(array: Array, groups: Groups) -> list[Array]:
+    """The features of each group. Neighbours are a slice, which costs less than a gather."""
+    return [
+        array[..., slice(group[0], group[-1] + 1)]
+        if group[-1] + 1 - group[0] == len(group)
+        else array[..., np.array(group)]
+        for group in groups
+    ]
+
+
+def _in_order(columns: Sequence[Any], groups: Groups) -> Array:
+    """The features of all groups, in their own order."""
+    order = np.argsort(np.concatenate(groups))
+    every = jnp.concatenate(columns, axis=-1)
+    return every if (np.diff(order) == 1).all() else every[..., order]
+
+
+class _OfGroups(constraints.Constraint):
+    """That the features of each group are in its support."""
+
+    def __init__(self, groups: Groups, supports: tuple[Any, ...]):
+        self.groups, self.supports = groups, supports
+
+    def __call__(self, x: Any) -> Array:
+        pieces = zip(self.supports, _columns(jnp.asarray(x), self.groups), strict=True)
+        return _in_order([support(piece) for support, piece in pieces], self.groups)
+
+    @property
+    def is_discrete(self) -> bool:
+        return any(support.is_discrete for support in self.supports)
+
+    def feasible_like(self, prototype: Any) -> Array:
+        pieces = zip(self.supports, _columns(prototype, self.groups), strict=True)
+        return _in_order([support.feasible_like(piece) for support, piece in pieces], self.groups)
+
+    def tree_flatten(self) -> Any:
+        return (self.supports,), (("supports",), {"groups": self.groups})
 
 
 class _Features(dist.Distribution):
-    """Distributions, concatenated along their last axis."""
+    """Distributions of groups of features, as one over all of them."""
 
     pytree_data_fields = ("parts",)
+    pytree_aux_fields = ("groups",)
 
-    def __init__(self, *parts: dist.Distribution, validate_args: bool | None = None):
-        self.parts = parts
-        shape = (*parts[0].batch_shape[:-1], len(parts))
+    def __init__(
+        self, groups: Groups, *parts: dist.Distribution, validate_args: bool | None = None
+    ):
+        self.groups, self.parts = groups, parts
+        shape = (*parts[0].batch_shape[:-1], sum(map(len, groups)))
         super().__init__(shape, validate_args=validate_args)
 
     @property
     def support(self) -> constraints.Constraint:
         # NumPyro replaces masked entries by numbers in the support.
-        supports: list[Any] = [part.support for part in self.parts]
-        return constraints.cat(supports, dim=-1)
+        return _OfGroups(self.groups, tuple(part.support for part in self.parts))
 
     @property
     def mean(self) -> Array:
-        return jnp.concatenate([part.mean for part in self.parts], axis=-1)
+        return _in_order([part.mean for part in self.parts], self.groups)
 
     @property
     def variance(self) -> Array:
-        return jnp.concatenate([part.variance for part in self.parts], axis=-1)
+        return _in_order([part.variance for part in self.parts], self.groups)
 
     @property
     def of_each(self) -> dist.Distribution:
         """The distribution of each entry alone."""
-        return _Features(*map(of_each, self.parts))
+        return _Features(self.groups, *map(of_each, self.parts))
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
         keys = jax.random.split(jnp.asarray(key), len(self.parts))
         draws = [part.sample(k, sample_shape) for part, k in zip(self.parts, keys, strict=True)]
         dtype = jnp.result_type(float)
-        return jnp.concatenate([jnp.asarray(draw, dtype) for draw in draws], axis=-1)
+        return _in_order([jnp.asarray(draw, dtype) for draw in draws], self.groups)
 
     def sample_signal(self, key: Array) -> Array:
         """A draw without white noise; see the function of this name."""
         keys = jax.random.split(key, len(self.parts))
         draws = [sample_signal(part, k) for part, k in zip(self.parts, keys, strict=True)]
-        return jnp.concatenate(draws, axis=-1)
+        return _in_order(draws, self.groups)
 
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
-        pieces = jnp.split(jnp.asarray(value), len(self.parts), axis=-1)
+        pieces = _columns(jnp.asarray(value), self.groups)
         terms = [part.log_prob(piece) for part, piece in zip(self.parts, pieces, strict=True)]
-        return jnp.concatenate([jnp.asarray(term) for term in terms], axis=-1)
+        return _in_order([jnp.asarray(term) for term in terms], self.groups)

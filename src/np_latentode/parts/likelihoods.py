@@ -13,7 +13,8 @@ the offset of `Trajectories`, which is mostly 0. Its batch shape is the shape of
 event axes, so that unobserved entries can be masked. Its mean is the site `x_mean`.
 
 A likelihood of special numbers, such as counts, also has a method `check(values, mask, name=...)`
-that refuses other numbers.
+that refuses other numbers, and an attribute `kind`, which forecasts and scores respect. If its
+decoder does not speak in the units of x, it has a method `link(scaling, noise)`; see `linked`.
 
 A likelihood may also remember: an observation then says something of those at other times. What it
 returns has a method `along(decoded, times, mask, seen)`, which makes the distribution over x along
@@ -22,21 +23,24 @@ each trajectory, given what was seen of it; see `residuals.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
+from np_latentode.data.kinds import BERNOULLI, COUNTS, KINDS, NUMBERS, fits
 from np_latentode.data.numbers import is_concrete
 from np_latentode.data.scaling import Scaling
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.parts.distributions import NegativeBinomial
 from np_latentode.parts.emissions import along, joined, remembers
+from np_latentode.parts.links import Link, log_link, logit_link
 from np_latentode.parts.scales import positive, positive_param
 
 __all__ = [
@@ -44,11 +48,15 @@ __all__ = [
     "FeatureLikelihoods",
     "GaussianLikelihood",
     "Likelihood",
+    "NegativeBinomialLikelihood",
     "PoissonLikelihood",
     "StudentTLikelihood",
     "check_distribution",
     "check_likelihood",
     "check_observed",
+    "kinds_of",
+    "linked",
+    "of_features",
 ]
 
 
@@ -106,12 +114,18 @@ class StudentTLikelihood:
 class BernoulliLikelihood:
     """x | z ~ Bernoulli(sigmoid(decoder(z))), for features that are 0 or 1."""
 
+    kind = BERNOULLI
+
     def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
         return dist.BernoulliLogits
 
     def check(self, values: np.ndarray, mask: np.ndarray, *, name: str) -> None:
         """Refuses observed values other than 0 and 1."""
-        _check_values(values, mask & ~np.isin(values, (0, 1)), "be 0 or 1 under Bernoulli", name)
+        _check_kind("Bernoulli", self.kind, values, mask, name)
+
+    def link(self, scaling: Scaling, noise: np.ndarray) -> Link:
+        """From a linear probability model; see `linked`."""
+        return logit_link(scaling.loc, noise)
 
 
 class PoissonLikelihood:
@@ -120,55 +134,200 @@ class PoissonLikelihood:
     `loc` is that of the scaling: the mean count of the training data. It is 1 where that is 0.
     """
 
+    kind = COUNTS
+
     def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
-        mean = np.where(scaling.loc > 0, scaling.loc, 1.0)
+        mean = _mean_count(scaling)
         return lambda decoded: dist.Poisson(jnp.asarray(mean, decoded.dtype) * jnp.exp(decoded))
 
     def check(self, values: np.ndarray, mask: np.ndarray, *, name: str) -> None:
         """Refuses observed values that are not counts."""
-        others = (values < 0) | (values != np.round(values))
-        _check_values(values, mask & others, "be counts, 0, 1, 2, ..., under Poisson", name)
+        _check_kind("Poisson", self.kind, values, mask, name)
+
+    def link(self, scaling: Scaling, noise: np.ndarray) -> Link:
+        """From a linear model of counts; see `linked`."""
+        return log_link(_mean_count(scaling), scaling.scale, noise)
+
+
+class NegativeBinomialLikelihood:
+    """x | z ~ NegativeBinomial with the mean of a `PoissonLikelihood`, for counts that vary more.
+
+    m = loc exp(decoder(z)),   Var[x | z] = m + m^2 / concentration
+
+    The more concentrated, the closer it is to the Poisson distribution.
+
+    Args:
+        concentration: one number or one per feature. Default: the NumPyro parameter
+            `concentration`, one per feature, which is learned.
+
+    Raises:
+        ValueError: if the concentration is not positive and finite.
+    """
+
+    kind = COUNTS
+
+    def __init__(self, concentration: ArrayLike | None = None):
+        self.concentration = positive("concentration", concentration)
+
+    def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
+        mean = _mean_count(scaling)
+        start = np.full(mean.shape, START)
+        concentration = positive_param("concentration", self.concentration, start)
+        return lambda decoded: NegativeBinomial(
+            jnp.asarray(mean, decoded.dtype) * jnp.exp(decoded), concentration
+        )
+
+    def check(self, values: np.ndarray, mask: np.ndarray, *, name: str) -> None:
+        """Refuses observed values that are not counts."""
+        _check_kind("NegativeBinomial", self.kind, values, mask, name)
+
+    def link(self, scaling: Scaling, noise: np.ndarray) -> Link:
+        """From a linear model of counts; see `linked`."""
+        return log_link(_mean_count(scaling), scaling.scale, noise)
+
+
+START = 5.0
+"""Where a learned concentration starts."""
 
 
 class FeatureLikelihoods:
-    """x_j | z ~ likelihood_j, one for each feature.
+    """x_j | z ~ likelihood_j, one for each feature, or for each group of features.
 
-    The parameter `noise_scale` of feature j's likelihood has the name `x_j.noise_scale`.
+    The parameter `noise_scale` of feature j's likelihood has the name `x_j.noise_scale`. That of a
+    group is named after its first feature, and has one number per feature.
 
     Args:
-        *likelihoods: one per feature.
+        *likelihoods: one per feature, or per group.
+        groups: the features of each likelihood, by number, in rising order. Default: one each.
 
     Raises:
-        ValueError: if one of them is not a likelihood.
+        ValueError: if one of them is not a likelihood, or the groups are no partition.
     """
 
-    def __init__(self, *likelihoods: Likelihood):
+    def __init__(self, *likelihoods: Likelihood, groups: Sequence[Sequence[int]] | None = None):
         for j, likelihood in enumerate(likelihoods):
             check_likelihood(likelihood, name=f"likelihoods[{j}]")
+        groups = [[j] for j in range(len(likelihoods))] if groups is None else groups
         self.likelihoods = likelihoods
+        self.groups = tuple(tuple(int(j) for j in group) for group in groups)
+        every = sorted(j for group in self.groups for j in group)
+        alike = len(self.groups) == len(likelihoods) and all(self.groups)
+        if not alike or every != [*range(len(every))] or any(list(g) != sorted(g) for g in groups):
+            raise ValueError(
+                f"groups must have the features of each of {len(likelihoods)} likelihoods, by "
+                f"number, in rising order, and each feature once; got {groups}."
+            )
+
+    @classmethod
+    def by_name(
+        cls,
+        named: Mapping[str, Likelihood],
+        scaling: Scaling,
+        default: Callable[..., Likelihood],
+        *,
+        start: np.ndarray | None = None,
+    ) -> Likelihood:
+        """The likelihoods of some features by name, and one for all others together.
+
+        Args:
+            named: by the name of the feature.
+            scaling: that of the training data, whose labels have the names of all.
+            default: makes that of the others, as `default(start=start)` or `default()`.
+            start: one number per feature, of which the default gets those of its features.
+
+        Raises:
+            ValueError: if a name is no feature, or one of them is not a likelihood.
+        """
+        labels, count = scaling.labels, len(scaling.loc)
+        features = labels.features if labels else tuple(f"x_{j}" for j in range(count))
+        if strange := [name for name in named if name not in features]:
+            raise ValueError(
+                f"likelihood must name features of the training data, {[*features]}; got {strange}."
+            )
+        for name, likelihood in named.items():
+            check_likelihood(likelihood, name=f"likelihood[{name!r}]")
+        rest = [j for j, name in enumerate(features) if name not in named]
+        others = [] if not rest else [default() if start is None else default(start=start[rest])]
+        if not named:
+            return others[0]
+        each = {features.index(name): likelihood for name, likelihood in named.items()}
+        made = [*others, *(each[j] for j in sorted(each))]
+        return cls(*made, groups=[*([rest] if rest else []), *([j] for j in sorted(each))])
 
     def __call__(self, scaling: Scaling) -> Any:
-        if len(self.likelihoods) != len(scaling.loc):
+        if (count := sum(map(len, self.groups))) != len(scaling.loc):
             raise ValueError(
                 f"likelihood must have one likelihood for each of {len(scaling.loc)} features; "
-                f"got {len(self.likelihoods)}."
+                f"got {count}."
             )
         parts = []
-        for j, likelihood in enumerate(self.likelihoods):
-            one = slice(j, j + 1)
-            of_feature = replace(scaling, loc=scaling.loc[one], scale=scaling.scale[one])
-            with numpyro.handlers.scope(prefix=f"x_{j}", divider="."):
-                parts.append(likelihood(of_feature))
+        for group, likelihood in zip(self.groups, self.likelihoods, strict=True):
+            with numpyro.handlers.scope(prefix=f"x_{group[0]}", divider="."):
+                parts.append(likelihood(_scaling_of(scaling, group)))
 
-        return joined(parts)
+        return joined(parts, self.groups)
 
     def check(self, values: np.ndarray, mask: np.ndarray, *, name: str) -> None:
         """Refuses observed values that the likelihood of their feature refuses."""
-        for j, likelihood in enumerate(self.likelihoods):
+        for group, likelihood in zip(self.groups, self.likelihoods, strict=True):
             if check := getattr(likelihood, "check", None):
                 only = np.zeros_like(mask)
-                only[..., j] = mask[..., j]
+                only[..., group] = mask[..., group]
                 check(values, only, name=name)
+
+
+class OfFeature(NamedTuple):
+    """The likelihood of one feature."""
+
+    likelihood: Likelihood
+    prefix: str
+    """Of the names of its NumPyro parameters."""
+    place: int
+    """Of the feature among those that the likelihood is of."""
+
+
+def of_features(likelihood: Likelihood, num_features: int) -> list[OfFeature]:
+    """The likelihood of each feature."""
+    if not isinstance(likelihood, FeatureLikelihoods):
+        return [OfFeature(likelihood, "", j) for j in range(num_features)]
+    pairs = zip(likelihood.groups, likelihood.likelihoods, strict=True)
+    by_feature = {
+        j: OfFeature(one, f"x_{group[0]}.", place)
+        for group, one in pairs
+        for place, j in enumerate(group)
+    }
+    return [by_feature[j] for j in range(num_features)]
+
+
+def kinds_of(likelihood: Likelihood, num_features: int) -> list[str]:
+    """The kind of each feature: `numbers`, if its likelihood says nothing else."""
+    parts = of_features(likelihood, num_features)
+    return [getattr(part.likelihood, "kind", NUMBERS) for part in parts]
+
+
+def linked(likelihood: Likelihood, scaling: Scaling, noise: Float[np.ndarray, " feature"]) -> Link:
+    """The link of each feature; a likelihood without a method `link` reads the units of x.
+
+    Args:
+        likelihood: of all features.
+        scaling: the units.
+        noise: the standard deviation of each feature about the path, in scaled units.
+    """
+    start, slope = np.zeros(len(noise)), np.ones(len(noise))
+    for j, part in enumerate(of_features(likelihood, len(noise))):
+        if link := getattr(part.likelihood, "link", None):
+            start[[j]], slope[[j]] = link(_scaling_of(scaling, (j,)), noise[[j]])
+    return Link(start, slope)
+
+
+def _mean_count(scaling: Scaling) -> np.ndarray:
+    return np.where(scaling.loc > 0, scaling.loc, 1.0)
+
+
+def _scaling_of(scaling: Scaling, group: Sequence[int]) -> Scaling:
+    """The units of some features."""
+    some = [*group]
+    return replace(scaling, loc=scaling.loc[some], scale=scaling.scale[some])
 
 
 def check_likelihood(likelihood: Any, *, name: str = "likelihood") -> Any:
@@ -232,19 +391,22 @@ def _check_offset(likelihood: Any, offsets: tuple[float, ...], name: str) -> Non
     """Refuses counts that are less an offset: their distribution cannot be shifted."""
     if not any(offsets):
         return
-    parts = getattr(likelihood, "likelihoods", [likelihood] * len(offsets))
-    for j, (part, offset) in enumerate(zip(parts, offsets, strict=True)):
-        if offset and hasattr(part, "check"):
+    for j, (part, offset) in enumerate(
+        zip(of_features(likelihood, len(offsets)), offsets, strict=True)
+    ):
+        if offset and hasattr(part.likelihood, "check"):
             raise ValueError(
                 f"{name} must vary by more than a thousandth of its level in feature {j} under "
-                f"{type(part).__name__}; got values close to {offset:g}. Use a "
+                f"{type(part.likelihood).__name__}; got values close to {offset:g}. Use a "
                 "GaussianLikelihood for it."
             )
 
 
-def _check_values(values: np.ndarray, wrong: np.ndarray, rule: str, name: str) -> None:
+def _check_kind(under: str, kind: str, values: np.ndarray, mask: np.ndarray, name: str) -> None:
+    wrong = mask & ~fits(kind, values)
     if wrong.any():
         i, k, j = np.argwhere(wrong)[0]
         raise ValueError(
-            f"{name} must {rule} in feature {j}; got {values[i, k, j]} at values[{i}, {k}, {j}]."
+            f"{name} must {KINDS[kind]} under {under} in feature {j}; got {values[i, k, j]} at "
+            f"values[{i}, {k}, {j}]."
         )

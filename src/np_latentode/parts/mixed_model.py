@@ -17,6 +17,7 @@ from np_latentode.data.scaling import SPAN, Scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.decoder import LinearDecoder, MLPDecoder
 from np_latentode.parts.dynamics import LinearDynamics, MLPDynamics
+from np_latentode.parts.links import Link
 from np_latentode.parts.regression import RegressionEncoder, RegressionNormal
 from np_latentode.parts.shifts import LinearShift
 
@@ -130,7 +131,7 @@ class MixedModel(NamedTuple):
         variance = np.einsum("nkp,nfpq,nkq->nkf", t, blocks, t, optimize=True) + self.noise**2
         return (known * norm.logpdf(x, expected, np.sqrt(variance))).sum((1, 2))
 
-    def parts(self, *, width: int, rngs: nnx.Rngs) -> dict[str, Any]:
+    def parts(self, *, width: int, link: Link | None = None, rngs: nnx.Rngs) -> dict[str, Any]:
         """Dynamics, decoder, encoder and posterior of a latent ODE that starts as this model.
 
         With N = the shift of derivatives, D = the factors from coefficients to derivatives of
@@ -143,6 +144,8 @@ class MixedModel(NamedTuple):
 
         Args:
             width: the units of the hidden layer of each network.
+            link: of a likelihood that reads the decoder on another scale. Default: in the units of
+                x.
             rngs: the random keys that initialise them.
         """
         features, powers = len(self.noise), self.degree + 1
@@ -156,6 +159,7 @@ class MixedModel(NamedTuple):
         by_power, entries = (features, powers, -1), self.effects.shape[1]
         basis, effects = (a.reshape(by_power).transpose(1, 0, 2) for a in (lower, self.effects))
         field: Any = dict(width=width, from_zero=True, num_covariates=entries)
+        link = Link(np.zeros(features), np.ones(features)) if link is None else link
         parts = {
             "dynamics": LinearDynamics(
                 solve_triangular(root, shift @ root, lower=True),
@@ -163,8 +167,8 @@ class MixedModel(NamedTuple):
                 MLPDynamics(size, **field, rngs=rngs),
             ),
             "decoder": LinearDecoder(
-                levels @ root,
-                levels @ mean,
+                link.slope[:, None] * (levels @ root),
+                link.start + link.slope * (levels @ mean),
                 MLPDecoder(size, features, width=width, from_zero=True, rngs=rngs),
             ),
             "encoder": RegressionEncoder(

@@ -7,7 +7,8 @@ residuals. Which one forecasts better depends on the data: `cross_fit` finds out
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from flax import nnx
@@ -19,11 +20,11 @@ from np_latentode.parts.decoder import MLPDecoder
 from np_latentode.parts.dynamics import MLPDynamics
 from np_latentode.parts.encoders import ODERNN, CovariateEncoder
 from np_latentode.parts.likelihoods import (
-    BernoulliLikelihood,
     FeatureLikelihoods,
     Likelihood,
-    PoissonLikelihood,
+    check_likelihood,
     check_observed,
+    linked,
 )
 from np_latentode.parts.mixed_model import MixedModel, choose_degree
 from np_latentode.parts.modules import Part, check_module, feature_dim, vector_distribution
@@ -55,7 +56,7 @@ def candidates(
     train: Trajectories,
     *,
     scaling: Scaling | None = None,
-    likelihood: Callable[..., Likelihood] = OrnsteinUhlenbeckLikelihood,
+    likelihood: Callable[..., Likelihood] | Mapping[str, Likelihood] = OrnsteinUhlenbeckLikelihood,
     solver: Solver | None = None,
 ) -> dict[str, Candidate]:
     """The assemblies among which `cross_fit` chooses, by name, for data like `train`.
@@ -69,14 +70,21 @@ def candidates(
     Args:
         train: all that may be trained on.
         scaling: the units of all. Default: `Scaling.fit(train)`.
-        likelihood: makes that of each, as `likelihood(start=noise)` or `likelihood()`.
+        likelihood: makes that of each, as `likelihood(start=noise)` or `likelihood()`; or
+            likelihoods by the name of their feature, and an `OrnsteinUhlenbeckLikelihood` of all
+            others.
         solver: of all.
 
     Raises:
-        ValueError: if train is of another type.
+        ValueError: if train is of another type, a likelihood is named after no feature, or an
+            observation is impossible under its likelihood.
     """
     check_trajectories(train, name="train")
     scaling = Scaling.fit(train) if scaling is None else scaling
+    if isinstance(likelihood, Mapping):
+        named = partial(FeatureLikelihoods.by_name, likelihood, scaling)
+        likelihood = partial(named, OrnsteinUhlenbeckLikelihood)
+    check_observed(likelihood(), train, name="train")
     common: dict[str, Any] = dict(scaling=scaling, solver=solver)
     least, most = LATENT_DIMS
     latent_dim = min(max(least, 2 * train.num_features), most)
@@ -92,8 +100,9 @@ def candidates(
 
     def backbone(train: Trajectories, rngs: nnx.Rngs) -> tuple[LatentODE, AmortizedGuide]:
         mixed = MixedModel.fit(train, scaling, degree=whole.degree)
-        parts = mixed.parts(width=WIDTH, rngs=rngs)
-        parts |= dict(likelihood=likelihood(start=mixed.noise), latent_dim=len(mixed.mean))
+        own = likelihood(start=mixed.noise)
+        parts = mixed.parts(width=WIDTH, link=linked(own, scaling, mixed.noise), rngs=rngs)
+        parts |= dict(likelihood=own, latent_dim=len(mixed.mean))
         return latent_ode(train, rngs=rngs, **parts, **common)
 
     return {"backbone": backbone, "network": network}
@@ -109,7 +118,7 @@ def latent_ode(
     encoder: Part | None = None,
     posterior: Part | None = None,
     scaling: Scaling | None = None,
-    likelihood: Likelihood | None = None,
+    likelihood: Likelihood | Mapping[str, Likelihood] | None = None,
     solver: Solver | None = None,
     shift: Part | None = None,
     rngs: nnx.Rngs,
@@ -128,9 +137,9 @@ def latent_ode(
             hold validation data.
         latent_dim: the dimension of z0. Default: chosen by the data; then dynamics, decoder, prior,
             encoder, posterior and shift cannot be given.
-        dynamics, decoder, prior, likelihood, solver, shift: see `LatentODE`. If train has static
-            covariates, the default dynamics and encoder read them, and the default shift is a
-            `LinearShift`.
+        dynamics, decoder, prior, likelihood, solver, shift: see `LatentODE`. Likelihoods by the
+            name of their feature leave the default to the others. If train has static covariates,
+            the default dynamics and encoder read them, and the default shift is a `LinearShift`.
         encoder, posterior: see `AmortizedGuide`. The default posterior has the prior's support: a
             `CirclePosterior` for each circle, a `DiagonalNormal` for the rest.
         scaling: the units. Default: `Scaling.fit(train)`.
@@ -179,7 +188,7 @@ def _assembled(
     train: Trajectories,
     parts: dict[str, Part | None],
     scaling: Scaling | None,
-    likelihood: Likelihood | None,
+    likelihood: Likelihood | Mapping[str, Likelihood] | None,
     solver: Solver | None,
     rngs: nnx.Rngs,
 ) -> tuple[LatentODE, AmortizedGuide]:
@@ -187,16 +196,12 @@ def _assembled(
     if given := [name for name, part in parts.items() if part is not None]:
         raise ValueError(f"latent_dim must be given with parts of your own; got {given} without.")
 
-    if isinstance(likelihood, (BernoulliLikelihood, PoissonLikelihood, FeatureLikelihoods)):
-        raise ValueError(
-            "latent_dim must be given with a likelihood that does not read the decoder in the "
-            f"units of x; got {type(likelihood).__name__} without."
-        )
+    def same(**start: Any) -> Likelihood:
+        return check_likelihood(likelihood)
 
-    def given_or_default(**start: Any) -> Likelihood:
-        return OrnsteinUhlenbeckLikelihood(**start) if likelihood is None else likelihood
-
-    found = candidates(train, scaling=scaling, likelihood=given_or_default, solver=solver)
+    made = OrnsteinUhlenbeckLikelihood if likelihood is None else same
+    made = likelihood if isinstance(likelihood, Mapping) else made
+    found = candidates(train, scaling=scaling, likelihood=made, solver=solver)
     return next(iter(found.values()))(train, rngs)
 
 

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
+from np_latentode.data.kinds import NUMBERS
 from np_latentode.data.scaling import Scaling
+from np_latentode.parts.likelihoods import kinds_of
 from np_latentode.programs.bands import Bands
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.model import LatentODE
@@ -19,6 +21,7 @@ __all__ = [
     "Share",
     "check_fit",
     "heaviest",
+    "kinds",
     "members_of",
     "shares",
     "shortest_reach",
@@ -127,6 +130,14 @@ def heaviest(fitted: Fitted | Ensemble) -> Fitted:
     if isinstance(fitted, Fitted):
         return fitted
     return fitted.members[int(np.argmax(fitted.weights))]
+
+
+def kinds(fitted: Fitted | Ensemble) -> tuple[str, ...]:
+    """The kind of each feature, as the likelihoods say; numbers, where those of members differ."""
+    count = len(fitted.scaling.loc)
+    each = [kinds_of(one.model.likelihood, count) for one in members_of(fitted)]
+    some = [{*found} for found in zip(*each, strict=True)]
+    return tuple(next(iter(found)) if len(found) == 1 else NUMBERS for found in some)
 
 
 def shortest_reach(fitted: Fitted | Ensemble) -> LatentODE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from np_latentode.data.scaling import Scaling, check_scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.emissions import Seen, along
 from np_latentode.parts.likelihoods import (
+    FeatureLikelihoods,
     GaussianLikelihood,
     Likelihood,
     check_distribution,
@@ -70,8 +72,10 @@ class LatentODE:
         decoder: `z -> (trajectory, time, feature)` in scaled units.
         prior: `() -> distribution` over z0.
         scaling: the units. Model and guide must be given the same.
-        likelihood: `scaling -> (decoded -> distribution over x)`. Default: Gaussian, with a learned
-            noise scale per feature.
+        likelihood: `scaling -> (decoded -> distribution over x)`; or a mapping of such by the name
+            of their feature, as in `{"edema": BernoulliLikelihood()}`, which is kept as
+            `FeatureLikelihoods`. Default, also of features that are not named: Gaussian, with a
+            learned noise scale per feature.
         solver: the settings of the ODE solve.
         shift: `s -> (trajectory, latent)`, by which static covariates move z0. Default: they do
             not.
@@ -87,7 +91,7 @@ class LatentODE:
         *,
         prior: Part,
         scaling: Scaling,
-        likelihood: Likelihood | None = None,
+        likelihood: Likelihood | Mapping[str, Likelihood] | None = None,
         solver: Solver | None = None,
         shift: Part | None = None,
     ):
@@ -96,6 +100,8 @@ class LatentODE:
             check_module(name, module)
         self.dynamics, self.decoder, self.prior, self.shift = dynamics, decoder, prior, shift
         self.scaling = check_scaling(scaling)
+        if isinstance(likelihood, Mapping):
+            likelihood = FeatureLikelihoods.by_name(likelihood, scaling, GaussianLikelihood)
         self.likelihood = check_likelihood(
             GaussianLikelihood() if likelihood is None else likelihood
         )

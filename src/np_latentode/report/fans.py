@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,24 +12,52 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from np_latentode.data.given import table_times, table_values
+from np_latentode.data.kinds import BERNOULLI, all_fit
 from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.report.panels import DATA, MODEL, TRUTH, panels
 
 __all__ = ["fan", "plot_forecasts", "with_dates"]
 
+Middle = tuple[str, Callable[..., Any]]
 
-def fan(axis: Axes, times: np.ndarray, x: np.ndarray, levels: Sequence[float]) -> None:
-    """Draws the median of x (draw, time) and nested central bands; wider bands are lighter."""
+
+def fan(
+    axis: Axes,
+    times: np.ndarray,
+    x: np.ndarray,
+    levels: Sequence[float],
+    *,
+    middle: Middle = ("median", np.median),
+    what: str = "new values",
+) -> None:
+    """Draws the median of x (draw, time) and nested central bands; wider bands are lighter.
+
+    Args:
+        axis: where.
+        times: shape (time,).
+        x: draws.
+        levels: of the bands.
+        middle: the name and the function of the line in place of the median.
+        what: the bands hold, for the legend.
+    """
     ordered = np.argsort(times)
     times, x = times[ordered], x[:, ordered]
     for shade, level in enumerate(sorted(levels, reverse=True)):
         low, high = np.quantile(x, [(1 - level) / 2, (1 + level) / 2], axis=0)
         alpha = 0.2 + 0.4 * shade / len(levels)
         axis.fill_between(
-            times, low, high, color=MODEL, alpha=alpha, lw=0, label=f"{level:.0%} of new values"
+            times, low, high, color=MODEL, alpha=alpha, lw=0, label=f"{level:.0%} of {what}"
         )
-    axis.plot(times, np.median(x, axis=0), color=MODEL, lw=1.3, label="median")
+    name, function = middle
+    axis.plot(times, function(x, axis=0), color=MODEL, lw=1.3, label=name)
+
+
+def _probability(axis: Axes, times: np.ndarray, p: np.ndarray, levels: Sequence[float]) -> None:
+    """Draws a probability, the mean of p (draw, time), and bands of what the draws say."""
+    middle: Middle = ("probability", np.mean)
+    fan(axis, times, p, levels, middle=middle, what="draws of the probability")
+    axis.set_ylim(-0.05, 1.05)
 
 
 def plot_forecasts(
@@ -47,7 +75,7 @@ def plot_forecasts(
 
     Everything is in the units of the table from which the context was read, if there was one: times
     are dates if it had dates, and features read as logarithms are shown in their own units, on a
-    log scale.
+    log scale. Of zeros and ones, the probability of a one is shown, `x_mean`, with its bands.
 
     Args:
         context: the observations that the forecast was given.
@@ -78,9 +106,14 @@ def plot_forecasts(
         )
     when = names.calendar(np.broadcast_to(np.asarray(times), (num_trajectories, num_times)))
     count = min(count, num_trajectories)
+    bits = all_fit(BERNOULLI, x) & ("x_mean" in draws)
     with panels(num_features, count, size=(3.2, 2.3)) as (figure, axes):
         for j, i in np.ndindex(num_features, count):
-            fan(axes[j, i], when[i], x[:, i, :, j], levels)
+            if bits[j]:
+                p = np.asarray(draws["x_mean"])[:, i, :, j]
+                _probability(axes[j, i], when[i], p, levels)
+            else:
+                fan(axes[j, i], when[i], x[:, i, :, j], levels)
             _plot_observations(axes[j, i], context, target, i, j)
         for i, axis in enumerate(axes[0]):
             axis.set_title(str(columns[i]))
@@ -88,9 +121,17 @@ def plot_forecasts(
             axis.set_ylabel(str(rows[j]))
         for axis in axes[-1]:
             axis.set_xlabel(f"{names.time} (UTC)" if names.zone else names.time)
-        named = axes[0, 0].get_legend_handles_labels()
-        figure.legend(*named, loc="outside lower center", ncols=len(levels) + 3)
+        _legend(figure, axes[:, 0], ncols=len(levels) + 3)
         return figure
+
+
+def _legend(figure: Figure, axes: Iterable[Axes], *, ncols: int) -> None:
+    """One legend of all rows; what several rows show is in it once."""
+    named: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    figure.legend([*named.values()], [*named], loc="outside lower center", ncols=ncols)
 
 
 def _check_draws(x: np.ndarray, context: Trajectories, target: Trajectories | None) -> None:

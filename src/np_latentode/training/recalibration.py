@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Array
 
 from np_latentode.data.checks import check_counts
+from np_latentode.data.kinds import NUMBERS
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference, amortized, draw_codes
 from np_latentode.forecasts.densities import observed_times
 from np_latentode.forecasts.mixture import join
 from np_latentode.forecasts.prediction import draw_x
 from np_latentode.programs.bands import Bands
-from np_latentode.programs.ensemble import Ensemble, shares, with_solver
+from np_latentode.programs.ensemble import Ensemble, kinds, shares, with_solver
 from np_latentode.training.cross_fit import CrossFit
 
 __all__ = ["recalibrated"]
@@ -35,7 +36,8 @@ def recalibrated(
     Each trajectory that a fold left out is forecast by the members that were trained without it,
     the later half of its observed times from the first half; see `Bands.fit`. Fewer members
     forecast than in the ensemble, which makes the widths rather too large; but those left out have
-    also chosen the best steps and the weights, which makes them rather too small.
+    also chosen the best steps and the weights, which makes them rather too small. Zeros and ones,
+    and counts, keep their bands: stretched, they would be neither.
 
     Args:
         rng_key: a key.
@@ -63,6 +65,8 @@ def recalibrated(
         x.append(np.asarray(target.values)[slots])
         mask.append(np.asarray(target.mask)[slots])
         ids.append(np.asarray(trajectories.names.ids)[rows[np.nonzero(slots)[0]]])
+    stretched = np.array([kind == NUMBERS for kind in kinds(cross.ensemble)])
+    mask = [seen & stretched for seen in mask]
     found = (np.concatenate(draws, axis=1), *map(np.concatenate, (x, mask, ids)))
     return replace(cross.ensemble, bands=Bands.fit(*found))
 
