@@ -77,7 +77,9 @@ def test_dates_are_asked_of_the_last_window_and_none_before_it(run):
         )
     (run / "at.csv").write_text(f"time,machine\n{date},m3\n2024-01-01T05:00,m3\n")
     with pytest.raises(ValueError, match=r"before the last window of each id; got .* in line 3"):
-        forecast_table(run / "run", run / "readings.csv", run / "on.csv", at=run / "at.csv")
+        forecast_table(
+            run / "run", run / "readings.csv", run / "on.csv", at=run / "at.csv", **options
+        )
 
 
 def test_windows_of_one_trajectory_are_left_out_together(readings):
