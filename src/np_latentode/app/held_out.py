@@ -87,8 +87,7 @@ def score_held_out(
     }
     if test is None:
         return HeldOutScores({}, figures, None)
-    context, target = test.split()
-    kind = kinds(fitted)
+    (context, target), kind = test.split(), kinds(fitted)
     found = calibration(score_key, fitted, context, target, inference=inference)
     draws = forecast_observed(
         draw_key, fitted, context, target, inference=inference, num_samples=500
