@@ -162,7 +162,7 @@ def test_each_feature_learns_parameters_of_its_own(fit):
 def test_missing_values_do_not_count(fit):
     train, model, _, result = fit
     garbage = jnp.where(train.mask, train.values, 1.0)
-    other = Trajectories.tree_unflatten({}, (train.times, garbage, train.mask))
+    other = train.replace_arrays(train.times, garbage, train.mask)
     fitted = handlers.substitute(model, data=result.params)
     z0 = {"z0": jnp.zeros((1, 6, 2))}
     terms = [log_likelihood(fitted, z0, x)["x"] for x in (train, other)]

@@ -281,7 +281,8 @@ def verdicts(metrics: dict[str, Any]) -> list[str]:
             if share is not None and rule(share)
         ]
         if off:
-            count = sum(metrics["observed_count"].values())
+            counted = metrics["observed_count"].items()
+            count = sum(number for name, number in counted if found[name] is not None)
             said.append(
                 f"The 90% bands hold {', '.join(off)} ({count} values in all): they are {advice}."
             )

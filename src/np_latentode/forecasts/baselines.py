@@ -79,18 +79,22 @@ class _Polynomial(NamedTuple):
     """
 
     mean: Float[np.ndarray, " power"]
-    effects: Float[np.ndarray, "power entry"]
     cov: Float[np.ndarray, "power power"]
     variance: float
+    effects: Float[np.ndarray, "power entry"] | None = None
 
     def powers(self, times: np.ndarray) -> Float[np.ndarray, "time power"]:
         return times[:, None] ** np.arange(len(self.mean))
 
     def forecast(
-        self, times: np.ndarray, values: np.ndarray, query: np.ndarray, s: np.ndarray
+        self,
+        times: np.ndarray,
+        values: np.ndarray,
+        query: np.ndarray,
+        s: Float[np.ndarray, " entry"] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of new observations at `query`, given those at `times`."""
-        own = self.mean + self.effects @ s
+        own = self.mean if s is None or self.effects is None else self.mean + self.effects @ s
         seen, asked = self.powers(times), self.powers(query)
         marginal = seen @ self.cov @ seen.T + self.variance * np.eye(len(times))
         gain = np.linalg.solve(marginal, seen @ self.cov).T
@@ -162,7 +166,7 @@ def _fit_polynomial(
     start: float,
     unit: float,
     degree: int,
-    s: Float[np.ndarray, "trajectory entry"],
+    s: Float[np.ndarray, "trajectory entry"] | None = None,
 ) -> _Polynomial:
     try:
         from statsmodels.regression.mixed_linear_model import MixedLM
@@ -176,6 +180,7 @@ def _fit_polynomial(
     powers = ((train.given.times[seen] - start) / unit)[:, None] ** np.arange(degree + 1)
     # Standardised, as the optimizer's tolerances are absolute.
     loc, scale = x.mean(), x.std() or 1.0
+    s = np.zeros((len(train), 0)) if s is None else s
     products = powers[:, :, None] * s[who][:, None]
     fixed = np.hstack([powers, products.reshape(len(x), -1)])
     with warnings.catch_warnings():
@@ -185,6 +190,5 @@ def _fit_polynomial(
     mean, effects = np.split(scale * np.asarray(fit.fe_params), [degree + 1])
     mean[0] += loc
     effects = effects.reshape(degree + 1, -1)
-    return _Polynomial(
-        mean, effects, scale**2 * np.asarray(fit.cov_re), scale**2 * float(fit.scale)
-    )
+    cov, variance = scale**2 * np.asarray(fit.cov_re), scale**2 * float(fit.scale)
+    return _Polynomial(mean, cov, variance, effects)

@@ -107,13 +107,11 @@ def plot_forecasts(
     when = names.calendar(np.broadcast_to(np.asarray(times), (num_trajectories, num_times)))
     count = min(count, num_trajectories)
     bits = all_fit(BERNOULLI, x) & ("x_mean" in draws)
+    shown = np.where(bits, draws["x_mean"], x) if bits.any() else x
     with panels(num_features, count, size=(3.2, 2.3)) as (figure, axes):
         for j, i in np.ndindex(num_features, count):
-            if bits[j]:
-                p = np.asarray(draws["x_mean"])[:, i, :, j]
-                _probability(axes[j, i], when[i], p, levels)
-            else:
-                fan(axes[j, i], when[i], x[:, i, :, j], levels)
+            draw = _probability if bits[j] else fan
+            draw(axes[j, i], when[i], shown[:, i, :, j], levels)
             _plot_observations(axes[j, i], context, target, i, j)
         for i, axis in enumerate(axes[0]):
             axis.set_title(str(columns[i]))
