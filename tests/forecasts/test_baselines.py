@@ -84,9 +84,22 @@ def test_mixed_model_conditions_as_the_joint_gaussian_does(lines, degree):
     context, query = train[:5].before(150.0), np.array([0.0, 200.0, 400.0])
     start, unit = baselines._span(train)
     fitted = baselines._fit_polynomial(train, 0, start, unit, degree)
-    expected = _dense_reference(*fitted, unit, context, query, start)
+    expected = _dense_reference(*fitted[:3], unit, context, query, start)
     got = baselines.mixed_model(train, context, query, degree=degree)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_mixed_model_has_fixed_effects_of_covariates_on_level_and_slope():
+    rng, count = np.random.default_rng(0), 150
+    s, times = rng.normal(size=(count, 1)), np.sort(rng.uniform(0, 4, (count, 6)), axis=1)
+    u = rng.normal(size=(count, 2)) * 0.2
+    x = u[:, :1] + 2.0 * s + (u[:, 1:] - 0.5 * s) * times + 0.1 * rng.normal(size=times.shape)
+    train = Trajectories(times, x[..., None], static=s)
+    # Nothing is seen of two trajectories, whose covariates are 0 and 1.
+    nothing = np.full((2, 1, 1), np.nan)
+    empty = Trajectories(np.zeros((2, 1)), nothing, static=np.array([[0.0], [1.0]]))
+    mean, _ = baselines.mixed_model(train, empty, np.array([0.0, 4.0]))
+    np.testing.assert_allclose(mean[1, :, 0] - mean[0, :, 0], [2.0, 0.0], atol=0.15)
 
 
 def test_mixed_model_finds_the_exact_answer_where_it_is_right(lines):
