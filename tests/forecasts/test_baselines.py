@@ -99,7 +99,10 @@ def test_mixed_model_has_fixed_effects_of_covariates_on_level_and_slope():
     nothing = np.full((2, 1, 1), np.nan)
     empty = Trajectories(np.zeros((2, 1)), nothing, static=np.array([[0.0], [1.0]]))
     mean, _ = baselines.mixed_model(train, empty, np.array([0.0, 4.0]))
-    np.testing.assert_allclose(mean[1, :, 0] - mean[0, :, 0], [2.0, 0.0], atol=0.15)
+    # The random levels and slopes of this sample depend on the covariate a little, by chance.
+    level, slope = np.polyfit(s[:, 0], u, 1)[0] + [2.0, -0.5]
+    effect = mean[1, :, 0] - mean[0, :, 0]
+    np.testing.assert_allclose(effect, [level, level + 4.0 * slope], atol=0.05)
 
 
 def test_mixed_model_finds_the_exact_answer_where_it_is_right(lines):
