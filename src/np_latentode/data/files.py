@@ -23,6 +23,7 @@ from np_latentode.data.csv_files import csv_column_names, read_csv, write_csv, z
 from np_latentode.data.excel_files import read_sheet, write_excel
 from np_latentode.data.frames import as_frame
 from np_latentode.data.given import Rows
+from np_latentode.data.inputs import asked_kinds
 from np_latentode.data.long_tables import feature_names
 from np_latentode.data.problems import MalformedRows, Problems
 from np_latentode.data.records import column_names, read_records
@@ -39,6 +40,7 @@ def read_rows(
     origin: Any = None,
     unit: str = "D",
     static: Any = (),
+    inputs: Any = (),
     **names: Any,
 ) -> Rows:
     """The rows of the table in a file by trajectory, as `tables.from_rows` gives them.
@@ -46,14 +48,15 @@ def read_rows(
     Arguments and errors are those of `Trajectories.from_file`; `names` are those of columns.
     """
     try:
-        asked = asked_levels(static)
-        columns = Columns.of(**names, start=start_column(since), static=asked)
+        asked, kinds = asked_levels(static), asked_kinds(inputs)
+        of: Any = dict(static=asked, inputs=kinds)
+        columns = Columns.of(**names, start=start_column(since), **of)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     df, problems = _read(path, columns)
     try:
         settings: Any = dict(log=log, since=since, origin=origin, unit=unit, static=asked)
-        return from_rows(df, columns, **settings, problems=problems)
+        return from_rows(df, columns, **settings, kinds=kinds, problems=problems)
     except MalformedRows:
         raise
     except ValueError as error:

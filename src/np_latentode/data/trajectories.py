@@ -18,6 +18,7 @@ from np_latentode.data.clocks import start_column
 from np_latentode.data.columns import Columns
 from np_latentode.data.covariates import Names, asked_levels
 from np_latentode.data.given import Given, Rows, pad_rows
+from np_latentode.data.inputs import Inputs, Kinds, asked_kinds
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import (
     Numbers,
@@ -61,6 +62,8 @@ class Trajectories:
             not NaN.
         static: covariates that do not change, shape (trajectory, covariate); NaN means missing.
             Default: none. Categories of a table are the places among their levels.
+        inputs: what is given over time, such as doses and temperature, past and future; an entry
+            per trajectory. Default: none.
 
     Raises:
         ValueError: if shapes disagree, there is no trajectory, times decrease or are not finite,
@@ -71,11 +74,12 @@ class Trajectories:
     values: Float[Array, "trajectory time feature"]
     mask: Bool[Array, "trajectory time feature"]
     static: Float[Array, "trajectory covariate"] | None = None
+    inputs: Inputs | None = None
 
     offset: Offset = Offset()
     labels: Labels | None = None
 
-    _arrays = ("times", "values", "mask", "static")
+    _arrays = ("times", "values", "mask", "static", "inputs")
     _given: Given | None = None
     _static: np.ndarray | None = None
 
@@ -86,10 +90,12 @@ class Trajectories:
         mask: Numbers | None = None,
         *,
         static: Numbers | None = None,
+        inputs: Inputs | None = None,
     ):
         if not is_concrete(times, values, mask, static):
             self._trace(as_floats("times", times), as_floats("values", values), mask)
             self.static = None if static is None else as_floats("static", static)
+            self._keep_inputs(inputs)
             return
         when, what = as_doubles("times", times), as_doubles("values", values)
         observed = ~np.isnan(what)
@@ -101,6 +107,7 @@ class Trajectories:
         check_values(what, observed)
         self._keep(Given(when, what), observed)
         self._keep_static(None if static is None else as_doubles("static", static))
+        self._keep_inputs(inputs)
 
     def _trace(self, times: Array, values: Array, mask: Any) -> None:
         """Keeps what a transformation of JAX computes: its numbers cannot be checked."""
@@ -131,6 +138,18 @@ class Trajectories:
         if np.isinf(static).any():
             raise ValueError(f"static must be finite, or NaN where missing; got {static}.")
         self._static, self.static = static, as_floats("static", static)
+
+    def _keep_inputs(self, inputs: Inputs | None) -> None:
+        """Keeps inputs, less the offset of the times."""
+        if inputs is None:
+            return
+        if not isinstance(inputs, Inputs) or len(inputs) != len(self):
+            came = len(inputs) if isinstance(inputs, Inputs) else type(inputs).__name__
+            raise ValueError(
+                f"inputs must be a np_latentode.Inputs of {len(self)} trajectories, as the values "
+                f"are; got {came}."
+            )
+        self.inputs = inputs.at_offset(self.offset.time)
 
     @classmethod
     def from_ragged[T: Trajectories](
@@ -167,6 +186,7 @@ class Trajectories:
         origin: Any = None,
         unit: str = "D",
         static: Names = (),
+        inputs: Kinds = (),
     ) -> T:
         """Trajectories from a table: each row holds an id, a time, and measurements.
 
@@ -199,6 +219,11 @@ class Trajectories:
                 sex or arm: numbers or categories. All rows of an id hold the same entry, or none. A
                 column of numbers, or of true and false, is a number. A mapping names the levels of
                 a category, as {"arm": ["placebo", "drug"]}, or None to take them from the table.
+            inputs: the columns of what is given over time and known ahead, such as a temperature or
+                a treatment, past and future: numbers, empty where nothing new is given. All rows of
+                an id count, also those without measurements and those after the last one. A mapping
+                names their kinds, as {"dose": "event", "temp": "linear"}; see `Inputs`. Default
+                kind: constant. Several events of one id and time add up.
 
         Raises:
             MalformedRows: a ValueError that lists all rows without id or time, with an infinite
@@ -207,10 +232,10 @@ class Trajectories:
             ValueError: if the table lacks a column, has no rows, or holds text.
         """
         names: dict[str, Any] = dict(id=id, time=time, values=values, feature=feature, value=value)
-        asked = asked_levels(static)
-        columns = Columns.of(**names, start=start_column(since), static=asked)
+        asked, kinds = asked_levels(static), asked_kinds(inputs)
+        columns = Columns.of(**names, start=start_column(since), static=asked, inputs=kinds)
         settings: Any = dict(log=log, since=since, origin=origin, unit=unit, static=asked)
-        return cls._from_rows(from_rows(df, columns, **settings))
+        return cls._from_rows(from_rows(df, columns, **settings, kinds=kinds))
 
     @classmethod
     def from_file[T: Trajectories](
@@ -227,6 +252,7 @@ class Trajectories:
         origin: Any = None,
         unit: str = "D",
         static: Names = (),
+        inputs: Kinds = (),
     ) -> T:
         """Trajectories from a file that holds a table; see `from_dataframe`.
 
@@ -234,7 +260,7 @@ class Trajectories:
             path: of a .csv, .tsv, .xlsx, .parquet or .nc (netCDF) file; .csv and .tsv may be
                 compressed, as .csv.gz. `csv_files.read_csv` says how texts are read; ids stay text.
                 Of .xlsx, the first sheet is read. An index and coordinates are columns.
-            id, time, values, feature, value, log, since, origin, unit, static: as in
+            id, time, values, feature, value, log, since, origin, unit, static, inputs: as in
                 `from_dataframe`.
 
         Raises:
@@ -249,7 +275,7 @@ class Trajectories:
 
         names = dict(id=id, time=time, values=values, feature=feature, value=value)
         settings: Any = dict(log=log, since=since, origin=origin, unit=unit, static=static)
-        return cls._from_rows(read_rows(path, **names, **settings))
+        return cls._from_rows(read_rows(path, **names, **settings, inputs=inputs))
 
     @classmethod
     def _from_rows[T: Trajectories](cls: type[T], rows: Rows) -> T:
@@ -257,19 +283,21 @@ class Trajectories:
         given, mask = pad_rows(rows)
         self._keep(given, mask)
         self._keep_static(rows.static)
+        self._keep_inputs(rows.inputs)
         self.labels = rows.labels
         return self
 
     def to_dataframe(self, *, backend: Any = "pandas") -> Any:
         """A table of the observations: one row per id and time, empty where not observed.
 
-        Times, values and static covariates are those of the original table, to the last bit.
+        Times, values, static covariates and inputs are those of the original table, to the last
+        bit. What is given at another time than that of an observation has a row of its own.
 
         Args:
             backend: the library of the data frame: "pandas", "polars" or "pyarrow".
         """
         mask, names = np.asarray(self.mask), self.names
-        return to_rows(self.given, mask, names, self.given_static, backend=backend)
+        return to_rows(self.given, mask, names, self.given_static, self.inputs, backend=backend)
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
         """Writes the table of `to_dataframe` to a file, whole or not at all.
@@ -294,6 +322,10 @@ class Trajectories:
             return self.labels
         features = tuple(f"x_{j}" for j in range(self.num_features))
         labels = Labels(tuple(range(len(self))), features)
+        if self.inputs is not None:
+            kinds = self.inputs.kinds
+            given = tuple(f"u_{j}" for j in range(len(kinds)))
+            labels = replace(labels, inputs=given, kinds=kinds)
         if self.static is None:
             return labels
         static = tuple(f"s_{c}" for c in range(self.static.shape[1]))
@@ -388,7 +420,8 @@ class Trajectories:
         keeps the id of its trajectory, so `names.ids` repeat, and `to_dataframe` lists an
         observation once for each window that holds it. `names.starts` are the starts, so
         `names.calendar(times)` gives the table's own times, and `names.counted(dates)` the times in
-        each window. Slots without observations are gone. So is what a subclass adds.
+        each window. Slots without observations are gone. So is what a subclass adds. A window has
+        all inputs of its trajectory; events before its start are part of the state there.
 
         Warns if a trajectory has no window, and is left out.
 
@@ -404,7 +437,13 @@ class Trajectories:
         """
         return Trajectories._from_rows(
             window_rows(
-                self.given, np.asarray(self.mask), self.names, self.given_static, span, step
+                self.given,
+                np.asarray(self.mask),
+                self.names,
+                self.given_static,
+                self.inputs,
+                span,
+                step,
             )
         )
 
@@ -451,7 +490,7 @@ class Trajectories:
         given = given._replace(values=np.where(hidden, np.nan, given.values))
         flat = given.each(lambda array: array.reshape(-1, *array.shape[2:]))
         rows = [length * i + np.flatnonzero(~gone[i]) for i in range(count)]
-        return self._from_rows(Rows(flat, rows, self.names, self.given_static))
+        return self._from_rows(Rows(flat, rows, self.names, self.given_static, self.inputs))
 
     def at_slots[T: Trajectories](self: T, slots: Array | np.ndarray) -> T:
         """The same trajectories with these slots of each, shape (trajectory, slot)."""
@@ -471,7 +510,8 @@ class Trajectories:
             return self
         given = self.given
         times, values = _less(given, np.asarray(self.mask), offset)
-        return self._replace(times=times, values=values, offset=offset, _given=given)
+        inputs = None if self.inputs is None else self.inputs.at_offset(offset.time)
+        return self._replace(times=times, values=values, offset=offset, _given=given, inputs=inputs)
 
     def replace_arrays[T: Trajectories](self: T, times: Any, values: Any, mask: Any) -> T:
         """Trajectories of other arrays with the same offset, unchecked: for use inside of JAX."""

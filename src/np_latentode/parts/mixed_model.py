@@ -130,7 +130,7 @@ class MixedModel(NamedTuple):
         variance = np.einsum("nkp,nfpq,nkq->nkf", t, blocks, t, optimize=True) + self.noise**2
         return (known * norm.logpdf(x, expected, np.sqrt(variance))).sum((1, 2))
 
-    def parts(self, *, width: int, rngs: nnx.Rngs) -> dict[str, Any]:
+    def parts(self, *, width: int, num_inputs: int = 0, rngs: nnx.Rngs) -> dict[str, Any]:
         """Dynamics, decoder, encoder and posterior of a latent ODE that starts as this model.
 
         With N = the shift of derivatives, D = the factors from coefficients to derivatives of
@@ -143,6 +143,7 @@ class MixedModel(NamedTuple):
 
         Args:
             width: the units of the hidden layer of each network.
+            num_inputs: the constant and linear inputs that the residual of the field reads.
             rngs: the random keys that initialise them.
         """
         features, powers = len(self.noise), self.degree + 1
@@ -156,6 +157,7 @@ class MixedModel(NamedTuple):
         by_power, entries = (features, powers, -1), self.effects.shape[1]
         basis, effects = (a.reshape(by_power).transpose(1, 0, 2) for a in (lower, self.effects))
         field: Any = dict(width=width, from_zero=True, num_covariates=entries)
+        field |= dict(num_inputs=num_inputs)
         parts = {
             "dynamics": LinearDynamics(
                 solve_triangular(root, shift @ root, lower=True),
