@@ -380,8 +380,10 @@ def pad_inputs(
     rows = np.zeros(present.shape, int)
     rows[present] = order
     last = np.take_along_axis(rows, np.maximum(lengths - 1, 0)[:, None], axis=1)
-    # An id without inputs has the time of some row.
-    rows = np.where(present, rows, last)
+    # An id without inputs has the time of its own first row.
+    every = np.lexsort((when, ids))
+    first = every[np.searchsorted(ids[every], np.arange(count))]
+    rows = np.where(present, rows, np.where(lengths[:, None] > 0, last, first[:, None]))
     made = Inputs(when[rows], np.where(present[..., None], what[rows], np.nan), tuple(kinds))
     return made.with_table_times(None if table_times is None else table_times[rows])
 
