@@ -72,6 +72,7 @@ def fit(
     value: options.Value = None,
     log: options.Log = None,
     static: options.Static = None,
+    inputs: options.Inputs = None,
     since: options.Since = None,
     unit: options.Unit = None,
     window: options.Window = None,
@@ -103,7 +104,7 @@ def fit(
         from np_latentode.app.fit_table import fit_table
 
         columns = dict(id=id, time=time, feature=feature, value=value)
-        given |= named_values(data, values, log, static, **columns)
+        given |= named_values(data, values, log, static, inputs, **columns)
         _keep_compiled_programs()
         fit_table(data, output_dir, **given)
 
@@ -112,7 +113,8 @@ def fit(
     short_help="Forecast every id of a table with a fit.",
     epilog="\b\nExamples:\n"
     "  np-latentode forecast run/ new.csv --until 400 -o forecast.csv --plot\n"
-    "  np-latentode forecast run/ new.csv --ahead 90 --quantiles 0.1,0.9",
+    "  np-latentode forecast run/ new.csv --ahead 90 --quantiles 0.1,0.9\n"
+    "  np-latentode forecast run/ new.csv --ahead 90 --plan doses.csv",
 )
 def forecast(
     run: options.Run,
@@ -120,6 +122,7 @@ def forecast(
     *,
     until: options.Until = None,
     ahead: options.Ahead = None,
+    plan: options.Plan = None,
     points: options.Points = 50,
     quantiles: options.Quantiles = "0.05,0.5,0.95",
     output: options.Output = Path("forecast.csv"),
@@ -133,7 +136,7 @@ def forecast(
     with _reported("forecast"):
         given: dict[str, Any] = dict(until=until, ahead=ahead, points=points, draws=draws)
         given |= dict(quantiles=_numbers("quantiles", quantiles), seed=seed, plot=plot)
-        given |= dict(inference=inference)
+        given |= dict(inference=inference, plan=plan)
         from np_latentode.app.forecast_table import forecast_table
 
         _keep_compiled_programs()

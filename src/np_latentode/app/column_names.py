@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from np_latentode.data.files import read_names
+from np_latentode.data.inputs import CONSTANT, KINDS, asked_kinds
 
 __all__ = ["named_values", "split_names"]
 
@@ -17,13 +18,14 @@ def named_values(
     values: Sequence[str] | None,
     log: Sequence[str] | None,
     static: Sequence[str] | None,
+    inputs: Sequence[str] | None,
     **names: Any,
-) -> dict[str, list[str]]:
-    """The arguments `values`, `log` and `static` of `fit_table`, from texts with names and commas.
+) -> dict[str, Any]:
+    """The arguments `values`, `log`, `static` and `inputs` of `fit_table`, from texts with commas.
 
     Args:
         data: the table. It is read if there are commas.
-        values, log, static: the texts.
+        values, log, static, inputs: the texts. An input may have its kind, as in dose=event.
         names: the arguments id, time, feature and value.
     """
 
@@ -36,12 +38,23 @@ def named_values(
         own = names | {"feature": None, "value": None}
         return read_names(data, **own, values=[names["value"] or "values"])
 
+    def with_kinds() -> list[str]:
+        return [x for name in columns() for x in (name, *(f"{name}={kind}" for kind in KINDS))]
+
     split = split_names("values", values, known)
+    given = split_names("inputs", inputs, with_kinds)
     return {
         "values": split,
         "log": split_names("log", log, lambda: split or known()),
         "static": split_names("static", static, columns),
+        "inputs": asked_kinds(dict(_named_kind(text) for text in given)),
     }
+
+
+def _named_kind(text: str) -> tuple[str, str]:
+    """The name of an input, and its kind."""
+    name, given, kind = text.rpartition("=")
+    return (name.strip(), kind.strip()) if given else (text, CONSTANT)
 
 
 def split_names(

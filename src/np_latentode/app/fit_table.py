@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ def fit_table(
     value: str | None = None,
     log: Sequence[str] = (),
     static: Sequence[str] = (),
+    inputs: Mapping[str, str] | None = None,
     since: str | None = None,
     unit: str | None = None,
     window: float | None = None,
@@ -96,7 +97,8 @@ def fit_table(
         data: a file that `Trajectories.from_file` reads.
         output_dir: where the fit, metrics.json, heldout.csv and figures go. Until the fit is
             finished, its checkpoints are in a directory beside it.
-        id, time, values, feature, value, log, static, since: as in `Trajectories.from_dataframe`.
+        id, time, values, feature, value, log, static, inputs, since: as in
+            `Trajectories.from_dataframe`.
         unit: of dates, as there. Default: D.
         window: for long trajectories, the span of the windows that are trained on and forecast
             from, in the unit of the times; see `Trajectories.windows`. Each half of a window is in
@@ -125,7 +127,8 @@ def fit_table(
         OSError: if a file cannot be read or written.
     """
     names = dict(id=id, time=time, feature=feature, value=value, since=since)
-    columns = _columns(names, values=values, log=log, static=static, unit=unit)
+    asked: Any = dict(static=static, inputs=inputs or {})
+    columns = _columns(names, values=values, log=log, unit=unit, **asked)
     settings = columns | dict(window=window, holdout=holdout)
     settings |= dict(residual=residual, inference=inference)
     settings |= dict(latent_dim=latent_dim, members=members, recalibrate=recalibrate)
@@ -154,11 +157,13 @@ def _columns(
     values: Sequence[str],
     log: Sequence[str],
     static: Sequence[str],
+    inputs: Mapping[str, str],
     unit: str | None,
 ) -> dict[str, Any]:
     """The arguments of `Trajectories.from_file`; those that were not given are left out."""
     given: dict[str, Any] = {name: column for name, column in names.items() if column is not None}
     given |= {"static": [*static]} if static else {}
+    given |= {"inputs": {**inputs}} if inputs else {}
     return {**given, "values": list(values), "log": list(log), "unit": unit or "D"}
 
 

@@ -37,6 +37,7 @@ def forecast_table(
     *,
     until: str | None = None,
     ahead: float | None = None,
+    plan: Path | None = None,
     points: int = 50,
     quantiles: Sequence[float] = (0.05, 0.5, 0.95),
     draws: int = 500,
@@ -55,6 +56,8 @@ def forecast_table(
         until: the last time to forecast, a number or a date as in the table.
         ahead: instead, how far to forecast beyond each trajectory's last observation; for dates,
             in the unit of the fit.
+        plan: a table with rows of inputs that are added, such as future doses; see
+            `Trajectories.with_plan`.
         points: the number of times per trajectory, evenly spaced after its last observation.
         quantiles: between 0 and 1.
         draws: the number of draws from the posterior predictive.
@@ -86,6 +89,8 @@ def forecast_table(
         raise ValueError(f"run must be a fit of a table; got {run_dir}, whose columns are unknown.")
     model = shortest_reach(fitted)
     context = read_known(model, labels, data)
+    if plan is not None:
+        context = context.with_plan(plan)
     times = _times_ahead(model, context, labels, until, ahead, points)
     name = "until" if ahead is None else "ahead"
     made = _forecast(jax.random.key(seed), fitted, context, times, draws, name, asked)
@@ -128,6 +133,7 @@ def read_known(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
     )
     columns |= dict(feature=labels.feature, value=labels.value, since=labels.since)
     columns |= dict(static=dict(zip(labels.static, labels.levels, strict=True)))
+    columns |= dict(inputs=dict(zip(labels.inputs, labels.kinds, strict=True)))
     try:
         context = Trajectories.from_file(
             data, **columns, origin=labels.origin, unit=labels.unit or "D"

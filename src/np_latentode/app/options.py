@@ -21,6 +21,7 @@ __all__ = [
     "Id",
     "Inference",
     "InferenceOfFit",
+    "Inputs",
     "Known",
     "LatentDim",
     "LatentDimOfNetwork",
@@ -37,6 +38,7 @@ __all__ = [
     "OverwriteFiles",
     "OverwriteFit",
     "Patience",
+    "Plan",
     "Plot",
     "PlotEffect",
     "Points",
@@ -123,6 +125,15 @@ Static = Annotated[
         help="Columns of what does not change within an id, such as age at entry, sex or arm; "
         "separated by commas or repeated. Numbers or categories, empty where not known. Forecasts "
         "depend on them."
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Columns of what is given over time and known ahead, separated by commas or repeated, "
+        "each with its kind: dose=event for amounts given at once, temp=linear for what is "
+        "interpolated, treated or treated=constant for what holds until the next row. Forecasts "
+        "depend on them, past and future."
     ),
 ]
 Unit = Annotated[
@@ -218,6 +229,13 @@ Ahead = Annotated[
     typer.Option(
         help="How far to forecast beyond each id's last measurement; for dates, in the unit of the "
         "fit. Give this or --until."
+    ),
+]
+Plan = Annotated[
+    Path | None,
+    typer.Option(
+        help="Table of ids, times and inputs, such as future doses, that are given besides those "
+        "in DATA."
     ),
 ]
 Points = Annotated[int, typer.Option(min=1, help="Times per id, evenly spaced.")]

@@ -62,7 +62,7 @@ class Columns:
                 "feature and value must be given together, the column of what was measured and the "
                 f"column of the result; got {feature!r} and {value!r}."
             )
-        if not self.numbers or len(set(self.read)) != len(self.read):
+        if not (self.numbers or self.inputs) or len(set(self.read)) != len(self.read):
             what = self.arguments
             least = ", and values at least one" if feature is None else ""
             raise ValueError(f"{what} must name different columns{least}; got {[*self.read]}.")
@@ -76,7 +76,8 @@ class Columns:
         names = ["id", "time", *([] if self.start is None else ["since"])]
         names += ["static"] if self.static else []
         names += ["inputs"] if self.inputs else []
-        names += ["values"] if self.feature is None else ["feature", "value"]
+        if self.numbers:
+            names += ["values"] if self.feature is None else ["feature", "value"]
         return f"{', '.join(names[:-1])} and {names[-1]}"
 
     @property

@@ -24,12 +24,13 @@ from np_latentode.data.excel_files import read_sheet, write_excel
 from np_latentode.data.frames import as_frame
 from np_latentode.data.given import Rows
 from np_latentode.data.inputs import asked_kinds
+from np_latentode.data.labels import Labels
 from np_latentode.data.long_tables import feature_names
 from np_latentode.data.problems import MalformedRows, Problems
 from np_latentode.data.records import column_names, read_records
-from np_latentode.data.tables import from_rows
+from np_latentode.data.tables import from_rows, plan_rows
 
-__all__ = ["check_path", "read_names", "read_rows", "read_table", "write_table"]
+__all__ = ["check_path", "read_names", "read_plan", "read_rows", "read_table", "write_table"]
 
 
 def read_rows(
@@ -79,6 +80,18 @@ def read_table(
         OSError: if the system cannot read the file.
     """
     return _read(path, Columns.of(id=id, time=time, values=values))
+
+
+def read_plan(path: str | os.PathLike[str], labels: Labels) -> tuple[Any, ...]:
+    """The rows of the plan in a file, as `tables.plan_rows` gives them; so are the errors."""
+    columns = Columns.of(id=labels.id, time=labels.time, inputs=labels.inputs)
+    df, problems = _read(path, columns)
+    try:
+        return plan_rows(df, labels, problems)
+    except MalformedRows:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _read(path: str | os.PathLike[str], columns: Columns) -> tuple[pd.DataFrame, Problems]:

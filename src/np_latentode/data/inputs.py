@@ -197,6 +197,21 @@ class Inputs:
         """The same inputs, which know their times in a table."""
         return self._replace(_given=(*self._given[:2], table_times))
 
+    def with_rows(self, ids: np.ndarray, when: np.ndarray, what: np.ndarray) -> Inputs:
+        """These inputs, and more rows of some of the trajectories.
+
+        Args:
+            ids: the place of the trajectory of each row.
+            when, what: times (row,), and numbers (row, input), NaN where nothing new.
+        """
+        i, k = np.indices(self.times.shape).reshape(2, -1)
+        rows = (
+            np.concatenate([i, ids]),
+            np.concatenate([self.given_times[i, k], when]),
+            np.concatenate([self.given_values[i, k], what]),
+        )
+        return pad_inputs(*rows, self.kinds, None)
+
     def _replace(self, **changes: Any) -> Inputs:
         changed = copy.copy(self)
         changed.__dict__.update(changes)

@@ -242,6 +242,20 @@ class Scaling:
             )
         return row
 
+    def check_given(self, inputs: Inputs | None) -> Inputs | None:
+        """The inputs of one trajectory; None for none.
+
+        Raises:
+            ValueError: if none are read, or they are of other kinds or of several trajectories.
+        """
+        kinds = () if self.inputs is None else self.inputs.kinds
+        if inputs is not None and (inputs.kinds != kinds or len(inputs) != 1):
+            raise ValueError(
+                f"inputs must be of one trajectory, of the kinds of the training data, "
+                f"{', '.join(kinds) or 'none'}; got {inputs}."
+            )
+        return inputs
+
     def scale_values(
         self, values: Float[Array, "*batch feature"]
     ) -> Float[Array, "*batch feature"]:

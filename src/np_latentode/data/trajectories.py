@@ -19,7 +19,7 @@ from np_latentode.data.columns import Columns
 from np_latentode.data.covariates import Names, asked_levels
 from np_latentode.data.given import Given, Rows, pad_rows
 from np_latentode.data.inputs import Inputs, Kinds, asked_kinds
-from np_latentode.data.labels import Labels
+from np_latentode.data.labels import UNITS, Labels
 from np_latentode.data.numbers import (
     Numbers,
     as_doubles,
@@ -31,7 +31,7 @@ from np_latentode.data.numbers import (
 )
 from np_latentode.data.offset import Offset
 from np_latentode.data.ragged import pad
-from np_latentode.data.tables import from_rows, to_rows
+from np_latentode.data.tables import from_rows, plan_rows, to_rows
 from np_latentode.data.windows import window_rows
 
 __all__ = ["Trajectories"]
@@ -366,6 +366,69 @@ class Trajectories:
             time: one time for all, or one per trajectory, shape (trajectory,).
         """
         return self._where(self.times > self._per_trajectory(time))
+
+    def with_inputs[T: Trajectories](self: T, inputs: Inputs | Trajectories) -> T:
+        """The same trajectories with other inputs: what would be, if these were given?
+
+        Args:
+            inputs: one entry per trajectory; or other trajectories with inputs and labels of the
+                same table, of which those of the same ids are taken.
+
+        Raises:
+            ValueError: if they are of other kinds, or there are none of an id.
+        """
+        if isinstance(inputs, Trajectories):
+            inputs = self._inputs_of(inputs)
+        changed = self._replace(inputs=None)
+        changed._keep_inputs(inputs)
+        if self.inputs is not None and inputs.kinds != self.inputs.kinds:
+            raise ValueError(
+                f"inputs must be of the kinds {', '.join(self.inputs.kinds)}; got "
+                f"{', '.join(inputs.kinds)}."
+            )
+        return changed
+
+    def _inputs_of(self, others: Trajectories) -> Inputs:
+        """The inputs of the trajectories of the same ids."""
+        if others.inputs is None:
+            raise ValueError("inputs must be of trajectories that have some; got none.")
+        if not self.names.like(others.names):
+            raise ValueError(f"inputs must be of a table of {self.names}; got {others.names}.")
+        ours, theirs = self.names, others.names
+        places = {name: place for place, name in enumerate(theirs.ids)}
+        if absent := [name for name in ours.ids if name not in places]:
+            raise ValueError(f"inputs must be of every {ours.id}; got none of {absent[0]!r}.")
+        index = np.array([places[name] for name in ours.ids])
+        if not (ours.starts and theirs.starts):
+            return others.inputs[index]
+        # Each trajectory has a clock of its own, which may start at another time there.
+        starts = np.array(ours.starts) - np.array(theirs.starts)[index]
+        if ours.origin is not None and theirs.origin is not None:
+            starts = starts - (theirs.origin - ours.origin) / UNITS[ours.unit or "D"]
+        return others.inputs.shifted(index, starts, others.inputs.table_times)
+
+    def with_plan[T: Trajectories](self: T, plan: Any) -> T:
+        """The same trajectories, to which more is given: the rows of a plan are added.
+
+        Args:
+            plan: a data frame as in `from_dataframe`, or the path of a file as in `from_file`,
+                with the columns of ids, times and inputs. Rows may be past or future.
+
+        Raises:
+            MalformedRows: a ValueError that lists the rows with an id that is not among these, and
+                all others that `from_dataframe` refuses.
+            ValueError: if it lacks a column, or the trajectories have no inputs.
+        """
+        if not self.names.inputs:
+            raise ValueError("plan must be of inputs; got one, and the trajectories have none.")
+        if isinstance(plan, (str, os.PathLike)):
+            from np_latentode.data.files import read_plan
+
+            rows = read_plan(plan, self.names)
+        else:
+            rows = plan_rows(plan, self.names)
+        inputs = self.inputs or Inputs.none(len(self), self.names.kinds, self.times.dtype)
+        return self.with_inputs(inputs.with_rows(*rows))
 
     def split[T: Trajectories](self: T, share: float = 0.5) -> tuple[T, T]:
         """Splits each trajectory in time: early observations to forecast from, and late ones to

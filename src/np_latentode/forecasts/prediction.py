@@ -52,6 +52,7 @@ def prior_predictive(
     times: Numbers,
     *,
     static: Numbers | None = None,
+    inputs: Inputs | None = None,
     num_samples: int = 200,
 ) -> dict[str, Any]:
     """Draws of trajectories of which nothing was observed.
@@ -64,6 +65,7 @@ def prior_predictive(
         times: shape (time,), in original units.
         static: the static covariates, shape (covariate,), as a row of `Trajectories.static`.
             Default: unknown, which counts as the average of the training data.
+        inputs: what is given, of one trajectory. Default: nothing.
         num_samples: the number of draws.
 
     Returns:
@@ -79,13 +81,16 @@ def prior_predictive(
     at = prediction_times(times, 1, scaling, offset=scaling.offset, name="times")
     _check_reach(fitted, times)
     row = None if static is None else scaling.check_row(static)
+    given = scaling.check_given(inputs)
 
     def draw(share: Share) -> dict[str, Any]:
         z0_key, x_key = jax.random.split(share.rng_key)
         z0 = jnp.asarray(prior(share.fitted).sample(z0_key, (1, share.num_samples)))
         rows = jnp.broadcast_to(at, (share.num_samples, at.shape[1]))
         known = None if row is None else jnp.tile(row, (share.num_samples, 1))
-        draws = draw_x(x_key, share.fitted, z0, rows, scaling.offset, static=known)
+        same = None if given is None else given[np.zeros(share.num_samples, int)]
+        options: Any = dict(static=known, inputs=same)
+        draws = draw_x(x_key, share.fitted, z0, rows, scaling.offset, **options)
         draws = in_table_units(draws, scaling.offset, scaling.labels)
         return {name: values[0] for name, values in draws.items()}
 
