@@ -118,7 +118,7 @@ def test_bad_plans_are_refused(run, change, rule):
     ("inputs", "rule"),
     [
         ("dose=bolus", "inputs must be of the kinds constant, linear, event; got 'bolus'"),
-        ("doze=event", "inputs and values must name"),
+        ("doze=event", "got none of ['doze']"),
         ("x", "inputs and values must name different columns"),
         ("dose=event,,treated", "inputs must be names separated by commas"),
     ],

@@ -213,9 +213,31 @@ def test_both_candidates_read_them():
     inputs = Inputs([[0.5, 2.0]] * 6, np.arange(24.0).reshape(6, 2, 2), ("linear", "event"))
     train = Trajectories(DATA.given.times, DATA.given.values, inputs=inputs)
     for name, make in candidates(train).items():
-        model, _ = make(train, nnx.Rngs(0))
+        model, guide = make(train, nnx.Rngs(0))
         assert model.dynamics.num_inputs == 1, name
+        assert guide.encoder.num_inputs == 3, name
         assert isinstance(model.jump, LinearJump), name
+
+
+def test_the_guide_of_a_backbone_reads_them_and_comes_back_from_disk(tmp_path):
+    train = data(static=np.arange(6.0)[:, None])
+    model, guide = candidates(train)["backbone"](train, nnx.Rngs(0))
+    params = initial_params(model, guide)
+    params = jax.tree.map(lambda a: a + 0.1, params)
+    save(tmp_path / "fit", Fitted(model, guide, params))
+    again = load(tmp_path / "fit")
+    assert isinstance(again, Fitted)
+    other = Inputs(train.inputs.given_times, 2 * train.inputs.given_values, "event")
+    one, same, changed = (
+        np.asarray(posterior(each, some).mean)
+        for each, some in (
+            (Fitted(model, guide, params), train),
+            (again, train),
+            (again, train.with_inputs(other)),
+        )
+    )
+    np.testing.assert_array_equal(one, same)
+    assert not np.allclose(one, changed)
 
 
 def test_a_forecast_beyond_the_last_row_holds_the_last_value_and_says_so():

@@ -107,9 +107,9 @@ def fit_table(
         residual: what the path of the ODE leaves of a value. ou: an Ornstein-Uhlenbeck process,
             which is remembered for a while, and white noise. none: white noise only.
         inference: how forecasts infer z0 of an id. guide: by the guide alone. sharpened: by
-            `sharpen`. exact: by NUTS. auto: by the guide, where backbones weigh most, as theirs
-            starts at the exact posterior; else guide or sharpened, whichever forecasts better what
-            was left out.
+            `sharpen`. exact: by NUTS. auto: by the guide, where backbones weigh most and there are
+            no inputs, as theirs starts at the exact posterior; else guide or sharpened, whichever
+            forecasts better what was left out.
         latent_dim: of a network, which is then the only candidate. Default: the `candidates` that
             the data suggest.
         members: of each candidate; each is trained without one part of the ids.
@@ -205,7 +205,8 @@ def _choose(rng_key: Array, cross: CrossFit, train: Trajectories, name: str) -> 
     if name != AUTO:
         return Choice(name, INFERENCES[name], {})
     best = max(cross.weights, key=lambda candidate: cross.weights[candidate])
-    if best == "backbone":
+    # A mixed model knows nothing of inputs, and so its exact posterior is not that of the model.
+    if best == "backbone" and train.inputs is None:
         return Choice("guide", INFERENCES["guide"], {})
     folds = [(cross.of(best)[k], *train[rows].split()) for k, rows in enumerate(cross.left_out)]
     return choose_by_folds(rng_key, folds)

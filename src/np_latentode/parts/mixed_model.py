@@ -130,7 +130,9 @@ class MixedModel(NamedTuple):
         variance = np.einsum("nkp,nfpq,nkq->nkf", t, blocks, t, optimize=True) + self.noise**2
         return (known * norm.logpdf(x, expected, np.sqrt(variance))).sum((1, 2))
 
-    def parts(self, *, width: int, num_inputs: int = 0, rngs: nnx.Rngs) -> dict[str, Any]:
+    def parts(
+        self, *, width: int, num_inputs: int = 0, num_readings: int = 0, rngs: nnx.Rngs
+    ) -> dict[str, Any]:
         """Dynamics, decoder, encoder and posterior of a latent ODE that starts as this model.
 
         With N = the shift of derivatives, D = the factors from coefficients to derivatives of
@@ -144,6 +146,7 @@ class MixedModel(NamedTuple):
         Args:
             width: the units of the hidden layer of each network.
             num_inputs: the constant and linear inputs that the residual of the field reads.
+            num_readings: the entries of inputs that the encoder reads.
             rngs: the random keys that initialise them.
         """
         features, powers = len(self.noise), self.degree + 1
@@ -174,6 +177,9 @@ class MixedModel(NamedTuple):
                 self.mean.reshape(features, powers).T,
                 np.log(self.noise),
                 effects if entries else None,
+                num_inputs=num_readings,
+                width=width,
+                rngs=rngs,
             ),
             "posterior": RegressionNormal(size, width=width, rngs=rngs),
         }

@@ -65,7 +65,7 @@ def candidates(
     see `MixedModel.parts`. It is left out for so many features that a line for each has more than
     24 coefficients. `network` has an `MLPDynamics`, an `MLPDecoder`, an `ODERNN` and a
     `DiagonalNormal`, and two latent dimensions for each feature, from 4 to 16. Both read static
-    covariates and inputs, if train has some; the encoder of the backbone reads no inputs.
+    covariates and inputs, if train has some.
 
     Args:
         train: all that may be trained on.
@@ -93,8 +93,9 @@ def candidates(
 
     def backbone(train: Trajectories, rngs: nnx.Rngs) -> tuple[LatentODE, AmortizedGuide]:
         mixed = MixedModel.fit(train, scaling, degree=whole.degree)
-        inputs = 0 if scaling.inputs is None else scaling.inputs.num_controls
-        parts = mixed.parts(width=WIDTH, num_inputs=inputs, rngs=rngs)
+        _, controls, _, readings = _counts(scaling)
+        given: Any = dict(num_inputs=controls, num_readings=readings)
+        parts = mixed.parts(width=WIDTH, **given, rngs=rngs)
         parts |= dict(likelihood=likelihood(start=mixed.noise), latent_dim=len(mixed.mean))
         return latent_ode(train, rngs=rngs, **parts, **common)
 
