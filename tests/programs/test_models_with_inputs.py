@@ -305,6 +305,8 @@ def test_bad_plans_are_refused():
         Trajectories.from_dataframe(TABLE, id="id", time="time", values="x").with_plan(plan)
     with pytest.raises(ValueError, match="plan must be for trajectories with different ids"):
         known[np.array([0, 0])].with_plan(plan)
+    labelled = Trajectories.from_dataframe(TABLE, id="id", time="time", values="x")
+    assert labelled.with_inputs(known.inputs).names.kinds == ("event",)
     with pytest.raises(ValueError, match="inputs must be of every id; got none of 'b'"):
         known.with_inputs(known[0])
     with pytest.raises(ValueError, match="inputs must be of the kinds event; got linear"):

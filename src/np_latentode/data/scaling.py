@@ -165,7 +165,8 @@ class Scaling:
                 f"({', '.join(self.inputs.kinds)}); got {kinds}."
             )
         # Of a window, what was given before is part of the state at its start.
-        span = None if trajectories.labels is None else trajectories.labels.span
+        labels = trajectories.labels or self.labels
+        span = None if labels is None else labels.span
         if inputs.events and span is None and is_concrete(inputs.times, inputs.values):
             self.check_times(event_times(inputs), name=f"the events of {name}")
 

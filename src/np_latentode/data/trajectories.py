@@ -45,7 +45,7 @@ class Trajectories:
     are padded: their last time is repeated and their mask is False. Unobserved values are stored as
     zero, so that nothing can depend on them.
 
-    A pytree: `jax.jit`, `jax.tree.map` and `jax.vmap` see its three arrays. `len` counts
+    A pytree: `jax.jit`, `jax.tree.map` and `jax.vmap` see its arrays. `len` counts
     trajectories. An index selects trajectories: an integer, a slice, or an index array.
 
     `times` and `values` are JAX arrays, less `offset`. The offset is 0 unless single precision
@@ -381,6 +381,9 @@ class Trajectories:
             inputs = self._inputs_of(inputs)
         changed = self._replace(inputs=None)
         changed._keep_inputs(inputs)
+        if self.labels is not None and not self.labels.inputs:
+            given = tuple(f"u_{j}" for j in range(len(inputs.kinds)))
+            changed.labels = replace(self.labels, inputs=given, kinds=inputs.kinds)
         if self.inputs is not None and inputs.kinds != self.inputs.kinds:
             raise ValueError(
                 f"inputs must be of the kinds {', '.join(self.inputs.kinds)}; got "

@@ -76,10 +76,10 @@ class RegressionEncoder(nnx.Module):
                 f"feature) and (feature,); got {self.basis.shape}, {self.mean.shape} and "
                 f"{self.log_noise.shape}."
             )
-        self.num_inputs, self.width, self.given = num_inputs, width, None
-        if num_inputs:
-            sizes = (num_inputs, width, features)
-            self.given = mlp(sizes, from_zero=True, rngs=rngs or nnx.Rngs(0))
+        self.num_inputs, self.width = num_inputs, width
+        sizes = (num_inputs, width, features)
+        network = mlp(sizes, from_zero=True, rngs=rngs or nnx.Rngs(0)) if num_inputs else None
+        self.given = network
         self.effects = None if effects is None else free("effects", effects, 3)
         self.num_covariates = 0 if self.effects is None else self.effects.shape[-1]
         if self.effects is not None and self.effects.shape[:2] != (powers, features):
