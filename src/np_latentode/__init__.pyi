@@ -5,6 +5,7 @@ from .data.conditioning import (
     random_prefix as random_prefix,
 )
 from .data.covariates import Covariates as Covariates
+from .data.inputs import Inputs as Inputs, InputUnits as InputUnits
 from .data.labels import Labels as Labels
 from .data.problems import MalformedRows as MalformedRows
 from .data.scaling import Scaling as Scaling
@@ -69,9 +70,11 @@ from .parts.encoders import (
     GRU as GRU,
     ODERNN as ODERNN,
     CovariateEncoder as CovariateEncoder,
+    InputEncoder as InputEncoder,
     PathODE as PathODE,
     SummaryEncoder as SummaryEncoder,
 )
+from .parts.jumps import LinearJump as LinearJump
 from .parts.likelihoods import (
     BernoulliLikelihood as BernoulliLikelihood,
     FeatureLikelihoods as FeatureLikelihoods,

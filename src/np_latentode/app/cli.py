@@ -73,6 +73,7 @@ def fit(
     log: options.Log = None,
     static: options.Static = None,
     kind: options.Kinds = None,
+    inputs: options.Inputs = None,
     since: options.Since = None,
     unit: options.Unit = None,
     window: options.Window = None,
@@ -105,7 +106,7 @@ def fit(
         from np_latentode.app.fit_table import fit_table
 
         columns = dict(id=id, time=time, feature=feature, value=value)
-        given |= named_values(data, values, log, static, **columns)
+        given |= named_values(data, values, log, static, inputs, **columns)
         given |= dict(kind=named_kinds(kind))
         _keep_compiled_programs()
         fit_table(data, output_dir, **given)
@@ -116,7 +117,8 @@ def fit(
     epilog="\b\nExamples:\n"
     "  np-latentode forecast run/ new.csv --until 400 -o forecast.csv --plot\n"
     "  np-latentode forecast run/ new.csv --ahead 90 --quantiles 0.1,0.9\n"
-    "  np-latentode forecast run/ new.csv --ahead 365 --every 30 --threshold 'bili > 2'",
+    "  np-latentode forecast run/ new.csv --ahead 365 --every 30 --threshold 'bili > 2'\n"
+    "  np-latentode forecast run/ new.csv --ahead 90 --plan doses.csv",
 )
 def forecast(
     run: options.Run,
@@ -124,6 +126,7 @@ def forecast(
     *,
     until: options.Until = None,
     ahead: options.Ahead = None,
+    plan: options.Plan = None,
     points: options.Points = None,
     every: options.Every = None,
     on: options.On = None,
@@ -145,7 +148,7 @@ def forecast(
     with _reported("forecast"):
         given: dict[str, Any] = dict(until=until, ahead=ahead, points=points, draws=draws)
         given |= dict(quantiles=_numbers("quantiles", quantiles), seed=seed, plot=plot)
-        given |= dict(inference=inference)
+        given |= dict(inference=inference, plan=plan)
         given |= dict(every=every, on=on or (), at=at, thresholds=threshold or ())
         from np_latentode.app.forecast_table import crossing_outputs, forecast_table
 

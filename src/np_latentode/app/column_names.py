@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from np_latentode.data.covariates import KINDS
+from np_latentode.data.covariates import KINDS as KINDS_OF_STATIC
 from np_latentode.data.files import read_names
+from np_latentode.data.inputs import CONSTANT, KINDS as KINDS_OF_INPUTS, asked_kinds
 
 __all__ = ["named_kinds", "named_values", "split_names"]
 
@@ -18,13 +19,14 @@ def named_values(
     values: Sequence[str] | None,
     log: Sequence[str] | None,
     static: Sequence[str] | None,
+    inputs: Sequence[str] | None,
     **names: Any,
 ) -> dict[str, Any]:
-    """The arguments `values`, `log` and `static` of `fit_table`, from texts with names and commas.
+    """The arguments `values`, `log`, `static` and `inputs` of `fit_table`, from texts with commas.
 
     Args:
         data: the table. It is read if there are commas.
-        values, log, static: the texts.
+        values, log, static, inputs: the texts. An input may have its kind, as in dose=event.
         names: the arguments id, time, feature and value.
     """
 
@@ -35,14 +37,18 @@ def named_values(
 
     def columns() -> list[str]:
         own = names | {"feature": None, "value": None}
-        listed = read_names(data, **own, values=[names["value"] or "values"])
-        return [*listed, *(f"{name}={kind}" for name in listed for kind in KINDS)]
+        return read_names(data, **own, values=[names["value"] or "values"])
+
+    def with_kinds(kinds: Sequence[str]) -> list[str]:
+        return [x for name in columns() for x in (name, *(f"{name}={kind}" for kind in kinds))]
 
     split = split_names("values", values, known)
+    given = split_names("inputs", inputs, lambda: with_kinds(KINDS_OF_INPUTS))
     return {
         "values": split,
         "log": split_names("log", log, lambda: split or known()),
-        "static": _with_kinds(split_names("static", static, columns)),
+        "static": _with_kinds(split_names("static", static, lambda: with_kinds(KINDS_OF_STATIC))),
+        "inputs": asked_kinds(dict(_named_kind(text) for text in given)),
     }
 
 
@@ -51,7 +57,7 @@ def _with_kinds(names: Sequence[str]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for name in names:
         column, _, kind = name.rpartition("=")
-        found |= {column: kind} if column and kind in KINDS else {name: None}
+        found |= {column: kind} if column and kind in KINDS_OF_STATIC else {name: None}
     return found
 
 
@@ -83,6 +89,12 @@ def named_kinds(given: Sequence[str] | None) -> dict[str, str]:
                 f"{text!r}."
             )
     return kinds
+
+
+def _named_kind(text: str) -> tuple[str, str]:
+    """The name of an input, and its kind."""
+    name, given, kind = text.rpartition("=")
+    return (name.strip(), kind.strip()) if given else (text, CONSTANT)
 
 
 def split_names(

@@ -44,6 +44,7 @@ def forecast_table(
     *,
     until: str | None = None,
     ahead: float | None = None,
+    plan: Path | None = None,
     points: int | None = None,
     every: float | None = None,
     on: Sequence[str] = (),
@@ -66,6 +67,8 @@ def forecast_table(
         until: the last time to forecast, a number or a date as in the table.
         ahead: instead, how far to forecast beyond each trajectory's last observation; for dates,
             in the unit of the fit.
+        plan: a table with rows of inputs that are added, such as future doses; see
+            `Trajectories.with_plan`.
         points: the number of times per trajectory, evenly spaced after its last observation.
             Default: 50.
         every: instead, the distance of the times, from the last observation on and up to the end.
@@ -107,6 +110,8 @@ def forecast_table(
     model = shortest_reach(fitted)
     known = read_known(model, labels, data)
     check_kinds(known, dict(zip(labels.features, kinds(fitted), strict=True)), data=data)
+    if plan is not None:
+        known = known.with_plan(plan)
     context, times = _asked(when, model, known)
     make = signals if asked_about else forecast
     options: Any = dict(inference=asked, num_samples=draws)
@@ -189,6 +194,7 @@ def read_known(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
     )
     columns |= dict(feature=labels.feature, value=labels.value, since=labels.since)
     columns |= dict(static=dict(zip(labels.static, labels.levels, strict=True)))
+    columns |= dict(inputs=dict(zip(labels.inputs, labels.kinds, strict=True)))
     try:
         context = Trajectories.from_file(
             data, **columns, origin=labels.origin, unit=labels.unit or "D"

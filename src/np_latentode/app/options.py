@@ -23,6 +23,7 @@ __all__ = [
     "Id",
     "Inference",
     "InferenceOfFit",
+    "Inputs",
     "Kinds",
     "Known",
     "LatentDim",
@@ -42,6 +43,7 @@ __all__ = [
     "OverwriteFiles",
     "OverwriteFit",
     "Patience",
+    "Plan",
     "Plot",
     "PlotEffect",
     "Points",
@@ -138,6 +140,15 @@ Static = Annotated[
         help="Columns of what does not change within an id, such as age at entry, sex or arm; "
         "separated by commas or repeated. Numbers or categories, empty where not known; where "
         "categories are numbers, say diet=category. Forecasts depend on them."
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Columns of what is given over time and known ahead, separated by commas or repeated, "
+        "each with its kind: dose=event for amounts given at once, temp=linear for what is "
+        "interpolated, treated or treated=constant for what holds until the next row. Forecasts "
+        "depend on them, past and future."
     ),
 ]
 Unit = Annotated[
@@ -274,6 +285,13 @@ Thresholds = Annotated[
         help="Such as 'bili > 2', or with <, >= or <=; can be repeated. Writes when it is crossed "
         "into .crossing and .first_crossing files beside the output. A crossing between two of the "
         "times is not seen, so take them dense."
+    ),
+]
+Plan = Annotated[
+    Path | None,
+    typer.Option(
+        help="Table of ids, times and inputs, such as future doses, that are given besides those "
+        "in DATA."
     ),
 ]
 Quantiles = Annotated[

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from np_latentode.data.given import table_times, table_values
+from np_latentode.data.inputs import EVENT
 from np_latentode.data.kinds import BERNOULLI, COUNTS, NUMBERS
 from np_latentode.data.labels import UNITS, Labels, shown_time
 from np_latentode.data.trajectories import Trajectories
@@ -65,7 +66,7 @@ def trajectories_table(trajectories: Trajectories) -> str:
         x = values[..., j][mask[..., j]]
         about = _shown(np.array([x.min(), np.median(x), x.max()])) if x.size else ["-"] * 3
         rows.append((name, f"{x.size}", f"{1 - x.size / seen.sum():.0%}", *about))
-    lines += [*_aligned(rows), *_covariates(trajectories)]
+    lines += [*_aligned(rows), *_covariates(trajectories), *_inputs(trajectories)]
     return "\n".join(lines)
 
 
@@ -82,6 +83,26 @@ def _covariates(trajectories: Trajectories) -> list[str]:
             about = ", ".join(f"{level} {n}" for level, n in zip(levels, counts, strict=True))
         missing = f", missing {np.sum(~known)}" if not known.all() else ""
         lines.append(f"static {name}, by id: {about}{missing}")
+    return lines
+
+
+def _inputs(trajectories: Trajectories) -> list[str]:
+    """A line for each input: its kind, its range, and to how many ids it is given."""
+    inputs, names = trajectories.inputs, trajectories.names
+    if inputs is None:
+        return []
+    lines = []
+    for j, (name, kind) in enumerate(zip(names.inputs, names.kinds, strict=True)):
+        x = inputs.given_values[..., j]
+        given = ~np.isnan(x) & ((x != 0) | (kind != EVENT))
+        about = (
+            " to ".join(_shown(np.array([x[given].min(), x[given].max()])))
+            if given.any()
+            else "none"
+        )
+        lines.append(
+            f"input {name} ({kind}): {about}, in {given.sum()} rows of {given.any(1).sum()} ids"
+        )
     return lines
 
 

@@ -20,6 +20,7 @@ class Columns:
             and of the result.
         start: of the time from which the times of each id are counted.
         static: of static covariates.
+        inputs: of inputs.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Columns:
     value: str | None = None
     start: str | None = None
     static: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -41,6 +43,7 @@ class Columns:
         value: str | int | None = None,
         start: str | int | None = None,
         static: Iterable[str] = (),
+        inputs: Iterable[str] = (),
     ) -> Columns:
         """The columns that a user names.
 
@@ -50,13 +53,16 @@ class Columns:
         names = [values] if isinstance(values, (str, int)) else values
         pair = [None if name is None else str(name) for name in (feature, value, start)]
         covariates = tuple(map(str, static))
-        self = cls(str(id), str(time), tuple(map(str, names)), *pair, static=covariates)
+        given = tuple(map(str, inputs))
+        self = cls(
+            str(id), str(time), tuple(map(str, names)), *pair, static=covariates, inputs=given
+        )
         if (feature is None) != (value is None):
             raise ValueError(
                 "feature and value must be given together, the column of what was measured and the "
                 f"column of the result; got {feature!r} and {value!r}."
             )
-        if not self.numbers or len(set(self.read)) != len(self.read):
+        if not (self.numbers or self.inputs) or len(set(self.read)) != len(self.read):
             what = self.arguments
             least = ", and values at least one" if feature is None else ""
             raise ValueError(f"{what} must name different columns{least}; got {[*self.read]}.")
@@ -69,7 +75,9 @@ class Columns:
         """The arguments that name the columns, as messages list them."""
         names = ["id", "time", *([] if self.start is None else ["since"])]
         names += ["static"] if self.static else []
-        names += ["values"] if self.feature is None else ["feature", "value"]
+        names += ["inputs"] if self.inputs else []
+        if self.numbers:
+            names += ["values"] if self.feature is None else ["feature", "value"]
         return f"{', '.join(names[:-1])} and {names[-1]}"
 
     @property
@@ -88,7 +96,13 @@ class Columns:
         return (self.time,) if self.start is None else (self.time, self.start)
 
     @property
+    def beside(self) -> tuple[str, ...]:
+        """The columns of what is known besides measurements."""
+        return (*self.static, *self.inputs)
+
+    @property
     def read(self) -> tuple[str, ...]:
         """All columns that are read."""
         start = () if self.start is None else (self.start,)
-        return (self.id, self.time, *self.texts[1:], *start, *self.static, *self.numbers)
+        known = (*self.texts[1:], *start, *self.beside)
+        return (self.id, self.time, *known, *self.numbers)

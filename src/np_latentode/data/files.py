@@ -23,12 +23,22 @@ from np_latentode.data.csv_files import csv_column_names, read_csv, write_csv, z
 from np_latentode.data.excel_files import read_sheet, write_excel
 from np_latentode.data.frames import as_frame
 from np_latentode.data.given import Rows
+from np_latentode.data.inputs import asked_kinds
+from np_latentode.data.labels import Labels
 from np_latentode.data.long_tables import feature_names
 from np_latentode.data.problems import MalformedRows, Problems
 from np_latentode.data.records import column_names, read_records
-from np_latentode.data.tables import from_rows
+from np_latentode.data.tables import from_rows, plan_rows
 
-__all__ = ["check_path", "read_columns", "read_names", "read_rows", "read_table", "write_table"]
+__all__ = [
+    "check_path",
+    "read_columns",
+    "read_names",
+    "read_plan",
+    "read_rows",
+    "read_table",
+    "write_table",
+]
 
 
 def read_rows(
@@ -39,6 +49,7 @@ def read_rows(
     origin: Any = None,
     unit: str = "D",
     static: Any = (),
+    inputs: Any = (),
     **names: Any,
 ) -> Rows:
     """The rows of the table in a file by trajectory, as `tables.from_rows` gives them.
@@ -46,14 +57,15 @@ def read_rows(
     Arguments and errors are those of `Trajectories.from_file`; `names` are those of columns.
     """
     try:
-        asked = asked_levels(static)
-        columns = Columns.of(**names, start=start_column(since), static=asked)
+        asked, kinds = asked_levels(static), asked_kinds(inputs)
+        of: Any = dict(static=asked, inputs=kinds)
+        columns = Columns.of(**names, start=start_column(since), **of)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     df, problems = read_columns(path, columns)
     try:
         settings: Any = dict(log=log, since=since, origin=origin, unit=unit, static=asked)
-        return from_rows(df, columns, **settings, problems=problems)
+        return from_rows(df, columns, **settings, kinds=kinds, problems=problems)
     except MalformedRows:
         raise
     except ValueError as error:
@@ -76,6 +88,18 @@ def read_table(
         OSError: if the system cannot read the file.
     """
     return read_columns(path, Columns.of(id=id, time=time, values=values))
+
+
+def read_plan(path: str | os.PathLike[str], labels: Labels) -> tuple[Any, ...]:
+    """The rows of the plan in a file, as `tables.plan_rows` gives them; so are the errors."""
+    columns = Columns.of(id=labels.id, time=labels.time, inputs=labels.inputs)
+    df, problems = read_columns(path, columns)
+    try:
+        return plan_rows(df, labels, problems)
+    except MalformedRows:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_columns(path: str | os.PathLike[str], columns: Columns) -> tuple[pd.DataFrame, Problems]:

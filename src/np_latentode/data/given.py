@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from np_latentode.data.inputs import Inputs
 from np_latentode.data.labels import Labels
 
 __all__ = ["Given", "Rows", "pad_rows", "table_times", "table_values"]
@@ -51,6 +52,7 @@ class Rows(NamedTuple):
     labels: Labels
     static: np.ndarray | None = None
     """Static covariates, shape (trajectory, covariate)."""
+    inputs: Inputs | None = None
 
 
 def pad_rows(rows: Rows) -> tuple[Given, np.ndarray]:

@@ -58,6 +58,8 @@ class Labels:
             then counted from each window's start, and `since` only says how the table is read.
         static: the names of the columns of static covariates.
         levels: the categories of each of these; none for numbers.
+        inputs: the names of the columns of inputs.
+        kinds: the kind of each of these; see `Inputs`.
     """
 
     ids: tuple[Any, ...]
@@ -75,6 +77,8 @@ class Labels:
     span: float | None = None
     static: tuple[str, ...] = ()
     levels: tuple[tuple[str, ...], ...] = ()
+    inputs: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
 
     @property
     def own_clocks(self) -> bool:
@@ -93,7 +97,7 @@ class Labels:
             (x.features, x.unit, x.log, x.zone, x.span, x.static, x.levels, *x._counted_from)
             for x in (self, other)
         )
-        return ours == theirs
+        return ours == theirs and (self.inputs, self.kinds) == (other.inputs, other.kinds)
 
     @property
     def _counted_from(self) -> tuple[Any, Any]:
@@ -213,7 +217,9 @@ class Labels:
             clock = f", times in {self.unit} from {self.origin}{'Z' if self.zone else ''}"
         names = (f"log({name})" if name in self.log else name for name in self.features)
         static = f", static {', '.join(map(self._described, self.static))}" if self.static else ""
-        return f"values {', '.join(names)}{static}{clock}"
+        given = [f"{x} ({kind})" for x, kind in zip(self.inputs, self.kinds, strict=True)]
+        inputs = f", inputs {', '.join(given)}" if given else ""
+        return f"values {', '.join(names)}{static}{inputs}{clock}"
 
     def _described(self, static: str) -> str:
         """A static covariate, with its levels."""

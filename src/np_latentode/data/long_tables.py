@@ -13,7 +13,15 @@ from np_latentode.data.entries import shown
 from np_latentode.data.far import warn_user
 from np_latentode.data.problems import Problems
 
-__all__ = ["asked_rows", "feature_names", "gather", "numbered", "spread", "warn_of_mixture"]
+__all__ = [
+    "asked_rows",
+    "feature_names",
+    "gather",
+    "merged",
+    "numbered",
+    "spread",
+    "warn_of_mixture",
+]
 
 
 def numbered(entries: Iterable[Any]) -> tuple[list[Any], np.ndarray]:
@@ -34,7 +42,8 @@ def spread(
     """A long table with a column for each feature instead of one for all, and the features.
 
     A row stays a row, with a single measurement. Of a row whose feature is not read, only the id
-    counts: it stays if it is the first of its id, as such an id is still a trajectory.
+    counts: it stays if it is the first of its id, as such an id is still a trajectory. Rows that
+    give inputs stay as well, and need no feature.
 
     Args:
         frame: a table with rows; ids, times, features and values.
@@ -44,14 +53,14 @@ def spread(
     Raises:
         ValueError: if none of the features occurs, or one is called as the column of ids or times.
     """
-    what = _measured(frame, columns)
+    what, giving = _measured(frame, columns), _giving(frame, columns)
     if not columns.values:
-        absent = [name is None for name in what]
+        absent = np.array([name is None for name in what]) & ~giving
         rule = "must say in each row what was measured"
         problems.check(str(columns.feature), rule, absent, lambda row: "nothing")
         problems.raise_if_any()
     features = _features(what, columns)
-    asked = asked_rows(what, columns)
+    asked = asked_rows(what, columns) | giving
     stays = asked | _first_rows(frame[columns.id])
     rows = np.flatnonzero(stays)
     problems.keep(stays)
@@ -60,7 +69,7 @@ def spread(
     table = {
         columns.id: _taken(frame[columns.id], rows),
         columns.time: _taken(frame[columns.time], _with_times(frame[columns.time], rows, asked)),
-        **{name: _taken(frame[name], rows) for name in (*columns.times[1:], *columns.static)},
+        **{name: _taken(frame[name], rows) for name in (*columns.times[1:], *columns.beside)},
         **_columns(_taken(frame[str(columns.value)], rows), where),
     }
     return nw.from_dict(table, backend=frame.implementation), features
@@ -88,12 +97,20 @@ def _features(what: Sequence[str | None], columns: Columns) -> tuple[str, ...]:
             f"values must be entries of column {columns.feature!r}; got {shown([*features])}, and "
             f"it has {shown(known)}."
         )
-    if taken := {columns.id, *columns.times, *columns.static} & {*features}:
+    if taken := {columns.id, *columns.times, *columns.beside} & {*features}:
         raise ValueError(
             "features must not have the names of the columns of ids, times and covariates; got "
             f"{shown(sorted(taken))} in column {columns.feature!r}."
         )
     return features
+
+
+def _giving(frame: nw.DataFrame, columns: Columns) -> np.ndarray:
+    """True for the rows that hold an input."""
+    giving = np.zeros(len(frame), bool)
+    for name in columns.inputs:
+        giving |= np.array([entry is not None for entry in _entries(frame[name])], bool)
+    return giving
 
 
 def _entries(column: nw.Series) -> list[Any]:
@@ -167,6 +184,35 @@ def gather(who: np.ndarray, when: np.ndarray, what: np.ndarray) -> np.ndarray:
     gathered = np.full(what.shape, np.nan)
     gathered[first, features] = what[rows, features]
     return gathered
+
+
+def merged(*tables: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Tables with ids, times and numbers side by side: the k-th rows of one id and time as one.
+
+    Args:
+        tables: each with the ids (row,), the times (row,) in order within an id, and numbers
+            (row, column).
+
+    Returns:
+        Ids and times, in this order, and the numbers of each table, NaN where it has no such row.
+    """
+    whole = [np.concatenate([table[c] for table in tables]) for c in (0, 1)]
+    of = np.repeat(np.arange(len(tables)), [len(table[0]) for table in tables])
+    order = np.lexsort((of, whole[1], whole[0]))
+    who, when, of = whole[0][order], whole[1][order], of[order]
+    rank = _counted(who, when, of)
+    again = np.lexsort((rank, when, who))
+    order, keys = order[again], [key[again] for key in (who, when, rank)]
+    new = _counted(*keys) == 0
+    row = np.empty(len(order), int)
+    row[order] = np.cumsum(new) - 1
+    found, first = [keys[0][new], keys[1][new]], 0
+    for ids, _, numbers in tables:
+        made = np.full((int(new.sum()), numbers.shape[1]), np.nan)
+        made[row[first : first + len(ids)]] = numbers
+        found.append(made)
+        first += len(ids)
+    return tuple(found)
 
 
 def _counted(*keys: np.ndarray) -> np.ndarray:

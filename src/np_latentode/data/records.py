@@ -90,10 +90,15 @@ def _table(
         if needed is not None and not needed.all():
             asked = [x if need else "" for x, need in zip(asked, needed.tolist(), strict=True)]
         table[name] = read_numbers(asked, name, problems, comma=comma)
+    giving = np.zeros(len(entries[columns.id]), bool)
+    for name in columns.inputs:
+        table[name] = read_numbers(entries[name], name, problems, comma=comma)
+        giving |= ~np.isnan(table[name])
     frame = pd.DataFrame(table)
     for name in columns.times:
         when = entries[name]
         only = needed if name == columns.time else None
+        only = None if only is None else only | giving
         times, zone = read_times(when, name, problems, comma=comma, needed=only)
         frame[name] = pd.Series(times).dt.tz_localize("UTC") if zone else times
     for name in columns.static:

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from np_latentode.data.covariates import Covariates
 from np_latentode.data.far import usual, warn_user
+from np_latentode.data.inputs import Inputs, InputUnits, event_times
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import as_floats, is_concrete
 from np_latentode.data.offset import Offset
@@ -38,6 +39,7 @@ class Scaling:
             origin or unit of time, are refused.
         offset: that of the training data; model and guide take it off all others as well.
         covariates: how static covariates become numbers. Default: none are read.
+        inputs: the units of inputs. Default: none are read.
     """
 
     loc: np.ndarray
@@ -47,6 +49,7 @@ class Scaling:
     labels: Labels | None = field(default=None, repr=False)
     offset: Offset = field(default=Offset(), repr=False)
     covariates: Covariates | None = field(default=None, repr=False)
+    inputs: InputUnits | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("loc", "scale"):
@@ -83,8 +86,8 @@ class Scaling:
 
         Args:
             train: the trajectories that the model will be fitted on.
-            t0: the time of z0. Default: the earliest observed time of `train`, if it is not far
-                outside; 0 for windows, as their clock begins there.
+            t0: the time of z0. Default: the earliest observed time of `train`, or that of an event
+                before, if it is not far outside; 0 for windows, as their clock begins there.
 
         Raises:
             ValueError: if a feature is never observed, or an observation is earlier than t0.
@@ -99,7 +102,7 @@ class Scaling:
             )
         times = given.times[mask.any(-1)]
         times = times[usual(times)]
-        begin = float(times.min()) if train.names.span is None else 0.0
+        begin = _first_time(times, train) if train.names.span is None else 0.0
         t0 = begin if t0 is None else float(t0)
         known = [values[..., j][mask[..., j]] for j in range(train.num_features)]
         near = [x[usual(x)] for x in known]
@@ -113,8 +116,10 @@ class Scaling:
         span = max(float(times.max()) - t0, 0.0)
         static = train.given_static
         covariates = None if static is None else Covariates.fit(static, train.names)
+        given = train.inputs
+        inputs = None if given is None else InputUnits.fit(given, train.names.inputs)
         unit_of_time = (span or 1.0) / SPAN
-        scaling = cls(loc, unit, t0, unit_of_time, train.labels, train.offset, covariates)
+        scaling = cls(loc, unit, t0, unit_of_time, train.labels, train.offset, covariates, inputs)
         scaling.check(train, name="train")
         _warn_of_staggered(train)
         return scaling
@@ -143,10 +148,27 @@ class Scaling:
                 f"{name} must have the static covariates of the training data, "
                 f"{', '.join(self.covariates.names)}, NaN where missing; got none."
             )
+        self._check_inputs(trajectories, name)
         if is_concrete(trajectories.times, trajectories.mask):
             # In NumPy: inside `jax.jit`, JAX would trace these operations even on known values.
             observed = np.asarray(trajectories.mask).any(-1)
             self.check_times(trajectories.given.times[observed], name=name)
+
+    def _check_inputs(self, trajectories: Trajectories, name: str) -> None:
+        if self.inputs is None:
+            return
+        inputs, asked = trajectories.inputs, ", ".join(self.inputs.names)
+        if inputs is None or inputs.kinds != self.inputs.kinds:
+            kinds = "none" if inputs is None else f"the kinds {', '.join(inputs.kinds)}"
+            raise ValueError(
+                f"{name} must have the inputs of the training data, {asked} "
+                f"({', '.join(self.inputs.kinds)}); got {kinds}."
+            )
+        # Of a window, what was given before is part of the state at its start.
+        labels = trajectories.labels or self.labels
+        span = None if labels is None else labels.span
+        if inputs.events and span is None and is_concrete(inputs.times, inputs.values):
+            self.check_times(event_times(inputs), name=f"the events of {name}")
 
     def check_times(self, times: Array | np.ndarray, *, name: str) -> None:
         """Refuses times that are not finite or earlier than t0, if their values are known."""
@@ -173,6 +195,8 @@ class Scaling:
         )
         if self.covariates is not None and not self.covariates.like(other.covariates):
             return False
+        if self.inputs is not None and not self.inputs.like(other.inputs):
+            return False
         if self.labels is None or other.labels is None:
             return ours == theirs and self.labels is other.labels
         return ours == theirs and self.labels.like(other.labels)
@@ -197,6 +221,13 @@ class Scaling:
             return None
         return self.covariates.encode(static)
 
+    def scale_inputs(self, inputs: Inputs | None) -> Inputs | None:
+        """Inputs as networks read them; None if none are read. Their offset must be that of the
+        scaling."""
+        if self.inputs is None or inputs is None:
+            return None
+        return inputs.scaled(self.scale_times(inputs.times), self.inputs.encode(inputs.values))
+
     def check_row(self, static: Any) -> Array:
         """The static covariates of one trajectory, shape (covariate,).
 
@@ -211,6 +242,20 @@ class Scaling:
                 f"data; got shape {row.shape}."
             )
         return row
+
+    def check_given(self, inputs: Inputs | None) -> Inputs | None:
+        """The inputs of one trajectory; None for none.
+
+        Raises:
+            ValueError: if none are read, or they are of other kinds or of several trajectories.
+        """
+        kinds = () if self.inputs is None else self.inputs.kinds
+        if inputs is not None and (inputs.kinds != kinds or len(inputs) != 1):
+            raise ValueError(
+                f"inputs must be of one trajectory, of the kinds of the training data, "
+                f"{', '.join(kinds) or 'none'}; got {inputs}."
+            )
+        return inputs
 
     def scale_values(
         self, values: Float[Array, "*batch feature"]
@@ -228,6 +273,14 @@ class Scaling:
     @staticmethod
     def _as_array(numbers: ArrayLike) -> Array:
         return jnp.asarray(numbers, dtype=jnp.result_type(float))
+
+
+def _first_time(times: np.ndarray, train: Trajectories) -> float:
+    """The first of these times and of the events."""
+    first = float(times.min())
+    given = np.zeros(0) if train.inputs is None else event_times(train.inputs)
+    given = given[usual(given)]
+    return min(first, float(given.min())) if given.size else first
 
 
 def _warn_of_staggered(train: Trajectories) -> None:

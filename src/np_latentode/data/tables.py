@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import narwhals as nw
 import numpy as np
+from jaxtyping import Float
 
 from np_latentode.data.clocks import (
     FIRST,
@@ -23,9 +24,10 @@ from np_latentode.data.covariates import Asked, read_static
 from np_latentode.data.far import warn_of_far_rows
 from np_latentode.data.frames import as_frame
 from np_latentode.data.given import Given, Rows, table_times, table_values
+from np_latentode.data.inputs import Inputs, pad_inputs
 from np_latentode.data.kinds import BERNOULLI, COUNTS, all_fit
 from np_latentode.data.labels import UNITS, Labels, shown_time
-from np_latentode.data.long_tables import gather, numbered, spread, warn_of_mixture
+from np_latentode.data.long_tables import gather, merged, numbered, spread, warn_of_mixture
 from np_latentode.data.offset import Offset
 from np_latentode.data.problems import Problems
 
@@ -35,6 +37,7 @@ __all__ = [
     "check_quantiles",
     "forecast_columns",
     "from_rows",
+    "plan_rows",
     "tidy_forecast",
     "to_rows",
 ]
@@ -49,13 +52,14 @@ def from_rows(
     origin: Any = None,
     unit: str = "D",
     static: Mapping[str, Asked] | None = None,
+    kinds: Mapping[str, str] | None = None,
     problems: Problems | None = None,
 ) -> Rows:
     """The rows of a long table by trajectory, in the order of their first rows, and the labels.
 
     Arguments and errors are those of `Trajectories.from_dataframe`. `problems` holds the errors
     that were found while the rows were read from a file; `static` the names and levels of static
-    covariates, as `asked_levels` gives them.
+    covariates, as `asked_levels` gives them; `kinds` those of inputs.
     """
     problems, log = problems or Problems(), _listed(log)
     id, time = columns.id, columns.time
@@ -64,6 +68,8 @@ def from_rows(
     clock = read_clock(frame[time], time, as_numbers, problems, origin=origin, unit=unit)
     _check_size(clock.times, time, problems)
     own = np.stack([_values(frame[name], name, name in log, problems) for name in values], axis=1)
+    kinds = kinds or {}
+    given_inputs = read_inputs(frame, [*kinds], problems)
     problems.raise_if_any()
     _warn_of_far_rows(clock, own, (time, *values), log, problems)
     ids, codes = numbered(who)
@@ -84,11 +90,68 @@ def from_rows(
     )
     if found is not None:
         labels = replace(labels, static=columns.static, levels=found.levels)
+    inputs = None
+    if kinds:
+        labels = replace(labels, inputs=tuple(kinds), kinds=tuple(kinds.values()))
+        inputs = pad_inputs(codes, when, given_inputs, labels.kinds, clock.table_times)
     what = labels.modelled(own)
     of_each = _rows_by_id(codes, when, what)
     _check_precision(frame[time], id, time, when, of_each, problems)
     given = Given(when, what, clock.table_times, own if logged else None)
-    return Rows(given, of_each, labels, None if found is None else found.numbers)
+    return Rows(given, of_each, labels, None if found is None else found.numbers, inputs)
+
+
+def plan_rows(
+    df: Any, labels: Labels, problems: Problems | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of a table that only gives inputs: numbers of ids, times and amounts.
+
+    Args:
+        df: a table with the columns of ids, times and inputs.
+        labels: of the trajectories that it is for.
+        problems: those found while it was read from a file.
+
+    Raises:
+        MalformedRows: a ValueError that lists the rows with an unknown id, and all others that
+            `from_rows` refuses.
+        ValueError: if the table lacks a column, or holds times of another kind.
+    """
+    problems = problems or Problems()
+    if len({*labels.ids}) < len(labels.ids):
+        raise ValueError(
+            "plan must be for trajectories with different ids; got windows, whose ids repeat."
+        )
+    columns = Columns.of(id=labels.id, time=labels.time, inputs=labels.inputs)
+    frame = as_frame(df, columns, problems)
+    who = as_ids(frame[labels.id], labels.id, problems)
+    places = {name: place for place, name in enumerate(labels.ids)}
+    unknown = [entry not in places for entry in who]
+    rule = "must hold ids of the table that the plan is for"
+    problems.check(labels.id, rule, unknown, lambda row: repr(who[row]))
+    clock = read_clock(frame[labels.time], labels.time, as_numbers, problems, unit=labels.unit or "D")
+    if (clock.origin is None, clock.zone) != (labels.origin is None, labels.zone):
+        kind = "numbers" if labels.origin is None else "dates"
+        kind += " with a time zone" if labels.zone else ""
+        raise ValueError(f"plan must hold {kind} in column {labels.time!r}, as the table does.")
+    amounts = read_inputs(frame, labels.inputs, problems)
+    problems.raise_if_any()
+    ids, times = np.array([places[entry] for entry in who], int), clock.times
+    if clock.origin is not None and labels.origin is not None:
+        times = times + (clock.origin - labels.origin) / UNITS[labels.unit or "D"]
+    return ids, times - np.array(labels.starts)[ids] if labels.starts else times, amounts
+
+
+def read_inputs(
+    frame: nw.DataFrame, names: Sequence[str], problems: Problems
+) -> Float[np.ndarray, "row input"]:
+    """The numbers of the columns of inputs, NaN where nothing new is given."""
+    found = np.full((len(frame), len(names)), np.nan)
+    for j, name in enumerate(names):
+        found[:, j] = as_numbers(frame[name], name)
+        rule = "must be finite, or empty where nothing new is given"
+        problems.check(name, rule, np.isinf(found[:, j]), found[:, j].__getitem__)
+        _check_size(found[:, j], name, problems)
+    return found
 
 
 def _wide(
@@ -176,19 +239,38 @@ def _check_precision(
 
 
 def to_rows(
-    given: Given, mask: np.ndarray, labels: Labels, static: np.ndarray | None, *, backend: Any
+    given: Given,
+    mask: np.ndarray,
+    labels: Labels,
+    static: np.ndarray | None,
+    inputs: Inputs | None,
+    *,
+    backend: Any,
 ) -> Any:
-    """A table with a row for each observed time, empty where a feature was not observed."""
+    """A table with a row for each observed time, empty where a feature was not observed.
+
+    What is given at an observed time is in its row; what is given at another has its own row.
+    """
     i, k = np.nonzero(mask.any(-1))
     seen = np.where(mask, table_values(given, labels), np.nan)[i, k]
+    times, rest = table_times(given, labels)[i, k], {}
+    if inputs is not None:
+        own = inputs.table_times
+        own = labels.calendar(inputs.given_times) if own is None else own
+        n, row = np.nonzero(~np.isnan(inputs.given_values).all(-1))
+        i, times, seen, amounts = merged(
+            (i, times, seen), (n, own[n, row], inputs.given_values[n, row])
+        )
+        rest = {name: amounts[:, j] for j, name in enumerate(labels.inputs)}
     columns = {
         labels.id: [labels.ids[n] for n in i],
-        labels.time: table_times(given, labels)[i, k],
+        labels.time: times,
         **_static_columns(static, labels, i),
         **{name: seen[:, j] for j, name in enumerate(labels.features)},
+        **rest,
     }
     numbers = [name for name, some in zip(labels.static, labels.levels, strict=True) if not some]
-    return _to_native(columns, labels, (*numbers, *labels.features), backend)
+    return _to_native(columns, labels, (*numbers, *labels.features, *rest), backend)
 
 
 def _static_columns(

@@ -18,7 +18,8 @@ from np_latentode.data.clocks import start_column
 from np_latentode.data.columns import Columns
 from np_latentode.data.covariates import Names, asked_levels
 from np_latentode.data.given import Given, Rows, pad_rows
-from np_latentode.data.labels import Labels
+from np_latentode.data.inputs import Inputs, Kinds, asked_kinds
+from np_latentode.data.labels import UNITS, Labels
 from np_latentode.data.numbers import (
     Numbers,
     as_doubles,
@@ -30,7 +31,7 @@ from np_latentode.data.numbers import (
 )
 from np_latentode.data.offset import Offset
 from np_latentode.data.ragged import pad
-from np_latentode.data.tables import from_rows, to_rows
+from np_latentode.data.tables import from_rows, plan_rows, to_rows
 from np_latentode.data.windows import window_rows
 
 __all__ = ["Trajectories"]
@@ -44,7 +45,7 @@ class Trajectories:
     are padded: their last time is repeated and their mask is False. Unobserved values are stored as
     zero, so that nothing can depend on them.
 
-    A pytree: `jax.jit`, `jax.tree.map` and `jax.vmap` see its three arrays. `len` counts
+    A pytree: `jax.jit`, `jax.tree.map` and `jax.vmap` see its arrays. `len` counts
     trajectories. An index selects trajectories: an integer, a slice, or an index array.
 
     `times` and `values` are JAX arrays, less `offset`. The offset is 0 unless single precision
@@ -61,6 +62,8 @@ class Trajectories:
             not NaN.
         static: covariates that do not change, shape (trajectory, covariate); NaN means missing.
             Default: none. Categories of a table are the places among their levels.
+        inputs: what is given over time, such as doses and temperature, past and future; an entry
+            per trajectory. Default: none.
 
     Raises:
         ValueError: if shapes disagree, there is no trajectory, times decrease or are not finite,
@@ -71,11 +74,12 @@ class Trajectories:
     values: Float[Array, "trajectory time feature"]
     mask: Bool[Array, "trajectory time feature"]
     static: Float[Array, "trajectory covariate"] | None = None
+    inputs: Inputs | None = None
 
     offset: Offset = Offset()
     labels: Labels | None = None
 
-    _arrays = ("times", "values", "mask", "static")
+    _arrays = ("times", "values", "mask", "static", "inputs")
     _given: Given | None = None
     _static: np.ndarray | None = None
 
@@ -86,10 +90,12 @@ class Trajectories:
         mask: Numbers | None = None,
         *,
         static: Numbers | None = None,
+        inputs: Inputs | None = None,
     ):
         if not is_concrete(times, values, mask, static):
             self._trace(as_floats("times", times), as_floats("values", values), mask)
             self.static = None if static is None else as_floats("static", static)
+            self._keep_inputs(inputs)
             return
         when, what = as_doubles("times", times), as_doubles("values", values)
         observed = ~np.isnan(what)
@@ -101,6 +107,7 @@ class Trajectories:
         check_values(what, observed)
         self._keep(Given(when, what), observed)
         self._keep_static(None if static is None else as_doubles("static", static))
+        self._keep_inputs(inputs)
 
     def _trace(self, times: Array, values: Array, mask: Any) -> None:
         """Keeps what a transformation of JAX computes: its numbers cannot be checked."""
@@ -131,6 +138,18 @@ class Trajectories:
         if np.isinf(static).any():
             raise ValueError(f"static must be finite, or NaN where missing; got {static}.")
         self._static, self.static = static, as_floats("static", static)
+
+    def _keep_inputs(self, inputs: Inputs | None) -> None:
+        """Keeps inputs, less the offset of the times."""
+        if inputs is None:
+            return
+        if not isinstance(inputs, Inputs) or len(inputs) != len(self):
+            came = len(inputs) if isinstance(inputs, Inputs) else type(inputs).__name__
+            raise ValueError(
+                f"inputs must be a np_latentode.Inputs of {len(self)} trajectories, as the values "
+                f"are; got {came}."
+            )
+        self.inputs = inputs.at_offset(self.offset.time)
 
     @classmethod
     def from_ragged[T: Trajectories](
@@ -167,6 +186,7 @@ class Trajectories:
         origin: Any = None,
         unit: str = "D",
         static: Names = (),
+        inputs: Kinds = (),
     ) -> T:
         """Trajectories from a table: each row holds an id, a time, and measurements.
 
@@ -200,6 +220,11 @@ class Trajectories:
                 column of numbers, or of true and false, is a number. A mapping says more:
                 {"diet": "category"} where categories are numbers, "number", the categories in their
                 order as ["placebo", "drug"], or None.
+            inputs: the columns of what is given over time and known ahead, such as a temperature or
+                a treatment, past and future: numbers, empty where nothing new is given. All rows of
+                an id count, also those without measurements and those after the last one. A mapping
+                names their kinds, as {"dose": "event", "temp": "linear"}; see `Inputs`. Default
+                kind: constant. Several events of one id and time add up.
 
         Raises:
             MalformedRows: a ValueError that lists all rows without id or time, with an infinite
@@ -208,10 +233,10 @@ class Trajectories:
             ValueError: if the table lacks a column, has no rows, or holds text.
         """
         names: dict[str, Any] = dict(id=id, time=time, values=values, feature=feature, value=value)
-        asked = asked_levels(static)
-        columns = Columns.of(**names, start=start_column(since), static=asked)
+        asked, kinds = asked_levels(static), asked_kinds(inputs)
+        columns = Columns.of(**names, start=start_column(since), static=asked, inputs=kinds)
         settings: Any = dict(log=log, since=since, origin=origin, unit=unit, static=asked)
-        return cls._from_rows(from_rows(df, columns, **settings))
+        return cls._from_rows(from_rows(df, columns, **settings, kinds=kinds))
 
     @classmethod
     def from_file[T: Trajectories](
@@ -228,6 +253,7 @@ class Trajectories:
         origin: Any = None,
         unit: str = "D",
         static: Names = (),
+        inputs: Kinds = (),
     ) -> T:
         """Trajectories from a file that holds a table; see `from_dataframe`.
 
@@ -235,7 +261,7 @@ class Trajectories:
             path: of a .csv, .tsv, .xlsx, .parquet or .nc (netCDF) file; .csv and .tsv may be
                 compressed, as .csv.gz. `csv_files.read_csv` says how texts are read; ids stay text.
                 Of .xlsx, the first sheet is read. An index and coordinates are columns.
-            id, time, values, feature, value, log, since, origin, unit, static: as in
+            id, time, values, feature, value, log, since, origin, unit, static, inputs: as in
                 `from_dataframe`.
 
         Raises:
@@ -250,7 +276,7 @@ class Trajectories:
 
         names = dict(id=id, time=time, values=values, feature=feature, value=value)
         settings: Any = dict(log=log, since=since, origin=origin, unit=unit, static=static)
-        return cls._from_rows(read_rows(path, **names, **settings))
+        return cls._from_rows(read_rows(path, **names, **settings, inputs=inputs))
 
     @classmethod
     def _from_rows[T: Trajectories](cls: type[T], rows: Rows) -> T:
@@ -258,19 +284,21 @@ class Trajectories:
         given, mask = pad_rows(rows)
         self._keep(given, mask)
         self._keep_static(rows.static)
+        self._keep_inputs(rows.inputs)
         self.labels = rows.labels
         return self
 
     def to_dataframe(self, *, backend: Any = "pandas") -> Any:
         """A table of the observations: one row per id and time, empty where not observed.
 
-        Times, values and static covariates are those of the original table, to the last bit.
+        Times, values, static covariates and inputs are those of the original table, to the last
+        bit. What is given at another time than that of an observation has a row of its own.
 
         Args:
             backend: the library of the data frame: "pandas", "polars" or "pyarrow".
         """
         mask, names = np.asarray(self.mask), self.names
-        return to_rows(self.given, mask, names, self.given_static, backend=backend)
+        return to_rows(self.given, mask, names, self.given_static, self.inputs, backend=backend)
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
         """Writes the table of `to_dataframe` to a file, whole or not at all.
@@ -295,6 +323,10 @@ class Trajectories:
             return self.labels
         features = tuple(f"x_{j}" for j in range(self.num_features))
         labels = Labels(tuple(range(len(self))), features)
+        if self.inputs is not None:
+            kinds = self.inputs.kinds
+            given = tuple(f"u_{j}" for j in range(len(kinds)))
+            labels = replace(labels, inputs=given, kinds=kinds)
         if self.static is None:
             return labels
         static = tuple(f"s_{c}" for c in range(self.static.shape[1]))
@@ -335,6 +367,72 @@ class Trajectories:
             time: one time for all, or one per trajectory, shape (trajectory,).
         """
         return self._where(self.times > self._per_trajectory(time))
+
+    def with_inputs[T: Trajectories](self: T, inputs: Inputs | Trajectories) -> T:
+        """The same trajectories with other inputs: what would be, if these were given?
+
+        Args:
+            inputs: one entry per trajectory; or other trajectories with inputs and labels of the
+                same table, of which those of the same ids are taken.
+
+        Raises:
+            ValueError: if they are of other kinds, or there are none of an id.
+        """
+        if isinstance(inputs, Trajectories):
+            inputs = self._inputs_of(inputs)
+        changed = self._replace(inputs=None)
+        changed._keep_inputs(inputs)
+        if self.labels is not None and not self.labels.inputs:
+            given = tuple(f"u_{j}" for j in range(len(inputs.kinds)))
+            changed.labels = replace(self.labels, inputs=given, kinds=inputs.kinds)
+        if self.inputs is not None and inputs.kinds != self.inputs.kinds:
+            raise ValueError(
+                f"inputs must be of the kinds {', '.join(self.inputs.kinds)}; got "
+                f"{', '.join(inputs.kinds)}."
+            )
+        return changed
+
+    def _inputs_of(self, others: Trajectories) -> Inputs:
+        """The inputs of the trajectories of the same ids."""
+        if others.inputs is None:
+            raise ValueError("inputs must be of trajectories that have some; got none.")
+        if not self.names.like(others.names):
+            raise ValueError(f"inputs must be of a table of {self.names}; got {others.names}.")
+        ours, theirs = self.names, others.names
+        places = {name: place for place, name in enumerate(theirs.ids)}
+        if absent := [name for name in ours.ids if name not in places]:
+            raise ValueError(f"inputs must be of every {ours.id}; got none of {absent[0]!r}.")
+        index = np.array([places[name] for name in ours.ids])
+        if not (ours.starts and theirs.starts):
+            return others.inputs[index]
+        # Each trajectory has a clock of its own, which may start at another time there.
+        starts = np.array(ours.starts) - np.array(theirs.starts)[index]
+        if ours.origin is not None and theirs.origin is not None:
+            starts = starts - (theirs.origin - ours.origin) / UNITS[ours.unit or "D"]
+        return others.inputs.shifted(index, starts, others.inputs.table_times)
+
+    def with_plan[T: Trajectories](self: T, plan: Any) -> T:
+        """The same trajectories, to which more is given: the rows of a plan are added.
+
+        Args:
+            plan: a data frame as in `from_dataframe`, or the path of a file as in `from_file`,
+                with the columns of ids, times and inputs. Rows may be past or future.
+
+        Raises:
+            MalformedRows: a ValueError that lists the rows with an id that is not among these, and
+                all others that `from_dataframe` refuses.
+            ValueError: if it lacks a column, or the trajectories have no inputs.
+        """
+        if not self.names.inputs:
+            raise ValueError("plan must be of inputs; got one, and the trajectories have none.")
+        if isinstance(plan, (str, os.PathLike)):
+            from np_latentode.data.files import read_plan
+
+            rows = read_plan(plan, self.names)
+        else:
+            rows = plan_rows(plan, self.names)
+        inputs = self.inputs or Inputs.none(len(self), self.names.kinds, self.times.dtype)
+        return self.with_inputs(inputs.with_rows(*rows))
 
     def split[T: Trajectories](self: T, share: float = 0.5) -> tuple[T, T]:
         """Splits each trajectory in time: early observations to forecast from, and late ones to
@@ -389,7 +487,8 @@ class Trajectories:
         keeps the id of its trajectory, so `names.ids` repeat, and `to_dataframe` lists an
         observation once for each window that holds it. `names.starts` are the starts, so
         `names.calendar(times)` gives the table's own times, and `names.counted(dates)` the times in
-        each window. Slots without observations are gone. So is what a subclass adds.
+        each window. Slots without observations are gone. So is what a subclass adds. A window has
+        all inputs of its trajectory; events before its start are part of the state there.
 
         Warns if a trajectory has no window, and is left out.
 
@@ -405,7 +504,13 @@ class Trajectories:
         """
         return Trajectories._from_rows(
             window_rows(
-                self.given, np.asarray(self.mask), self.names, self.given_static, span, step
+                self.given,
+                np.asarray(self.mask),
+                self.names,
+                self.given_static,
+                self.inputs,
+                span,
+                step,
             )
         )
 
@@ -452,7 +557,7 @@ class Trajectories:
         given = given._replace(values=np.where(hidden, np.nan, given.values))
         flat = given.each(lambda array: array.reshape(-1, *array.shape[2:]))
         rows = [length * i + np.flatnonzero(~gone[i]) for i in range(count)]
-        return self._from_rows(Rows(flat, rows, self.names, self.given_static))
+        return self._from_rows(Rows(flat, rows, self.names, self.given_static, self.inputs))
 
     def at_slots[T: Trajectories](self: T, slots: Array | np.ndarray) -> T:
         """The same trajectories with these slots of each, shape (trajectory, slot)."""
@@ -472,7 +577,8 @@ class Trajectories:
             return self
         given = self.given
         times, values = _less(given, np.asarray(self.mask), offset)
-        return self._replace(times=times, values=values, offset=offset, _given=given)
+        inputs = None if self.inputs is None else self.inputs.at_offset(offset.time)
+        return self._replace(times=times, values=values, offset=offset, _given=given, inputs=inputs)
 
     def replace_arrays[T: Trajectories](self: T, times: Any, values: Any, mask: Any) -> T:
         """Trajectories of other arrays with the same offset, unchecked: for use inside of JAX."""

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from np_latentode.data.far import warn_user
 from np_latentode.data.given import Given, Rows, table_times
+from np_latentode.data.inputs import Inputs
 from np_latentode.data.labels import Labels
 from np_latentode.data.offset import Offset
 
@@ -50,6 +51,7 @@ def window_rows(
     mask: Bool[np.ndarray, "trajectory time feature"],
     labels: Labels,
     static: np.ndarray | None,
+    inputs: Inputs | None,
     span: float,
     step: float | None,
 ) -> Rows:
@@ -84,9 +86,13 @@ def window_rows(
     )
     first = windows.bounds[:-1]
     starts = (seen.last[windows.rows] - before_last)[first]
+    if inputs is not None:
+        own = inputs.table_times
+        own = labels.calendar(inputs.given_times) if own is None else own
+        inputs = inputs.shifted(i[first], starts, own)
     labels = _labels(labels, i[first], starts, span)
     static = None if static is None else static[i[first]]
-    return Rows(columns, np.split(np.arange(len(times)), first[1:]), labels, static)
+    return Rows(columns, np.split(np.arange(len(times)), first[1:]), labels, static, inputs)
 
 
 def _labels(labels: Labels, of: np.ndarray, starts: np.ndarray, span: float) -> Labels:

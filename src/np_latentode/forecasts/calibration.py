@@ -212,7 +212,9 @@ def simulation_ranks(
     z0_key, x_key, draw_key, tie_key = jax.random.split(rng_key, 4)
     z0 = jnp.asarray(prior(fitted).sample(z0_key, (len(like),)))
     at = observed_times(model, like)
-    x = draw_x(x_key, fitted, z0[None], at, like.offset, static=like.static)["x"][0]
+    x = draw_x(x_key, fitted, z0[None], at, like.offset, static=like.static, inputs=like.inputs)[
+        "x"
+    ][0]
     seen = like.replace_arrays(like.times, jnp.where(like.mask, x, 0.0), like.mask)
     draws = draw_codes(inference, draw_key, fitted, seen, num_samples)
     share = jax.random.uniform(tie_key, z0.shape)

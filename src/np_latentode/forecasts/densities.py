@@ -11,6 +11,7 @@ import numpyro.handlers as handlers
 from jaxtyping import Array, Float
 
 from np_latentode.data.buckets import buckets, trimmed
+from np_latentode.data.inputs import Inputs
 from np_latentode.data.numbers import is_concrete
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.emissions import of_each
@@ -100,7 +101,8 @@ def log_predictive(
     context = check_context(context, model.scaling)
     target = check_context(target, model.scaling, name="target")
     if not model.remembers:
-        context = nothing_seen(model.less(target.offset), target.times, context.static)
+        given: Any = dict(static=context.static, inputs=context.inputs)
+        context = nothing_seen(model.less(target.offset), target.times, **given)
     else:
         check_new(context, target)
     max_steps = model.steps_to(both(target.times, observed_times(model, context)), target.offset)
@@ -163,14 +165,21 @@ def observed_times(model: LatentODE, trajectories: Trajectories) -> Float[Array,
     return jnp.where(trajectories.observed, trajectories.times, t0)
 
 
-def nothing_seen(model: LatentODE, times: Array, static: Array | None = None) -> Trajectories:
-    """As many trajectories without observations; their covariates are unknown by default."""
-    covariates = model.scaling.covariates
+def nothing_seen(
+    model: LatentODE, times: Array, static: Array | None = None, inputs: Inputs | None = None
+) -> Trajectories:
+    """As many trajectories without observations.
+
+    By default, their covariates are unknown, and nothing is given to them.
+    """
+    covariates, units = model.scaling.covariates, model.scaling.inputs
     if covariates is not None and static is None:
         static = covariates.unknown(len(times))
+    if units is not None and inputs is None:
+        inputs = Inputs.none(len(times), units.kinds, times.dtype)
     shape = (len(times), 1, len(model.scaling.loc))
     t0 = jnp.full(shape[:2], model.scaling.t0, times.dtype)
-    arrays = (t0, jnp.zeros(shape, times.dtype), jnp.zeros(shape, bool), static)
+    arrays = (t0, jnp.zeros(shape, times.dtype), jnp.zeros(shape, bool), static, inputs)
     return Trajectories.tree_unflatten({}, arrays)
 
 

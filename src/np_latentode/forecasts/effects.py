@@ -14,6 +14,7 @@ from scipy.stats import t as student_t
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.covariates import Covariates
+from np_latentode.data.inputs import Inputs
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
@@ -120,7 +121,10 @@ def effect(
     place, pair = _compared(scaling.covariates, column, between)
     at = prediction_times(times, 1, scaling, offset=scaling.offset, name="times")
     both = _with_entries(jnp.asarray(trajectories.static), place, pair, scaling.covariates)
-    each = [_of_member(rng_key, one, both, at[0], num_samples) for one in fitted.members]
+    each = [
+        _of_member(rng_key, one, both, trajectories.inputs, at[0], num_samples)
+        for one in fitted.members
+    ]
     groups, weights, jackknife = _groups(fitted)
     found = np.stack(
         [
@@ -191,15 +195,21 @@ def _with_entries(
 
 
 def _of_member(
-    rng_key: Array, fitted: Fitted, both: tuple[Array, Array], times: Array, num_samples: int
+    rng_key: Array,
+    fitted: Fitted,
+    both: tuple[Array, Array],
+    inputs: Inputs | None,
+    times: Array,
+    num_samples: int,
 ) -> Float[np.ndarray, "time feature"]:
     """The effect under one member; both forecasts have the same draws of z0."""
     count = len(both[0])
     z0 = jnp.asarray(prior(fitted).sample(rng_key, (num_samples, count)))
     rows, offset = jnp.broadcast_to(times, (count, len(times))), fitted.scaling.offset
+    options: Any = [dict(static=static, inputs=inputs) for static in both]
     first, second = (
-        np.asarray(draw_x(rng_key, fitted, z0, rows, offset, static=static)["x_mean"], float)
-        for static in both
+        np.asarray(draw_x(rng_key, fitted, z0, rows, offset, **given)["x_mean"], float)
+        for given in options
     )
     return (second - first).mean((0, 1))
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from np_latentode.data.buckets import buckets, trimmed
 from np_latentode.data.checks import check_counts
+from np_latentode.data.inputs import Inputs, warn_of_held
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import Numbers, is_concrete
 from np_latentode.data.offset import Offset
@@ -62,6 +63,7 @@ def prior_predictive(
     times: Numbers,
     *,
     static: Numbers | None = None,
+    inputs: Inputs | None = None,
     num_samples: int = 200,
 ) -> dict[str, Any]:
     """Draws of trajectories of which nothing was observed.
@@ -74,6 +76,7 @@ def prior_predictive(
         times: shape (time,), in original units.
         static: the static covariates, shape (covariate,), as a row of `Trajectories.static`.
             Default: unknown, which counts as the average of the training data.
+        inputs: what is given, of one trajectory. Default: nothing.
         num_samples: the number of draws.
 
     Returns:
@@ -89,13 +92,16 @@ def prior_predictive(
     at = prediction_times(times, 1, scaling, offset=scaling.offset, name="times")
     _check_reach(fitted, times)
     row = None if static is None else scaling.check_row(static)
+    given = scaling.check_given(inputs)
 
     def draw(share: Share) -> dict[str, Any]:
         z0_key, x_key = jax.random.split(share.rng_key)
         z0 = jnp.asarray(prior(share.fitted).sample(z0_key, (1, share.num_samples)))
         rows = jnp.broadcast_to(at, (share.num_samples, at.shape[1]))
         known = None if row is None else jnp.tile(row, (share.num_samples, 1))
-        draws = draw_x(x_key, share.fitted, z0, rows, scaling.offset, static=known)
+        same = None if given is None else given[np.zeros(share.num_samples, int)]
+        options: Any = dict(static=known, inputs=same)
+        draws = draw_x(x_key, share.fitted, z0, rows, scaling.offset, **options)
         draws = in_table_units(draws, scaling.offset, scaling.labels)
         return {name: values[0] for name, values in draws.items()}
 
@@ -120,8 +126,8 @@ def decode(
         z0: draws from any distribution.
         times: in original units.
         context: what was seen of each trajectory, which a likelihood with a residual process
-            continues, and its static covariates. Default: nothing was seen, and covariates are
-            unknown.
+            continues, its static covariates and its inputs. Default: nothing was seen, covariates
+            are unknown, and nothing is given.
         draws_at_once: the number of draws solved side by side, which bounds the memory.
 
     Raises:
@@ -151,6 +157,7 @@ def draw_x(
     *,
     context: Trajectories | None = None,
     static: Array | None = None,
+    inputs: Inputs | None = None,
     slots: tuple[np.ndarray, ...] | None = None,
     draws_at_once: int = DRAWS_AT_ONCE,
     reading: Reading = mean_and_x,
@@ -158,17 +165,20 @@ def draw_x(
     """Draws of `z0`, `x_mean` and `x` as they are modelled: all numbers are less the offset.
 
     They are at all times; or at the given slots only, with one axis (slot,) in place of two. They
-    continue what a context shows, if the likelihood remembers it. Static covariates are those of
-    the context; without one, they are `static`, or unknown. With another `reading`, they are what
-    that keeps.
+    continue what a context shows, if the likelihood remembers it. Static covariates and inputs are
+    those of the context; without one, they are `static` and `inputs`, or unknown and none. With
+    another `reading`, they are what that keeps.
     """
     model = fitted.model
+    if context is not None:
+        static, inputs = context.static, context.inputs
+    # All other numbers are less the offset, and so their own offset is 0.
+    inputs = None if inputs is None else inputs.less(offset.time)
     if context is None or not model.remembers:
         # Without memory, the model uses nothing of the context but its number of trajectories.
-        static = static if context is None else context.static
-        context, latest = nothing_seen(model.less(offset), times, static), times
+        context, latest = nothing_seen(model.less(offset), times, static, inputs), times
     else:
-        arrays = (*less_offset(context, offset), context.mask, context.static)
+        arrays = (*less_offset(context, offset), context.mask, static, inputs)
         context = Trajectories.tree_unflatten({}, arrays)
         latest = both(times, observed_times(model.less(offset), context))
     return _draw_x(
@@ -302,6 +312,8 @@ def draw_forecast(
     offset = context.offset
     at = prediction_times(times, len(context), scaling, offset=offset, name="times")
     _check_reach(fitted, times)
+    if scaling.inputs is not None:
+        warn_of_held(context.inputs, at, scaling.inputs.names)
     kept: dict[str, Any] = dict(context=context, draws_at_once=draws_at_once, reading=reading)
 
     def draw(share: Share) -> dict[str, Any]:
@@ -374,7 +386,7 @@ def decode_observed(
 ) -> dict[str, np.ndarray]:
     """Decodes given z0 at the observed times of a target and at no others.
 
-    Static covariates are those of the target.
+    Static covariates and inputs are those of the target.
 
     Args:
         rng_key: a key.
@@ -398,6 +410,7 @@ def decode_observed(
         slots, at = np.nonzero(np.asarray(part.observed)), observed_times(model, part)
         seen = None if context is None else trimmed(context[rows])
         options: dict[str, Any] = dict(context=seen, static=part.static, slots=slots)
+        options |= dict(inputs=part.inputs)
         made = draw_x(key, fitted, z0[:, rows], at, target.offset, **options)
         where = place[rows[slots[0]], slots[1]]
         for name, values in draws.items():

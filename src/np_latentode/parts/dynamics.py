@@ -13,13 +13,14 @@ __all__ = ["BoundedDynamics", "LinearDynamics", "MLPDynamics", "TimeMLPDynamics"
 
 
 class MLPDynamics(nnx.Module):
-    """An autonomous field, dz/dt = MLP(z); or dz/dt = MLP([z, s]), with static covariates s.
+    """An autonomous field, dz/dt = MLP(z); or dz/dt = MLP([z, u]) with u = [inputs(t), s].
 
     Args:
         latent_dim: the dimension of z.
         width, depth: the units per hidden layer, and the number of hidden layers.
         from_zero: whether the field starts at 0 everywhere, as the residual of a `LinearDynamics`.
-        num_covariates: the entries of s. Default: none.
+        num_covariates: the entries of s, static covariates. Default: none.
+        num_inputs: the number of constant and linear inputs. Default: none.
     """
 
     def __init__(
@@ -30,20 +31,22 @@ class MLPDynamics(nnx.Module):
         depth: int = 1,
         from_zero: bool = False,
         num_covariates: int = 0,
+        num_inputs: int = 0,
         rngs: nnx.Rngs,
     ):
         self.latent_dim, self.width, self.depth = latent_dim, width, depth
         self.from_zero, self.num_covariates = from_zero, num_covariates
-        sizes = (latent_dim + num_covariates, *(width,) * depth, latent_dim)
+        self.num_inputs = num_inputs
+        sizes = (latent_dim + num_inputs + num_covariates, *(width,) * depth, latent_dim)
         self.field = mlp(sizes, from_zero=from_zero, rngs=rngs)
 
     def __call__(
         self,
         t: Float[Array, ""],
         z: Float[Array, "trajectory latent"],
-        s: Float[Array, "trajectory entry"] | None = None,
+        u: Float[Array, "trajectory entry"] | None = None,
     ) -> Float[Array, "trajectory latent"]:
-        return self.field(z if s is None else jnp.concatenate([z, s], axis=-1))
+        return self.field(z if u is None else jnp.concatenate([z, u], axis=-1))
 
 
 class TimeMLPDynamics(nnx.Module):
@@ -79,8 +82,8 @@ class LinearDynamics(nnx.Module):
         matrix: A at the start of training, shape (latent, latent).
         drift: c at the start, shape (latent,).
         residual: a field of its own, an nnx module `(t, z) -> dz/dt`, such as
-            `MLPDynamics(latent_dim, from_zero=True)`. It may read static covariates, `(t, z, s)`.
-            Default: none.
+            `MLPDynamics(latent_dim, from_zero=True)`. It may read inputs and static covariates,
+            `(t, z, u)`. Default: none.
 
     Raises:
         ValueError: if the shapes do not fit, or the residual is no module.
@@ -100,15 +103,16 @@ class LinearDynamics(nnx.Module):
             )
         self.residual = check_residual("dynamics", residual)
         self.num_covariates = getattr(residual, "num_covariates", 0)
+        self.num_inputs = getattr(residual, "num_inputs", 0)
 
     def __call__(
         self,
         t: Float[Array, ""],
         z: Float[Array, "trajectory latent"],
-        *s: Float[Array, "trajectory entry"],
+        *u: Float[Array, "trajectory entry"],
     ) -> Float[Array, "trajectory latent"]:
         slope = z @ self.matrix[...].T + self.drift[...]
-        return slope if self.residual is None else slope + self.residual(t, z, *s)
+        return slope if self.residual is None else slope + self.residual(t, z, *u)
 
 
 class BoundedDynamics(nnx.Module):
@@ -120,7 +124,7 @@ class BoundedDynamics(nnx.Module):
     in each dimension.
 
     Args:
-        dynamics: the field f, an nnx module `(t, z) -> dz/dt` or `(t, z, s) -> dz/dt`.
+        dynamics: the field f, an nnx module `(t, z) -> dz/dt` or `(t, z, u) -> dz/dt`.
         speed: the bound, in units of z per unit of scaled time.
 
     Raises:
@@ -134,11 +138,12 @@ class BoundedDynamics(nnx.Module):
             raise ValueError(f"speed must be positive and finite; got {speed}.")
         self.dynamics, self.speed = dynamics, speed
         self.num_covariates = getattr(dynamics, "num_covariates", 0)
+        self.num_inputs = getattr(dynamics, "num_inputs", 0)
 
     def __call__(
         self,
         t: Float[Array, ""],
         z: Float[Array, "trajectory latent"],
-        *s: Float[Array, "trajectory entry"],
+        *u: Float[Array, "trajectory entry"],
     ) -> Float[Array, "trajectory latent"]:
-        return self.speed * jnp.tanh(self.dynamics(t, z, *s) / self.speed)
+        return self.speed * jnp.tanh(self.dynamics(t, z, *u) / self.speed)

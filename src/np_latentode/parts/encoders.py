@@ -17,7 +17,7 @@ from np_latentode.data.checks import check_counts
 from np_latentode.parts.modules import check_module, gru_cell, mlp
 from np_latentode.parts.solve import Solver, solve
 
-__all__ = ["GRU", "ODERNN", "CovariateEncoder", "PathODE", "SummaryEncoder"]
+__all__ = ["GRU", "ODERNN", "CovariateEncoder", "InputEncoder", "PathODE", "SummaryEncoder"]
 
 
 class ODERNN(nnx.Module):
@@ -232,16 +232,54 @@ class CovariateEncoder(nnx.Module):
         check_module("encoder", encoder)
         check_counts(num_covariates=num_covariates)
         self.encoder, self.num_covariates = encoder, num_covariates
+        self.num_inputs = getattr(encoder, "num_inputs", 0)
 
     def __call__(
         self,
         times: Float[Array, "trajectory time"],
         values: Float[Array, "trajectory time feature"],
         mask: Bool[Array, "trajectory time feature"],
-        s: Float[Array, "trajectory entry"],
+        *inputs_and_s: Array,
     ) -> Float[Array, "trajectory hidden"]:
         encoder: Any = self.encoder
-        return jnp.concatenate([encoder(times, values, mask), s], axis=-1)
+        *inputs, s = inputs_and_s
+        return jnp.concatenate([encoder(times, values, mask, *inputs), s], axis=-1)
+
+
+class InputEncoder(nnx.Module):
+    """Another encoder, which reads inputs at the observed times as further features.
+
+    features = encoder(times, [x, u], [m, observed])
+
+    At each observed time, u has the constant and linear inputs; and of each event the amount that
+    was given before, and the time since it was last given (`Inputs.read`).
+
+    Args:
+        encoder: an nnx module of that many features more, such as
+            `ODERNN(num_features + num_inputs)`.
+        num_inputs: the entries of u: one for each constant or linear input, two for each event.
+
+    Raises:
+        ValueError: if the encoder is no module.
+    """
+
+    def __init__(self, encoder: nnx.Module, num_inputs: int):
+        check_module("encoder", encoder)
+        check_counts(num_inputs=num_inputs)
+        self.encoder, self.num_inputs = encoder, num_inputs
+
+    def __call__(
+        self,
+        times: Float[Array, "trajectory time"],
+        values: Float[Array, "trajectory time feature"],
+        mask: Bool[Array, "trajectory time feature"],
+        u: Float[Array, "trajectory time entry"],
+    ) -> Float[Array, "trajectory hidden"]:
+        encoder: Any = self.encoder
+        seen = jnp.broadcast_to(mask.any(-1, keepdims=True), u.shape)
+        # Nothing can depend on what is not observed.
+        read = jnp.concatenate([values, jnp.where(seen, u, 0.0)], axis=-1)
+        return encoder(times, read, jnp.concatenate([mask, seen], axis=-1))
 
 
 def _read_backwards(

@@ -131,7 +131,15 @@ class MixedModel(NamedTuple):
         variance = np.einsum("nkp,nfpq,nkq->nkf", t, blocks, t, optimize=True) + self.noise**2
         return (known * norm.logpdf(x, expected, np.sqrt(variance))).sum((1, 2))
 
-    def parts(self, *, width: int, link: Link | None = None, rngs: nnx.Rngs) -> dict[str, Any]:
+    def parts(
+        self,
+        *,
+        width: int,
+        link: Link | None = None,
+        num_inputs: int = 0,
+        num_readings: int = 0,
+        rngs: nnx.Rngs,
+    ) -> dict[str, Any]:
         """Dynamics, decoder, encoder and posterior of a latent ODE that starts as this model.
 
         With N = the shift of derivatives, D = the factors from coefficients to derivatives of
@@ -146,6 +154,8 @@ class MixedModel(NamedTuple):
             width: the units of the hidden layer of each network.
             link: of a likelihood that reads the decoder on another scale. Default: in the units of
                 x.
+            num_inputs: the constant and linear inputs that the residual of the field reads.
+            num_readings: the entries of inputs that the encoder reads.
             rngs: the random keys that initialise them.
         """
         features, powers = len(self.noise), self.degree + 1
@@ -160,6 +170,7 @@ class MixedModel(NamedTuple):
         basis, effects = (a.reshape(by_power).transpose(1, 0, 2) for a in (lower, self.effects))
         field: Any = dict(width=width, from_zero=True, num_covariates=entries)
         link = Link(np.zeros(features), np.ones(features)) if link is None else link
+        field |= dict(num_inputs=num_inputs)
         parts = {
             "dynamics": LinearDynamics(
                 solve_triangular(root, shift @ root, lower=True),
@@ -176,6 +187,9 @@ class MixedModel(NamedTuple):
                 self.mean.reshape(features, powers).T,
                 np.log(self.noise),
                 effects if entries else None,
+                num_inputs=num_readings,
+                width=width,
+                rngs=rngs,
             ),
             "posterior": RegressionNormal(size, width=width, rngs=rngs),
         }

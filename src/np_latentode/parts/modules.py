@@ -29,6 +29,7 @@ __all__ = [
     "feature_dim",
     "free",
     "gru_cell",
+    "inputs_read",
     "mlp",
     "output_shape",
     "parameter_names",
@@ -45,6 +46,7 @@ CALLS = {
     "decoder": "z -> decoded",
     "prior": "() -> distribution",
     "shift": "s -> what is added to z0",
+    "jump": "amounts -> what is added to z",
     "encoder": "(times, values, mask) -> features",
     "posterior": "features -> distribution",
 }
@@ -201,6 +203,21 @@ def covariates_read(name: str, part: Any, num_covariates: int) -> bool:
     return bool(count)
 
 
+def inputs_read(name: str, part: Any, num_inputs: int) -> bool:
+    """Whether a part reads inputs: it says how many entries of them.
+
+    Raises:
+        ValueError: if it reads another number of entries than there are.
+    """
+    count = getattr(part, "num_inputs", 0)
+    if count and count != num_inputs:
+        what = "constant and linear inputs" if name == "dynamics" else "entries of inputs"
+        raise ValueError(
+            f"{name} must read as many {what} as the scaling has, {num_inputs}; got {count}."
+        )
+    return bool(count)
+
+
 def told(part: Callable[..., Any], s: Array | None) -> Callable[..., Any]:
     """A bound part that reads s, as a function of its other inputs."""
     inner = jax.tree_util.Partial(part)
@@ -239,19 +256,24 @@ def output_shape(name: str, part: Part, *inputs: Array) -> tuple[int, ...]:
     return _abstract(name, part, lambda output: output, *inputs).shape
 
 
-def feature_dim(encoder: Part, num_features: int, num_covariates: int = 0) -> int:
+def feature_dim(
+    encoder: Part, num_features: int, num_covariates: int = 0, num_inputs: int = 0
+) -> int:
     """The number of features that the encoder returns per trajectory.
 
     Args:
         encoder: the part.
         num_features: of x.
         num_covariates: the entries of s, for an encoder that reads them.
+        num_inputs: the entries of inputs at each time, likewise.
 
     Raises:
         ValueError: if it does not return one row per trajectory.
     """
     values = jnp.zeros((1, 1, num_features))
     inputs = [values[..., 0], values, values.astype(bool)]
+    if inputs_read("encoder", encoder, num_inputs):
+        inputs.append(jnp.zeros((1, 1, num_inputs)))
     if covariates_read("encoder", encoder, num_covariates):
         inputs.append(jnp.zeros((1, num_covariates)))
     shape = output_shape("encoder", encoder, *inputs)

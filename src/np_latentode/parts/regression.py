@@ -8,7 +8,8 @@ it is a guide with learned mean, basis and noise, which any number of observatio
 leads to a posterior: nothing has to be learned of how observations add up. It is the recognition
 model with conjugate potentials of Johnson et al. 2016, with linear ones.
 
-With static covariates s, the mean curve is mean_j(t) + effects_j(t) . s.
+With static covariates s, the mean curve is mean_j(t) + effects_j(t) . s. With inputs, a network of
+what `Inputs.read` says of them at t_k is added to it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ class RegressionEncoder(nnx.Module):
             shape (feature,).
         effects: the coefficients of static covariates in the mean curve at the start, shape
             (power, feature, entry). Default: none are read.
+        num_inputs: the entries of inputs at each time, of which a network that starts at 0 is added
+            to the mean curve. Default: none are read.
+        width: the units of its hidden layer.
+        rngs: the random keys that initialise it; needed with inputs only.
 
     Raises:
         ValueError: if the shapes do not fit, or a number is not finite.
@@ -57,6 +62,10 @@ class RegressionEncoder(nnx.Module):
         mean: Float[ArrayLike, "power feature"],
         log_noise: Float[ArrayLike, " feature"],
         effects: Float[ArrayLike, "power feature entry"] | None = None,
+        *,
+        num_inputs: int = 0,
+        width: int = 32,
+        rngs: nnx.Rngs | None = None,
     ):
         self.basis, self.mean = free("basis", basis, 3), free("mean", mean, 2)
         self.log_noise = free("log_noise", log_noise, 1)
@@ -67,6 +76,10 @@ class RegressionEncoder(nnx.Module):
                 f"feature) and (feature,); got {self.basis.shape}, {self.mean.shape} and "
                 f"{self.log_noise.shape}."
             )
+        self.num_inputs, self.width = num_inputs, width
+        sizes = (num_inputs, width, features)
+        network = mlp(sizes, from_zero=True, rngs=rngs or nnx.Rngs(0)) if num_inputs else None
+        self.given = network
         self.effects = None if effects is None else free("effects", effects, 3)
         self.num_covariates = 0 if self.effects is None else self.effects.shape[-1]
         if self.effects is not None and self.effects.shape[:2] != (powers, features):
@@ -80,7 +93,7 @@ class RegressionEncoder(nnx.Module):
         times: Float[Array, "trajectory time"],
         values: Float[Array, "trajectory time feature"],
         mask: Bool[Array, "trajectory time feature"],
-        s: Float[Array, "trajectory entry"] | None = None,
+        *inputs_and_s: Array,
     ) -> Float[Array, "trajectory hidden"]:
         basis, noise = self.basis[...], jnp.exp(self.log_noise[...])
         # A floor, so that single precision can invert the sum of a thousand terms.
@@ -90,7 +103,9 @@ class RegressionEncoder(nnx.Module):
         known = mask.astype(values.dtype)
         curve = t @ self.mean[...]
         if self.effects is not None:
-            curve += jnp.einsum("nkp,pfs,ns->nkf", t, self.effects[...], s)
+            curve += jnp.einsum("nkp,pfs,ns->nkf", t, self.effects[...], inputs_and_s[-1])
+        if self.given is not None:
+            curve += self.given(inputs_and_s[0])
         deviation = known * (values - curve)
         # Summed over times first: a matrix of powers for each feature is small.
         moments = jnp.einsum("nkf,nkp,nkq->nfpq", known, t, t)

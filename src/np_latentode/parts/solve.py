@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from np_latentode.data.checks import check_counts
 
-__all__ = ["Dynamics", "Solver", "solve"]
+__all__ = ["Dynamics", "Solver", "checked", "explicit_step", "is_explicit", "solve"]
 
 Dynamics = Callable[[Array, Array], Array]
 """A vector field `(t, z) -> dz/dt`, with a scalar t and z of shape (trajectory, latent)."""
@@ -151,9 +151,7 @@ def solve(
     z = _read_off(jnp.clip(times, 0, end), grid, states, slopes)
     # This includes states that are not returned, as gradients flow through all states.
     diverged = ~jnp.isfinite(states).all((0, 2))
-    if not solver.throw:
-        return jnp.where((diverged | steps.failed)[:, None, None], jnp.nan, z)
-    return _raise_if_failed(z, diverged, steps, solver)
+    return checked(z, diverged, steps.ran_out, steps.failed, solver)
 
 
 class _Steps(NamedTuple):
@@ -180,13 +178,20 @@ LONGEST_SCAN = 256
 """The most steps of a scan. It runs through all of them, though it skips those after the end."""
 
 
-def _can_scan(solver: Solver) -> bool:
-    """Whether steps are explicit, constant and not too many, with an adjoint that a scan serves."""
+def is_explicit(solver: Solver) -> bool:
+    """Whether steps are those of an explicit Runge-Kutta method, and constant."""
     return (
         isinstance(solver.method, diffrax.AbstractERK)
         and type(solver.method).step is diffrax.AbstractERK.step
         and type(solver.method.tableau) is diffrax.ButcherTableau
         and type(solver.controller) is diffrax.ConstantStepSize
+    )
+
+
+def _can_scan(solver: Solver) -> bool:
+    """Whether steps are explicit, constant and not too many, with an adjoint that a scan serves."""
+    return (
+        is_explicit(solver)
         and type(solver.adjoint) in (diffrax.RecursiveCheckpointAdjoint, diffrax.ForwardMode)
         and solver.max_steps <= LONGEST_SCAN
     )
@@ -208,7 +213,7 @@ def _integrate_by_scan(dynamics: Dynamics, z0: Array, end: Array, solver: Solver
             # From the end on, steps have no length. So they evaluate nothing but the slope at the
             # end, and gradients are finite wherever those of this slope are.
             dt = dt0 * (time < end)
-            return _explicit_step(slope, jnp.minimum(time, end), z, dt, solver.method)
+            return explicit_step(slope, jnp.minimum(time, end), z, dt, solver.method)
 
         # Of all solves under vmap: if the condition were each one's own, all steps would be taken.
         needed = eqxi.unvmap_any(time <= end)
@@ -221,7 +226,7 @@ def _integrate_by_scan(dynamics: Dynamics, z0: Array, end: Array, solver: Solver
     return _Steps(jnp.where(times <= end, times, jnp.inf), states, slopes, ran_out, ran_out)
 
 
-def _explicit_step(
+def explicit_step(
     slope: Dynamics, t: Array, z: Array, dt: Array, method: Any
 ) -> tuple[Array, Array]:
     """The state one step later, and the slope now."""
@@ -277,17 +282,20 @@ def _read_off(
     return each(times, states, slopes)
 
 
-def _raise_if_failed(z: Array, diverged: Array, steps: _Steps, solver: Solver) -> Array:
+def checked(z: Array, diverged: Array, ran_out: Array, failed: Array, solver: Solver) -> Array:
+    """The states of a solve, or what the solver says of a solve that failed."""
+    if not solver.throw:
+        return jnp.where((diverged | failed)[:, None, None], jnp.nan, z)
     z = eqx.error_if(
         z,
-        steps.ran_out,
+        ran_out,
         f"The ODE solve ran out of steps before the latest time: max_steps={solver.max_steps}, "
         f"dt0={solver.dt0} (scaled time). Raise max_steps or dt0 of the Solver, or loosen its "
         "controller's tolerances.",
     )
     return eqx.branched_error_if(
         z,
-        diverged.any() | steps.failed,
+        diverged.any() | failed,
         jnp.argmax(diverged),
         [
             f"The ODE solve diverged: row {row} of its batch stopped being finite. Use a bounded "

@@ -18,7 +18,8 @@ from np_latentode.data.scaling import Scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.decoder import MLPDecoder
 from np_latentode.parts.dynamics import MLPDynamics
-from np_latentode.parts.encoders import ODERNN, CovariateEncoder
+from np_latentode.parts.encoders import ODERNN, CovariateEncoder, InputEncoder
+from np_latentode.parts.jumps import LinearJump
 from np_latentode.parts.likelihoods import (
     FeatureLikelihoods,
     Likelihood,
@@ -65,7 +66,7 @@ def candidates(
     see `MixedModel.parts`. It is left out for so many features that a line for each has more than
     24 coefficients. `network` has an `MLPDynamics`, an `MLPDecoder`, an `ODERNN` and a
     `DiagonalNormal`, and two latent dimensions for each feature, from 4 to 16. Both read static
-    covariates, if train has some.
+    covariates and inputs, if train has some.
 
     Args:
         train: all that may be trained on.
@@ -101,7 +102,10 @@ def candidates(
     def backbone(train: Trajectories, rngs: nnx.Rngs) -> tuple[LatentODE, AmortizedGuide]:
         mixed = MixedModel.fit(train, scaling, degree=whole.degree)
         own = likelihood(start=mixed.noise)
-        parts = mixed.parts(width=WIDTH, link=linked(own, scaling, mixed.noise), rngs=rngs)
+        _, controls, _, readings = _counts(scaling)
+        given: Any = dict(num_inputs=controls, num_readings=readings)
+        given |= dict(link=linked(own, scaling, mixed.noise))
+        parts = mixed.parts(width=WIDTH, **given, rngs=rngs)
         parts |= dict(likelihood=own, latent_dim=len(mixed.mean))
         return latent_ode(train, rngs=rngs, **parts, **common)
 
@@ -121,6 +125,7 @@ def latent_ode(
     likelihood: Likelihood | Mapping[str, Likelihood] | None = None,
     solver: Solver | None = None,
     shift: Part | None = None,
+    jump: Part | None = None,
     rngs: nnx.Rngs,
 ) -> tuple[LatentODE, AmortizedGuide]:
     """A latent ODE and its guide for data like `train`; you can replace every part.
@@ -136,10 +141,12 @@ def latent_ode(
             without a `latent_dim`, also the degree and the start of the backbone. So it must not
             hold validation data.
         latent_dim: the dimension of z0. Default: chosen by the data; then dynamics, decoder, prior,
-            encoder, posterior and shift cannot be given.
-        dynamics, decoder, prior, likelihood, solver, shift: see `LatentODE`. Likelihoods by the
-            name of their feature leave the default to the others. If train has static covariates,
-            the default dynamics and encoder read them, and the default shift is a `LinearShift`.
+            encoder, posterior, shift and jump cannot be given.
+        dynamics, decoder, prior, likelihood, solver, shift, jump: see `LatentODE`. Likelihoods by
+            the name of their feature leave the default to the others. If train has static
+            covariates, the default dynamics and encoder read them, and the default shift is a
+            `LinearShift`. The same holds for inputs, and with events the default jump is a
+            `LinearJump`.
         encoder, posterior: see `AmortizedGuide`. The default posterior has the prior's support: a
             `CirclePosterior` for each circle, a `DiagonalNormal` for the rest.
         scaling: the units. Default: `Scaling.fit(train)`.
@@ -151,7 +158,7 @@ def latent_ode(
     check_trajectories(train, name="train")
     if latent_dim is None:
         parts = dict(dynamics=dynamics, decoder=decoder, prior=prior)
-        parts |= dict(encoder=encoder, posterior=posterior, shift=shift)
+        parts |= dict(encoder=encoder, posterior=posterior, shift=shift, jump=jump)
         return _assembled(train, parts, scaling, likelihood, solver, rngs)
     check_counts(latent_dim=latent_dim)
     num_features = train.num_features
@@ -159,11 +166,14 @@ def latent_ode(
     prior = StandardNormal(latent_dim) if prior is None else prior
     check_module("prior", prior)
     _check_dimension("prior", vector_distribution("prior", prior, batch_shape=())[0], latent_dim)
-    count = scaling.num_covariates
+    count, controls, events, readings = _counts(scaling)
     if dynamics is None:
-        dynamics = MLPDynamics(latent_dim, num_covariates=count, rngs=rngs)
+        asked: Any = dict(num_covariates=count, num_inputs=controls)
+        dynamics = MLPDynamics(latent_dim, **asked, rngs=rngs)
     if shift is None and count:
         shift = LinearShift.zeros(count, latent_dim)
+    if jump is None and events:
+        jump = LinearJump.zeros(events, latent_dim)
     model = LatentODE(
         dynamics,
         MLPDecoder(latent_dim, num_features, rngs=rngs) if decoder is None else decoder,
@@ -172,16 +182,27 @@ def latent_ode(
         likelihood=likelihood,
         solver=solver,
         shift=shift,
+        jump=jump,
     )
     check_observed(model.likelihood, train, name="train")
     if encoder is None:
-        encoder = ODERNN(num_features, rngs=rngs)
+        encoder = ODERNN(num_features + readings, rngs=rngs)
+        encoder = InputEncoder(encoder, readings) if readings else encoder
         encoder = CovariateEncoder(encoder, count) if count else encoder
     if posterior is None:
-        posterior = on_support(model.support, feature_dim(encoder, num_features, count), rngs=rngs)
+        size = feature_dim(encoder, num_features, count, readings)
+        posterior = on_support(model.support, size, rngs=rngs)
     guide = AmortizedGuide(encoder, posterior, scaling=scaling)
     _check_pair(model, guide)
     return model, guide
+
+
+def _counts(scaling: Scaling) -> tuple[int, int, int, int]:
+    """The entries of s; the controls, the events, and what an encoder reads of both."""
+    units = scaling.inputs
+    if units is None:
+        return scaling.num_covariates, 0, 0, 0
+    return scaling.num_covariates, units.num_controls, units.num_events, units.num_readings
 
 
 def _assembled(

@@ -16,6 +16,7 @@ from np_latentode.parts.modules import (
     check_module,
     covariates_read,
     feature_dim,
+    inputs_read,
     parameter_names,
     told,
     vector_distribution,
@@ -35,8 +36,9 @@ class AmortizedGuide:
 
     Args:
         encoder: `(times, values, mask) -> features`, with inputs in scaled units and one row of
-            features per trajectory. One with an attribute `num_covariates` takes the static
-            covariates s as well.
+            features per trajectory. One with an attribute `num_inputs` takes what `Inputs.read`
+            says of inputs at these times as well, and one with an attribute `num_covariates` the
+            static covariates s.
         posterior: `features -> distribution` over z0.
         scaling: the units. Model and guide must be given the same.
 
@@ -52,7 +54,10 @@ class AmortizedGuide:
         self.scaling = check_scaling(scaling)
         count = self.scaling.num_covariates
         self._reads = covariates_read("encoder", encoder, count)
-        features = jnp.zeros((1, feature_dim(encoder, len(self.scaling.loc), count)))
+        units = self.scaling.inputs
+        entries = 0 if units is None else units.num_readings
+        self._reads_inputs = inputs_read("encoder", encoder, entries)
+        features = jnp.zeros((1, feature_dim(encoder, len(self.scaling.loc), count, entries)))
         self.latent_dim, self.support = vector_distribution(
             "posterior", posterior, features, batch_shape=(1,)
         )
@@ -91,8 +96,12 @@ class AmortizedGuide:
                 seen = conditioning(jnp.asarray(numpyro.prng_key()), seen)
             if self._reads:
                 encoder = told(encoder, scaling.scale_static(seen.static))
+            times = scaling.scale_times(seen.times)
+            if self._reads_inputs and seen.inputs is not None:
+                inputs = scaling.scale_inputs(seen.inputs.at_offset(context.offset.time))
+                encoder = told(encoder, None if inputs is None else inputs.read(times))
             features = encoder(
-                scaling.scale_times(seen.times),
+                times,
                 jnp.where(seen.mask, scaling.scale_values(seen.values), 0.0),
                 seen.mask,
             )

@@ -12,10 +12,12 @@ import numpyro
 from jaxtyping import Array, ArrayLike
 
 from np_latentode.data.conditioning import Conditioning
+from np_latentode.data.inputs import Inputs
 from np_latentode.data.numbers import Numbers, is_concrete
 from np_latentode.data.offset import Offset
 from np_latentode.data.scaling import Scaling, check_scaling
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.parts.driven import Drive, check_drivable, solve_driven
 from np_latentode.parts.emissions import Seen, along
 from np_latentode.parts.likelihoods import (
     FeatureLikelihoods,
@@ -31,6 +33,7 @@ from np_latentode.parts.modules import (
     bind_prior,
     check_module,
     covariates_read,
+    inputs_read,
     output_shape,
     parameter_names,
     told,
@@ -56,19 +59,23 @@ class LatentODE:
     z_i(t) =  ODESolve(dynamics, z0_i + shift(s_i), t0 -> t)
     x_i(t) ~  likelihood(decoder(z_i(t)))              where observed
 
-    s_i are the static covariates of trajectory i, if there are some, in scaled units.
+    s_i are the static covariates of trajectory i, if there are some, in scaled units. With inputs,
+    dynamics may read u_i(t), and the state jumps at events: z_i(t+) = z_i(t) + jump(amounts).
 
     Its sites are `z0`, `x`, and the deterministic site `x_mean`, all in the plate `trajectory`. `x`
     and `x_mean` are in original units, less `offset` of the trajectories, as their `values` are;
     the offset is mostly 0. Its parameters are `dynamics$params`, `decoder$params`,
-    `prior$params`, `shift$params`, and those that the likelihood declares, such as `noise_scale`.
+    `prior$params`, `shift$params`, `jump$params`, and those that the likelihood declares, such as
+    `noise_scale`.
 
     Each part is an nnx module; or a function without arguments that may declare NumPyro parameters
     and returns the part. The function is called outside of the plate.
 
     Args:
         dynamics: `(t, z) -> dz/dt`, with t a scalar in scaled time and z of shape
-            (trajectory, latent). One with an attribute `num_covariates` is called with s as well.
+            (trajectory, latent). One with an attribute `num_covariates` is called with s as well,
+            one with an attribute `num_inputs` with the constant and linear inputs at t, and one
+            with both with [inputs, s].
         decoder: `z -> (trajectory, time, feature)` in scaled units.
         prior: `() -> distribution` over z0.
         scaling: the units. Model and guide must be given the same.
@@ -79,6 +86,7 @@ class LatentODE:
         solver: the settings of the ODE solve.
         shift: `s -> (trajectory, latent)`, by which static covariates move z0. Default: they do
             not.
+        jump: `amounts -> (trajectory, latent)`, by which events move z. Default: they do not.
 
     Raises:
         ValueError: if a part is of the wrong kind, or the parts' dimensions do not fit.
@@ -94,11 +102,15 @@ class LatentODE:
         likelihood: Likelihood | Mapping[str, Likelihood] | None = None,
         solver: Solver | None = None,
         shift: Part | None = None,
+        jump: Part | None = None,
     ):
         parts = dict(dynamics=dynamics, decoder=decoder, prior=prior)
-        for name, module in (parts if shift is None else parts | dict(shift=shift)).items():
+        asked = {name: part for name, part in dict(shift=shift, jump=jump).items()}
+        asked = {name: part for name, part in asked.items() if part is not None}
+        for name, module in (parts | asked).items():
             check_module(name, module)
-        self.dynamics, self.decoder, self.prior, self.shift = dynamics, decoder, prior, shift
+        self.dynamics, self.decoder, self.prior = dynamics, decoder, prior
+        self.shift, self.jump = shift, jump
         self.scaling = check_scaling(scaling)
         if isinstance(likelihood, Mapping):
             likelihood = FeatureLikelihoods.by_name(likelihood, scaling, GaussianLikelihood)
@@ -148,7 +160,7 @@ class LatentODE:
         # All numbers of the model are less the offset, the units as well.
         offset = asked.offset if isinstance(asked, Trajectories) else context.offset
         scaling = self.scaling.less(offset)
-        dynamics, decoder, prior, likelihood, shift = self._bind(scaling)
+        dynamics, decoder, prior, likelihood, shift, jump = self._bind(scaling)
         with numpyro.handlers.trace() as sites, trajectory_plate(context, batch_size):
             asked = subsample(asked)
             seen = self._seen(context, scaling, offset) if target is not None else None
@@ -158,11 +170,11 @@ class LatentODE:
             check_batch(sites)
             # One solve for all times: those asked for, and those seen if the likelihood remembers.
             every = times if seen is None else jnp.concatenate([times, seen.times], axis=1)
-            s = scaling.scale_static(subsample(context).static) if self._reads else None
-            if "dynamics" in self._reads:
-                dynamics = told(dynamics, s)
+            mine = subsample(context)
+            s = scaling.scale_static(mine.static) if self._reads else None
             start = z0 if shift is None else z0 + shift(s)
-            z = solve(dynamics, start, scaling.scale_times(every), solver=self.solver)
+            drive = self._drive(mine.inputs, s, scaling, offset)
+            z = self._solve(dynamics, jump, start, scaling.scale_times(every), drive, s)
             decoded, before = jnp.split(decoder(z), [times.shape[1]], axis=1)
             known = None if seen is None else seen._replace(decoded=before)
             x = along(likelihood, decoded, times, mask, known)
@@ -172,6 +184,31 @@ class LatentODE:
                 numpyro.sample("x", x.mask(asked.mask).to_event(2), obs=asked.values)
             else:
                 numpyro.sample("x", x.to_event(2))
+
+    def _drive(
+        self, inputs: Inputs | None, s: Array | None, scaling: Scaling, offset: Offset
+    ) -> Drive | None:
+        """What drives the solve; None if no part reads inputs."""
+        if not self._driven or inputs is None:
+            return None
+        scaled = scaling.scale_inputs(inputs.at_offset(offset.time))
+        static = s if "dynamics" in self._reads else None
+        return None if scaled is None else Drive(scaled, static, "dynamics" in self._driven)
+
+    def _solve(
+        self,
+        dynamics: Any,
+        jump: Any,
+        start: Array,
+        times: Array,
+        drive: Drive | None,
+        s: Array | None,
+    ) -> Array:
+        if drive is not None:
+            return solve_driven(dynamics, jump, start, times, drive, solver=self.solver)
+        if "dynamics" in self._reads:
+            dynamics = told(dynamics, s)
+        return solve(dynamics, start, times, solver=self.solver)
 
     def _seen(self, context: Trajectories, scaling: Scaling, offset: Offset) -> Seen | None:
         """What the likelihood remembers of the context, less the offset and not decoded yet."""
@@ -226,6 +263,7 @@ class LatentODE:
             likelihood=self.likelihood,
             solver=self.solver,
             shift=self.shift,
+            jump=self.jump,
         )
 
     def _bind(self, scaling: Scaling):
@@ -236,6 +274,7 @@ class LatentODE:
             bind_prior(self.prior),
             self.likelihood(scaling),
             None if self.shift is None else bind("shift", self.shift),
+            None if self.jump is None else bind("jump", self.jump),
         )
 
     def _check_dimensions(self) -> None:
@@ -244,7 +283,11 @@ class LatentODE:
         readers = dict(dynamics=self.dynamics, shift=self.shift)
         self._reads = {name for name, part in readers.items() if covariates_read(name, part, count)}
         s = [jnp.zeros((1, count))]
-        slope = output_shape("dynamics", self.dynamics, t, z, *s * ("dynamics" in self._reads))
+        self._check_inputs(z)
+        size = count * ("dynamics" in self._reads)
+        size += getattr(self.dynamics, "num_inputs", 0)
+        u = [jnp.zeros((1, size))] if size else []
+        slope = output_shape("dynamics", self.dynamics, t, z, *u)
         if slope != z.shape:
             raise ValueError(
                 f"dynamics must return dz/dt of the shape of z, (trajectory, {self.latent_dim}); "
@@ -262,3 +305,23 @@ class LatentODE:
                 f"scaling's features; got {mean} for one trajectory at one time."
             )
         self.remembers = check_distribution(self.likelihood, self.scaling)
+
+    def _check_inputs(self, z: Array) -> None:
+        """Notes which parts read inputs, if they and the solver fit."""
+        units = self.scaling.inputs
+        controls, events = (0, 0) if units is None else (units.num_controls, units.num_events)
+        self._driven: set[str] = set()
+        if inputs_read("dynamics", self.dynamics, controls):
+            self._driven.add("dynamics")
+        if self.jump is not None:
+            if not events:
+                raise ValueError("jump must be left out where no input is an event; got one.")
+            self._driven.add("jump")
+            shape = output_shape("jump", self.jump, jnp.zeros((1, events)))
+            if shape != z.shape:
+                raise ValueError(
+                    f"jump must return the shape of z, (trajectory, {self.latent_dim}); got "
+                    f"{shape} for one trajectory."
+                )
+        if self._driven:
+            check_drivable(self.solver)

@@ -122,6 +122,7 @@ def _groups(
     ) -> dict[str, np.ndarray]:
         offset, codes = trajectories.offset, jnp.concatenate(z0)
         options: dict[str, Any] = dict(context=context, static=trajectories.static)
+        options |= dict(inputs=trajectories.inputs)
         draws = draw_x(rng_key, fitted, codes, times, offset, **options)
         draws = in_table_units(draws, trajectories.offset, trajectories.labels)
         return {name: _chains(draws[name], len(z0)) for name in ("x", "x_mean")}

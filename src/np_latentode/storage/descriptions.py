@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from np_latentode.data.covariates import Covariates
+from np_latentode.data.inputs import InputUnits
 from np_latentode.data.labels import Labels
 from np_latentode.data.offset import Offset
 from np_latentode.data.scaling import Scaling
@@ -17,6 +18,7 @@ from np_latentode.parts import (
     decoder,
     dynamics,
     encoders,
+    jumps,
     likelihoods,
     posteriors,
     priors,
@@ -32,6 +34,7 @@ PARTS = (
     decoder,
     dynamics,
     encoders,
+    jumps,
     likelihoods,
     posteriors,
     priors,
@@ -44,7 +47,7 @@ KINDS = {
     for module in PARTS
     for name in module.__all__
     if isinstance(kind := getattr(module, name), type)
-} | {kind.__name__: kind for kind in (Scaling, Solver, Labels, Offset, Covariates)}
+} | {kind.__name__: kind for kind in (Scaling, Solver, Labels, Offset, Covariates, InputUnits)}
 
 DIFFRAX = (diffrax.AbstractSolver, diffrax.AbstractStepSizeController, diffrax.AbstractAdjoint)
 

@@ -25,7 +25,7 @@ __all__ = ["FIT", "describe_parts", "load", "save"]
 FIT = "fit"
 """The name of a fit's directory in the output directory of `np-latentode fit`."""
 
-OF_MODEL = ("dynamics", "decoder", "prior", "likelihood", "solver", "shift")
+OF_MODEL = ("dynamics", "decoder", "prior", "likelihood", "solver", "shift", "jump")
 OF_GUIDE = ("encoder", "posterior")
 
 
@@ -65,14 +65,15 @@ def load(
     encoder: Part | None = None,
     posterior: Part | None = None,
     shift: Part | None = None,
+    jump: Part | None = None,
 ) -> Fitted | Ensemble:
     """Reads a fit or an ensemble that `save` wrote. The files hold no code.
 
     Args:
         path: the directory; or the output directory of `np-latentode fit`, which holds one.
-        dynamics, decoder, prior, likelihood, solver, encoder, posterior, shift: parts of your own,
-            built as they were for training. An error names a missing one. The library's own parts
-            need not be given. All members of an ensemble get the same.
+        dynamics, decoder, prior, likelihood, solver, encoder, posterior, shift, jump: parts of your
+            own, built as they were for training. An error names a missing one. The library's own
+            parts need not be given. All members of an ensemble get the same.
 
     Raises:
         ValueError: if `path` holds no fit, if the fit is damaged, if a part of your own is missing,
@@ -85,7 +86,7 @@ def load(
     if settings.get("kind") not in ("fit", "ensemble"):
         raise ValueError(f"{path} must be what `save` wrote; got a {settings.get('kind')}.")
     given = dict(dynamics=dynamics, decoder=decoder, prior=prior, likelihood=likelihood)
-    given |= dict(solver=solver, encoder=encoder, posterior=posterior, shift=shift)
+    given |= dict(solver=solver, encoder=encoder, posterior=posterior, shift=shift, jump=jump)
     ensemble = settings["kind"] == "ensemble"
     try:
         descriptions = settings["members"] if ensemble else [settings["parts"]]
