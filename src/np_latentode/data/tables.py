@@ -128,7 +128,8 @@ def plan_rows(
     unknown = [entry not in places for entry in who]
     rule = "must hold ids of the table that the plan is for"
     problems.check(labels.id, rule, unknown, lambda row: repr(who[row]))
-    clock = read_clock(frame[labels.time], labels.time, as_numbers, problems, unit=labels.unit or "D")
+    unit = labels.unit or "D"
+    clock = read_clock(frame[labels.time], labels.time, as_numbers, problems, unit=unit)
     if (clock.origin is None, clock.zone) != (labels.origin is None, labels.zone):
         kind = "numbers" if labels.origin is None else "dates"
         kind += " with a time zone" if labels.zone else ""
