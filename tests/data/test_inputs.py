@@ -79,13 +79,20 @@ def test_dates_of_inputs_come_back_also_since_each_first_row():
     np.testing.assert_array_equal(again.inputs.given_values, data.inputs.given_values)
 
 
-def test_in_a_long_table_a_row_may_only_give_an_input():
+def test_in_a_long_table_a_row_may_only_give_an_input(tmp_path):
     long = TABLE.rename(columns={"x": "result"}).assign(test=np.where(TABLE["x"].isna(), None, "x"))
     columns = dict(id="id", time="time", feature="test", value="result", inputs=KINDS)
     for names in ((), ["x"]):
-        data = Trajectories.from_dataframe(long, **columns, values=names)
-        np.testing.assert_array_equal(data.inputs.given_values, read().inputs.given_values)
-        np.testing.assert_array_equal(data.given.values, read().given.values)
+        long.to_csv(tmp_path / "long.csv", index=False)
+        for data in (
+            Trajectories.from_dataframe(long, **columns, values=names),
+            Trajectories.from_file(tmp_path / "long.csv", **columns, values=names),
+        ):
+            np.testing.assert_array_equal(data.inputs.given_values, read().inputs.given_values)
+            np.testing.assert_array_equal(data.given.values, read().given.values)
+    unnamed = long.assign(test=None, dose=np.nan, temp=np.nan, on=np.nan)
+    with pytest.raises(MalformedRows, match="column 'test' must say in each row what was measured"):
+        Trajectories.from_dataframe(unnamed, **columns)
 
 
 def test_they_follow_selection_and_jax_and_hidden_observations_hide_none():

@@ -166,6 +166,25 @@ def test_in_a_batch_each_trajectory_has_its_own_inputs(plain):
     np.testing.assert_allclose(found, path(z0, DATA.inputs[rows]), rtol=1e-4, atol=1e-4)
 
 
+def test_in_a_window_what_was_given_before_is_part_of_the_state(plain):
+    windows = DATA[:1].windows(2.0)
+    (start,) = windows.names.starts
+    scaling = Scaling.fit(windows)
+    model, guide = latent_ode(windows, latent_dim=2, scaling=scaling, rngs=nnx.Rngs(0))
+    one = Fitted(model, guide, initial_params(model, guide))
+    one.params["jump$params"] = jax.tree.map(lambda g: g + 1.0, one.params["jump$params"])
+    inputs = windows.inputs
+    assert start == 2
+    assert (inputs.given_times < 0).any()
+    later = np.where(inputs.given_times[..., None] < 0, NAN, inputs.given_values)
+    z0, times = jnp.ones((1, 1, 2)), np.array([[0.5, 2.0]])
+    whole, rest = (
+        decode(random.key(0), one, z0, times, context=windows.with_inputs(some))["x_mean"]
+        for some in (inputs, Inputs(inputs.given_times, later, "event"))
+    )
+    np.testing.assert_allclose(whole, rest, rtol=1e-5)
+
+
 def test_inference_reads_them(plain):
     other = Inputs(DATA.inputs.given_times, -2 * DATA.inputs.given_values, "event")
     changed = posterior(plain, DATA.with_inputs(other)).mean
