@@ -457,3 +457,21 @@ def test_what_hardly_ever_or_always_happens_has_a_finite_link(share, noise):
     scaling = Scaling(np.array([share]), np.ones(1))
     for likelihood in (BernoulliLikelihood(), PoissonLikelihood()):
         assert np.isfinite(linked(likelihood, scaling, np.array([noise]))).all()
+
+
+@pytest.mark.parametrize("likelihood", [PoissonLikelihood(), NegativeBinomialLikelihood(5.0)])
+def test_counts_of_paths_that_run_away_have_finite_densities_and_slopes(likelihood):
+    far = jnp.array([-300.0, -5.0, 0.0, 5.0, 300.0])
+    scaling = Scaling(np.array([8.0]), np.array([12.0]))
+
+    def log_p(decoded, x):
+        return likelihood(scaling)(decoded[:, None, None]).log_prob(x).sum()
+
+    for x in (0.0, 3.0, 100.0):
+        value, slope = jax.value_and_grad(log_p)(far, x)
+        assert np.isfinite(value)
+        assert np.isfinite(slope).all()
+    # Beyond 5 the mean grows by e^5 for each unit, and falls to its reciprocal below -5.
+    mean = likelihood(scaling)(far[:, None, None]).mean.ravel()
+    expected = 8.0 * np.exp([-5.0, -5.0, 0.0, 5.0, 5.0]) * [1 / 296, 1, 1, 1, 296]
+    np.testing.assert_allclose(mean, expected, rtol=1e-5)

@@ -132,13 +132,15 @@ class PoissonLikelihood:
     """x | z ~ Poisson(loc exp(decoder(z))), for counts.
 
     `loc` is that of the scaling: the mean count of the training data. It is 1 where that is 0.
+    Where |decoder(z)| is above 5, the mean goes on as a linear function of it, or its reciprocal:
+    the path of a field before training would overflow otherwise.
     """
 
     kind = COUNTS
 
     def __call__(self, scaling: Scaling) -> Callable[[Array], dist.Distribution]:
         mean = _mean_count(scaling)
-        return lambda decoded: dist.Poisson(jnp.asarray(mean, decoded.dtype) * jnp.exp(decoded))
+        return lambda decoded: dist.Poisson(jnp.asarray(mean, decoded.dtype) * _growth(decoded))
 
     def check(self, values: np.ndarray, mask: np.ndarray, *, name: str) -> None:
         """Refuses observed values that are not counts."""
@@ -174,7 +176,7 @@ class NegativeBinomialLikelihood:
         start = np.full(mean.shape, START)
         concentration = positive_param("concentration", self.concentration, start)
         return lambda decoded: NegativeBinomial(
-            jnp.asarray(mean, decoded.dtype) * jnp.exp(decoded), concentration
+            jnp.asarray(mean, decoded.dtype) * _growth(decoded), concentration
         )
 
     def check(self, values: np.ndarray, mask: np.ndarray, *, name: str) -> None:
@@ -184,6 +186,18 @@ class NegativeBinomialLikelihood:
     def link(self, scaling: Scaling, noise: np.ndarray) -> Link:
         """From a linear model of counts; see `linked`."""
         return log_link(_mean_count(scaling), scaling.scale, noise)
+
+
+EXPONENTIAL = 5.0
+"""Up to where means of counts are exponentials of what is decoded."""
+
+
+def _growth(decoded: Array) -> Array:
+    """exp(d) for |d| <= 5, and e^5 (1 + d - 5) or the reciprocal beyond, with a smooth slope."""
+    size = jnp.abs(decoded)
+    beyond = jnp.maximum(size - EXPONENTIAL, 0.0)
+    power = jnp.minimum(size, EXPONENTIAL) + jnp.log1p(beyond)
+    return jnp.exp(jnp.sign(decoded) * power)
 
 
 START = 5.0
