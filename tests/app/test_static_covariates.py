@@ -101,7 +101,7 @@ def test_effect_writes_a_table_and_a_figure_and_says_what_it_is(run):
     assert table["day"].tolist() == [1, 2, 3, 4]
     assert (table["low0.9"] <= table["effect"]).all()
     assert (directory / "effect.png").exists()
-    assert "effect of arm, placebo compared with drug, at day 4.0" in done.output
+    assert "effect of arm placebo compared with drug, at day 4.0" in done.output
     assert "otherwise it is an association" in done.output
     again = call(*given)
     assert again.exit_code == 2
@@ -119,6 +119,7 @@ def test_effect_writes_a_table_and_a_figure_and_says_what_it_is(run):
         (["--of", "arm", "--until", "-1"], "until must be later than 0, where the fit begins"),
         (["--of", "arm", "--until", "soon"], "until must be a number, as 'day' is; got 'soon'"),
         (["--of", "arm", "--level", "2"], "level must lie between 0 and 1; got 2"),
+        (["--of", "arm", "--until", "1e6"], "until must not lead further than the solver reaches"),
     ],
 )
 def test_an_effect_that_cannot_be_is_refused(run, options, rule):

@@ -1,6 +1,10 @@
 """The effect of a covariate: closed forms for its size and for its band."""
 
+from dataclasses import replace
+
+import jax
 import numpy as np
+import pandas as pd
 import pytest
 from flax import nnx
 from jax import random
@@ -32,7 +36,6 @@ NAMES = dict(id="id", time="time", values=["x", "y"])
 
 
 def table(log=()):
-    pd = pytest.importorskip("pandas")
     rng = np.random.default_rng(0)
     rows = [
         (
@@ -49,6 +52,13 @@ def table(log=()):
     ]
     df = pd.DataFrame(rows, columns=["id", "time", "x", "y", "arm", "age", "site"])
     return Trajectories.from_dataframe(df, **NAMES, static=["arm", "age", "site"], log=log)
+
+
+def dated():
+    """The same table, with dates in a time zone."""
+    df = table().to_dataframe()
+    df["time"] = pd.Timestamp("2024-01-01", tz="UTC") + pd.to_timedelta(df["time"], "D")
+    return Trajectories.from_dataframe(df, **NAMES, static=["arm", "age", "site"])
 
 
 def members(data, slopes):
@@ -160,14 +170,44 @@ def test_the_folds_of_members_come_back_from_disk(tmp_path):
         ({"between": "ab"}, "between must be two categories of 'arm', a, b; got 'ab'"),
         ({"column": "age", "between": ("x", 2)}, "between must be two finite numbers; got"),
         ({"level": 90}, "level must lie between 0 and 1; got 90"),
+        ({"times": [[1.0]]}, r"times must have shape \(time,\); got \(1, 1\)"),
+        ({"times": [1e6]}, "times must be within reach of the solver"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_computed(change, rule):
     data = table()
-    given = dict(column="arm") | change
+    given = dict(column="arm", times=TIMES) | change
     ensemble = Ensemble(tuple(members(data, SLOPES)))
     with pytest.raises(ValueError, match=rule):
-        effect(random.key(0), ensemble, given.pop("column"), data, TIMES, **given)
+        effect(random.key(0), ensemble, given.pop("column"), data, given.pop("times"), **given)
+
+
+def test_dynamics_that_diverge_are_refused_in_a_sentence():
+    data = table()
+    fits = [*members(data, SLOPES)]
+    params = jax.tree.map(lambda x: x, fits[1].params)
+    params["dynamics$params"] = jax.tree.map(lambda x: x + 1e9, params["dynamics$params"])
+    ensemble = Ensemble((fits[0], Fitted(fits[1].model, fits[1].guide, params)))
+    with pytest.raises(ValueError, match="times must be where the dynamics are finite"):
+        effect(random.key(0), ensemble, "arm", data, TIMES)
+
+
+def test_times_in_a_zone_are_dates_of_utc_in_table_and_figure():
+    data = dated()
+    ensemble = Ensemble(tuple(members(data, SLOPES)))
+    found = effect(random.key(0), ensemble, "arm", data, TIMES)
+    assert str(found.to_dataframe()["time"].dtype) == "datetime64[us, UTC]"
+    first, *_ = found.to_dataframe(backend="polars")["time"].to_list()
+    assert first.isoformat() == "2024-01-02T00:00:00+00:00"
+    assert plot_effect(found).axes[0].get_xlabel() == "time (UTC)"
+
+
+def test_a_column_of_times_that_the_table_needs_is_refused():
+    data = table()
+    found = effect(random.key(0), Ensemble(tuple(members(data, SLOPES))), "arm", data, TIMES)
+    taken = replace(found, labels=replace(found.labels, time="scale"))
+    with pytest.raises(ValueError, match=r"time must not be called feature, scale, .*got 'scale'"):
+        taken.to_dataframe()
 
 
 @pytest.mark.usefixtures("untyped")

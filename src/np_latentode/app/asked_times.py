@@ -17,7 +17,7 @@ from np_latentode.data.labels import Labels, shown_time
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.programs.model import LatentODE
 
-__all__ = ["When", "time_of"]
+__all__ = ["When", "latest_time", "time_of"]
 
 POINTS = 50
 """The number of evenly spaced times, if neither a number nor a step is given."""

@@ -9,15 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from np_latentode.app.asked_times import time_of
+from np_latentode.app.asked_times import latest_time, time_of
+from np_latentode.app.column_names import split_names
 from np_latentode.app.forecast_table import beside, read_known
 from np_latentode.data.atomic import write_bytes
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.files import check_path, write_table
-from np_latentode.data.labels import Labels
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.effects import Effect, effect
 from np_latentode.programs.ensemble import Ensemble, shortest_reach
+from np_latentode.programs.model import LatentODE
 from np_latentode.storage.saving import load
 
 __all__ = ["effect_table"]
@@ -73,8 +74,9 @@ def effect_table(
         raise ValueError(f"run must be what `np-latentode fit` wrote; got {run_dir}.")
     model = shortest_reach(fitted)
     known = read_known(model, labels, data)
-    times = _times(known, model.scaling.t0, until, labels, points)
-    pair = None if between is None else tuple(part.strip() for part in between.split(","))
+    times = _times(known, model, until, points)
+    levels = dict(zip(labels.static, labels.levels, strict=True)).get(of, ())
+    pair = None if between is None else split_names("between", [between], lambda: levels)
     options: dict[str, Any] = dict(between=pair, level=level)
     found = effect(jax.random.key(seed), fitted, of, known, times, **options)
     write_table(found.to_dataframe(), output)
@@ -87,18 +89,21 @@ def effect_table(
     return f"{_described(found)}\neffects in {output}"
 
 
-def _times(
-    known: Trajectories, t0: float, until: str | None, labels: Labels, points: int
-) -> np.ndarray:
+def _times(known: Trajectories, model: LatentODE, until: str | None, points: int) -> np.ndarray:
     """Evenly spaced times from t0 on, on the clock of the fit."""
+    t0, labels = model.scaling.t0, known.names
     if until is None:
         end = float(known.given.times[np.asarray(known.observed)].max())
     elif labels.own_clocks:
         end = _number(until)
     else:
-        end = float(np.max(time_of("until", until, known.names)))
+        end = float(np.max(time_of("until", until, labels)))
     if not end > t0:
         raise ValueError(f"until must be later than {t0:g}, where the fit begins; got {until}.")
+    if end > (latest := latest_time(model)):
+        raise ValueError(
+            f"until must not lead further than the solver reaches, {latest:g}; got {until}."
+        )
     return np.linspace(t0, end, points + 1)[1:]
 
 
@@ -114,16 +119,13 @@ def _number(until: str) -> float:
 def _described(found: Effect) -> str:
     """The effect at the last time, one line for each feature."""
     last = found.to_dataframe().iloc[-len(found.labels.features) :]
-    what = "one more unit"
-    if found.between is not None:
-        what = f"{found.between[1]} compared with {found.between[0]}"
-    when = f"{found.labels.time} {last[found.labels.time].iloc[0]}"
-    lines = [f"effect of {found.column}, {what}, at {when}:"]
-    ends = [name for name in last if name.startswith(("low", "high"))]
+    time, (low, high) = found.labels.time, found.ends
+    lines = [f"effect of {found.comparison}, at {time} {last[time].iloc[0]}:"]
     for _, row in last.iterrows():
-        band = f"{row[ends[0]]:.3g} to {row[ends[1]]:.3g}"
-        name = "ratio" if row["scale"] == "ratio" else "difference"
-        lines.append(f"  {row['feature']}: {name} {row['effect']:.3g} ({found.level:.0%} {band})")
+        band = f"{row[low]:.3g} to {row[high]:.3g}"
+        lines.append(
+            f"  {row['feature']}: {row['scale']} {row['effect']:.3g} ({found.level:.0%} {band})"
+        )
     lines.append(
         "(It is an effect if the covariate was randomized; otherwise it is an association.)"
     )

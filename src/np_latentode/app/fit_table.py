@@ -155,12 +155,13 @@ def fit_table(
     settings |= dict(residual=residual, inference=inference)
     settings |= dict(latent_dim=latent_dim, members=members, recalibrate=recalibrate)
     settings |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
-    # Left out where it is 1, so that a fit made before there were origins is still the same.
-    settings |= {} if origins == 1 else dict(origins=origins)
+    settings |= dict(origins=origins)
     _check(settings)
     trajectories = _read(data, columns)
     settings = {"data": hashlib.sha256(data.read_bytes()).hexdigest(), **settings}
     settings["kind"] = choose_kinds(trajectories, kind or {})
+    # As they will be read from metrics.json: JSON has no tuples.
+    settings = json.loads(json.dumps(settings))
     say, checkpoints = print if progress else _say_nothing, _checkpoint_dir(output_dir, settings)
     if done := _finished(output_dir, settings):
         _end(checkpoints, say, f"{output_dir} holds this fit already: {_summary(done)}")
@@ -208,7 +209,7 @@ def _score_and_write(
         fitted = recalibrated(keys[1], cross, parts.train, inference=choice.inference)
     # If the dynamics diverge for one trajectory, the others' scores are still of use.
     silent = with_solver(fitted, throw=False)
-    options: Any = dict(inference=choice.inference, num_origins=settings.get("origins", 1))
+    options: Any = dict(inference=choice.inference, num_origins=settings["origins"])
     scores = score_held_out(
         (keys[0], keys[1]), silent, parts.train, parts.test, parts.t0, **options
     )
@@ -231,8 +232,10 @@ def _choose(rng_key: Array, cross: CrossFit, train: Trajectories, name: str) -> 
     if name != AUTO:
         return Choice(name, INFERENCES[name], {})
     best = max(cross.weights, key=lambda candidate: cross.weights[candidate])
-    # A mixed model knows nothing of inputs, and so its exact posterior is not that of the model.
-    if best == "backbone" and train.inputs is None:
+    # A mixed model knows nothing of inputs, and takes counts and bits for numbers. Then its exact
+    # posterior is not that of the model.
+    of_numbers = {*kinds(cross.ensemble)} == {NUMBERS}
+    if best == "backbone" and of_numbers and train.inputs is None:
         return Choice("guide", INFERENCES["guide"], {})
     folds = [(cross.of(best)[k], *train[rows].split()) for k, rows in enumerate(cross.left_out)]
     return choose_by_folds(rng_key, folds)
@@ -280,9 +283,10 @@ def _check(settings: dict[str, Any]) -> None:
         raise ValueError(f"inference must be one of {known}; got {inference!r}.")
     if residual not in LIKELIHOODS:
         raise ValueError(f"residual must be one of {', '.join(LIKELIHOODS)}; got {residual!r}.")
-    if (origins := settings.get("origins")) and not holdout:
+    several = (origins := settings["origins"]) > 1
+    if several and not holdout:
         raise ValueError(f"origins must be 1 where nothing is held out; got {origins}.")
-    if origins and "origin" in (settings["id"], settings["time"]):
+    if several and "origin" in (settings["id"], settings["time"]):
         raise ValueError(
             "id and time must not be called origin, where several origins are told apart by a "
             "column of this name."
@@ -426,9 +430,7 @@ def _check_new(output_dir: Path, settings: dict[str, Any], *, overwrite: bool) -
 def _summary(metrics: dict[str, Any]) -> str:
     lines = [candidates_table(metrics), inference_chosen(metrics["inference"])]
     if "methods" in metrics:
-        lines += ["", scores_table(metrics), coverage_table(metrics)]
-        # A fit of an earlier version has none.
-        lines += [horizons_table(metrics)] if "horizons" in metrics else []
+        lines += ["", scores_table(metrics), coverage_table(metrics), horizons_table(metrics)]
         lines += verdicts(metrics)
     if table := variance_table(metrics):
         lines += ["", table]

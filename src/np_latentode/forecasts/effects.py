@@ -14,13 +14,13 @@ from scipy.stats import t as student_t
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.covariates import Covariates
-from np_latentode.data.inputs import Inputs
+from np_latentode.data.inputs import Inputs, warn_of_held
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import prior
-from np_latentode.forecasts.prediction import draw_x
-from np_latentode.programs.ensemble import Ensemble
+from np_latentode.forecasts.prediction import check_reach, draw_x
+from np_latentode.programs.ensemble import Ensemble, members_of, with_solver
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.plate import check_context, prediction_times
 
@@ -31,8 +31,9 @@ __all__ = ["Effect", "effect"]
 class Effect:
     """By how much a covariate changes the mean path of each feature, at some times.
 
-    All arrays have shape (time, feature). They are differences in the units of the table; where the
-    logarithm of a feature is modelled, they are ratios.
+    All arrays have shape (time, feature). They are differences in the units of the table: of
+    numbers, of probabilities for zeros and ones, of mean counts. Where the logarithm of a feature
+    is modelled, they are ratios.
     """
 
     column: str
@@ -49,17 +50,42 @@ class Effect:
     labels: Labels
 
     def to_dataframe(self, *, backend: Any = "pandas") -> Any:
-        """A row for each time and feature: estimate, standard error, and the ends of the band."""
+        """A row for each time and feature: estimate, standard error, and the ends of the band.
+
+        Args:
+            backend: the library of the data frame: "pandas", "polars" or "pyarrow".
+
+        Raises:
+            ValueError: if the column of times has the name of another column.
+        """
         k, j = (index.ravel() for index in np.indices(self.estimate.shape))
-        ends = {f"low{self.level:g}": self.low, f"high{self.level:g}": self.high}
-        arrays = {"effect": self.estimate, "se": self.sd, **ends}
+        low, high = self.ends
+        arrays = {"effect": self.estimate, "se": self.sd, low: self.low, high: self.high}
+        time, own = self.labels.time, ["feature", "scale", *arrays]
+        if time in own:
+            raise ValueError(f"time must not be called {', '.join(own)}; got {time!r}.")
         columns = {
-            self.labels.time: self._calendar()[k],
+            time: self._calendar()[k],
             "feature": [self.labels.features[d] for d in j],
             "scale": ["ratio" if self.labels.logged[d] else "difference" for d in j],
             **{name: array[k, j] for name, array in arrays.items()},
         }
-        return nw.from_dict(columns, backend=backend).to_native()
+        frame = nw.from_dict(columns, backend=backend)
+        if self.labels.zone and not self.labels.own_clocks:
+            frame = frame.with_columns(nw.col(time).dt.replace_time_zone("UTC"))
+        return frame.to_native()
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The columns of the ends of the band in tables."""
+        return f"low{self.level:g}", f"high{self.level:g}"
+
+    @property
+    def comparison(self) -> str:
+        """What is compared, in words."""
+        if self.between is None:
+            return f"one more unit of {self.column}"
+        return f"{self.column} {self.between[1]} compared with {self.between[0]}"
 
     def _calendar(self) -> np.ndarray:
         """The times as in the table, where one clock is for all."""
@@ -81,10 +107,10 @@ def effect(
 
     effect(t) = mean_i E[path_i(t) | s_i with column = b] - E[path_i(t) | s_i with column = a]
 
-    The mean is over the covariates of the trajectories (standardisation, Robins 1986), and nothing
-    is observed: z0 has its prior. It is the effect of the covariate only if nothing else differs
-    between those who have one entry and those who have the other, as in a randomized trial.
-    Otherwise it is an association.
+    The mean is over the other covariates and the inputs of the trajectories, which are the same for
+    both entries (standardisation, Robins 1986). Nothing is observed: z0 has its prior. It is the
+    effect of the covariate only if nothing else differs between those who have one entry and those
+    who have the other, as in a randomized trial. Otherwise it is an association.
 
     The band has the uncertainty of the fit. Of an ensemble of `cross_fit`, whose members are
     trained without one of K folds each, it is that of the jackknife (Efron & Stein 1981),
@@ -119,12 +145,17 @@ def effect(
     scaling = fitted.scaling
     trajectories = check_context(trajectories, scaling, name="trajectories")
     place, pair = _compared(scaling.covariates, column, between)
-    at = prediction_times(times, 1, scaling, offset=scaling.offset, name="times")
+    when = np.asarray(times, float)
+    if when.ndim != 1:
+        raise ValueError(f"times must have shape (time,); got {when.shape}.")
+    at = prediction_times(when, 1, scaling, offset=scaling.offset, name="times")
+    check_reach(fitted, when)
+    if scaling.inputs is not None:
+        warn_of_held(trajectories.inputs, at, scaling.inputs.names)
     both = _with_entries(jnp.asarray(trajectories.static), place, pair, scaling.covariates)
-    each = [
-        _of_member(rng_key, one, both, trajectories.inputs, at[0], num_samples)
-        for one in fitted.members
-    ]
+    given: Any = (both, trajectories.inputs, at[0], num_samples)
+    silent = members_of(with_solver(fitted, throw=False))
+    each = [_of_member(rng_key, one, *given) for one in silent]
     groups, weights, jackknife = _groups(fitted)
     found = np.stack(
         [
@@ -132,6 +163,11 @@ def effect(
             for members, share in zip(groups, weights, strict=True)
         ]
     )
+    if not np.isfinite(found).all():
+        raise ValueError(
+            f"times must be where the dynamics are finite; those of some trajectories diverge "
+            f"before {when.max():g}. Ask for earlier times, or train longer."
+        )
     estimate, count = found.mean(0), len(found)
     variance = ((found - estimate) ** 2).sum(0)
     sd = np.sqrt(variance * ((count - 1) / count if jackknife else 1 / (count - 1)))
@@ -141,7 +177,6 @@ def effect(
         np.where(names.logged, np.exp(x), x) for x in (estimate, estimate - half, estimate + half)
     )
     low, high = ends
-    when = np.asarray(times, float)
     return Effect(column, pair, when, own, sd, low, high, level, names)
 
 
@@ -158,7 +193,7 @@ def _compared(
     place = names.index(column)
     levels = covariates.levels[place]
     if between is None:
-        if len(levels) > 2:
+        if len(levels) == 1 or len(levels) > 2:
             raise ValueError(
                 f"between must name two of the categories of {column!r}, {', '.join(levels)}; got "
                 "none."

@@ -36,6 +36,7 @@ from np_latentode.programs.plate import (
 )
 
 __all__ = [
+    "check_reach",
     "decode",
     "decode_observed",
     "draw_forecast",
@@ -90,7 +91,7 @@ def prior_predictive(
     check_counts(num_samples=num_samples)
     scaling = fitted.scaling
     at = prediction_times(times, 1, scaling, offset=scaling.offset, name="times")
-    _check_reach(fitted, times)
+    check_reach(fitted, times)
     row = None if static is None else scaling.check_row(static)
     given = scaling.check_given(inputs)
 
@@ -311,7 +312,7 @@ def draw_forecast(
     context = check_context(context, scaling)
     offset = context.offset
     at = prediction_times(times, len(context), scaling, offset=offset, name="times")
-    _check_reach(fitted, times)
+    check_reach(fitted, times)
     if scaling.inputs is not None:
         warn_of_held(context.inputs, at, scaling.inputs.names)
     kept: dict[str, Any] = dict(context=context, draws_at_once=draws_at_once, reading=reading)
@@ -364,7 +365,7 @@ def draw_observed(
     """The draws of `forecast_observed`, those of each member apart."""
     context = check_context(context, fitted.scaling)
     target = check_context(target, fitted.scaling, name="target")
-    _check_reach(fitted, target.given.times[np.asarray(target.observed)])
+    check_reach(fitted, target.given.times[np.asarray(target.observed)])
 
     def draw(share: Share) -> dict[str, np.ndarray]:
         z0_key, x_key = jax.random.split(share.rng_key)
@@ -418,7 +419,8 @@ def decode_observed(
     return draws
 
 
-def _check_reach(fitted: Fitted | Ensemble, times: Numbers) -> None:
+def check_reach(fitted: Fitted | Ensemble, times: Numbers) -> None:
+    """Refuses times that the solver cannot reach, where they are known."""
     model = shortest_reach(fitted)
     latest = model.scaling.t0 + model.solver.reach * model.scaling.time_unit
     if is_concrete(times) and (last := float(np.max(np.asarray(times, float)))) > latest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from np_latentode.forecasts.effects import Effect
+from np_latentode.report.fans import with_dates
 from np_latentode.report.panels import MODEL, TRUTH, panels
 
 __all__ = ["plot_effect"]
@@ -16,23 +17,21 @@ def plot_effect(found: Effect) -> Figure:
     Args:
         found: what `effect` returns.
     """
-    table = found.to_dataframe()
-    names = found.labels
-    what = f"one more unit of {found.column}"
-    if found.between is not None:
-        what = f"{found.column}: {found.between[1]} compared with {found.between[0]}"
+    table, names = found.to_dataframe(), found.labels
+    low, high = found.ends
+    dates = names.origin is not None and not names.own_clocks
     with panels(1, len(names.features), size=(3.6, 2.8)) as (figure, axes):
         for axis, name, log in zip(axes[0], names.features, names.logged, strict=True):
             rows = table[table["feature"] == name]
-            when, ends = rows[names.time], [c for c in rows if c.startswith(("low", "high"))]
-            low, high = (rows[end] for end in ends)
-            band = f"{found.level:.0%} band"
-            axis.fill_between(when, low, high, color=MODEL, alpha=0.3, lw=0, label=band)
+            when, band = rows[names.time], f"{found.level:.0%} band"
+            axis.fill_between(when, rows[low], rows[high], color=MODEL, alpha=0.3, lw=0, label=band)
             axis.plot(when, rows["effect"], color=MODEL, lw=1.3, label="effect")
             axis.axhline(1.0 if log else 0.0, color=TRUTH, lw=0.8, ls=":", label="no effect")
             axis.set_title(name)
-            axis.set_xlabel(names.time)
+            axis.set_xlabel(f"{names.time} (UTC)" if dates and names.zone else names.time)
             axis.set_ylabel("ratio" if log else "difference")
-        figure.suptitle(what)
+            if dates:
+                with_dates(axis)
+        figure.suptitle(found.comparison)
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         return figure
