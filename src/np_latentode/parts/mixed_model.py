@@ -201,13 +201,12 @@ class MixedModel(NamedTuple):
         levels = np.kron(unit, np.eye(powers)[:1])
         by_power, entries = (features, powers, -1), self.effects.shape[1]
         basis, effects = (a.reshape(by_power).transpose(1, 0, 2) for a in (lower, self.effects))
-        field: Any = dict(width=width, from_zero=True, num_covariates=entries)
-        field |= dict(num_inputs=num_inputs)
+        counts: Any = dict(num_covariates=entries, num_inputs=num_inputs)
         parts = {
             "dynamics": LinearDynamics(
                 solve_triangular(root, shift @ root, lower=True),
                 solve_triangular(root, shift @ mean, lower=True),
-                MLPDynamics(size, **field, rngs=rngs),
+                MLPDynamics(size, width=width, from_zero=True, **counts, rngs=rngs),
             ),
             "decoder": LinearDecoder(
                 levels @ root,
