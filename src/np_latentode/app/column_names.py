@@ -17,8 +17,8 @@ def named_values(
     data: Path,
     values: Sequence[str] | None,
     log: Sequence[str] | None,
-    static: Sequence[str] | None,
-    inputs: Sequence[str] | None,
+    static: Sequence[str] | None = None,
+    inputs: Sequence[str] | None = None,
     **names: Any,
 ) -> dict[str, Any]:
     """The arguments `values`, `log`, `static` and `inputs` of `fit_table`, from texts with commas.
@@ -43,12 +43,13 @@ def named_values(
 
     split = split_names("values", values, known)
     given = split_names("inputs", inputs, with_kinds)
-    return {
-        "values": split,
-        "log": split_names("log", log, lambda: split or known()),
-        "static": split_names("static", static, columns),
-        "inputs": asked_kinds(dict(_named_kind(text) for text in given)),
-    }
+    found = {"values": split, "log": split_names("log", log, lambda: split or known())}
+    # Those that are not given are left out.
+    if static is not None:
+        found["static"] = split_names("static", static, columns)
+    if inputs is None:
+        return found
+    return {**found, "inputs": asked_kinds(dict(map(_named_kind, given)))}
 
 
 def _named_kind(text: str) -> tuple[str, str]:
