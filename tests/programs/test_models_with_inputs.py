@@ -24,6 +24,7 @@ from np_latentode import (
     LinearDecoder,
     LinearDynamics,
     LinearJump,
+    MixedModel,
     OrnsteinUhlenbeckLikelihood,
     Scaling,
     Solver,
@@ -257,6 +258,45 @@ def test_the_guide_of_a_backbone_reads_them_and_comes_back_from_disk(tmp_path):
     )
     np.testing.assert_array_equal(one, same)
     assert not np.allclose(one, changed)
+
+
+def test_a_backbone_starts_as_the_mixed_model_with_jumps_and_its_exact_posterior():
+    root = np.array([[1.0, 0.0], [-0.3, 0.8]])
+    jumps, mean = np.array([[0.8]]), np.array([0.5, -1.0])
+    mixed = MixedModel(mean, root @ root.T, np.array([0.2]), np.zeros((2, 0)), jumps)
+    rngs = nnx.Rngs(0)
+    parts = mixed.parts(width=4, num_readings=2, rngs=rngs)
+    model, guide = latent_ode(DATA, latent_dim=2, scaling=SCALING, rngs=rngs, **parts)
+    one = Fitted(model, guide, initial_params(model, guide))
+    draws = forecast(random.key(0), one, DATA, TIMES, num_samples=3)
+    span = (TIMES - SCALING.t0) / (5 * SCALING.time_unit)
+    powers = np.stack([np.ones(5), span], axis=-1)
+    at, amounts = DATA.inputs.given_times, np.nan_to_num(DATA.inputs.given_values[..., 0])
+    so_far = ((TIMES[:, None] > at[:, None]) * amounts[:, None]).sum(-1)
+    given = 0.8 * so_far / SCALING.inputs.scale[0]
+    u = mean + np.asarray(draws["z0"]) @ root.T
+    expected = SCALING.loc + SCALING.scale * (u @ powers.T + given)
+    np.testing.assert_allclose(draws["x_mean"][..., 0], expected, rtol=1e-3, atol=1e-3)
+    x = (DATA.given.values[..., 0] - SCALING.loc) / SCALING.scale - given
+    known = np.asarray(DATA.mask)[..., 0]
+    rows = powers @ root
+    precision = np.eye(2) + np.einsum("nk,ka,kb->nab", known, rows, rows) / 0.2**2
+    right = np.where(known, x - powers @ mean, 0) @ rows / 0.2**2
+    expected = np.linalg.solve(precision, right[..., None])[..., 0]
+    np.testing.assert_allclose(posterior(one, DATA).mean, expected, atol=0.02)
+
+
+def test_the_jumps_of_a_mixed_model_are_found():
+    rng, count = np.random.default_rng(0), 200
+    times = np.sort(rng.uniform(0, 5, (count, 6)), axis=1)
+    at, amounts = rng.uniform(0, 5, (count, 1)), rng.uniform(1, 3, (count, 1))
+    u = rng.normal(size=(count, 2)) + np.array([0.5, -0.2])
+    x = u[:, :1] + u[:, 1:] * times / 5 + 1.5 * amounts * (times > at)
+    x += 0.1 * rng.normal(size=x.shape)
+    train = Trajectories(times, x[..., None], inputs=Inputs(at, amounts[..., None], "event"))
+    scaling = Scaling.fit(train, t0=0.0)
+    found = MixedModel.fit(train, scaling, degree=1).jumps
+    np.testing.assert_allclose(found * scaling.scale / scaling.inputs.scale, [[1.5]], rtol=0.03)
 
 
 def test_a_forecast_beyond_the_last_row_holds_the_last_value_and_says_so():

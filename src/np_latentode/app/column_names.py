@@ -18,8 +18,8 @@ def named_values(
     data: Path,
     values: Sequence[str] | None,
     log: Sequence[str] | None,
-    static: Sequence[str] | None,
-    inputs: Sequence[str] | None,
+    static: Sequence[str] | None = None,
+    inputs: Sequence[str] | None = None,
     **names: Any,
 ) -> dict[str, Any]:
     """The arguments `values`, `log`, `static` and `inputs` of `fit_table`, from texts with commas.
@@ -44,12 +44,15 @@ def named_values(
 
     split = split_names("values", values, known)
     given = split_names("inputs", inputs, lambda: with_kinds(KINDS_OF_INPUTS))
-    return {
-        "values": split,
-        "log": split_names("log", log, lambda: split or known()),
-        "static": _with_kinds(split_names("static", static, lambda: with_kinds(KINDS_OF_STATIC))),
-        "inputs": asked_kinds(dict(_named_kind(text) for text in given)),
-    }
+    found: dict[str, Any] = {"values": split}
+    found["log"] = split_names("log", log, lambda: split or known())
+    # Those that are not given are left out.
+    if static is not None:
+        names_of_static = split_names("static", static, lambda: with_kinds(KINDS_OF_STATIC))
+        found["static"] = _with_kinds(names_of_static)
+    if inputs is not None:
+        found["inputs"] = asked_kinds(dict(map(_named_kind, given)))
+    return found
 
 
 def _with_kinds(names: Sequence[str]) -> dict[str, str | None]:

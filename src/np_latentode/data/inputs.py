@@ -162,14 +162,18 @@ class Inputs:
     ) -> Float[Array, "trajectory time reading"]:
         """What an encoder reads of the inputs at these times.
 
-        They are the constant and linear inputs; and of each event the amount that was given
-        before, and the time since it was last given, 0 if never.
+        They are the constant and linear inputs; and of each event the amount that was given before,
+        from time 0 on, and the time since it was last given, 0 if never.
         """
         now, _ = self.between(times, times)
         if not self.events:
             return now
-        so_far, since = jax.vmap(_read_events)(self.times, self.amounts, times)
+        so_far, since = self.read_events(times)
         return jnp.concatenate([now, so_far, since], axis=-1)
+
+    def read_events(self, times: Float[Array, "trajectory time"]) -> tuple[Array, Array]:
+        """Of each event the amount given before, from time 0 on, and the time since the last."""
+        return jax.vmap(_read_events)(self.times, self.amounts, times)
 
     def at_offset(self, time: float) -> Inputs:
         """The same inputs, with times less another offset."""
@@ -272,7 +276,8 @@ def _read(
 def _read_events(times: Array, amounts: Array, at: Array) -> tuple[Array, Array]:
     """Of one trajectory, the amounts given before `at`, and the times since the last of each."""
     count = jnp.searchsorted(times, at, side="left")
-    total = jnp.pad(jnp.cumsum(amounts, axis=0), ((1, 0), (0, 0)))[count]
+    counted = jnp.where(times[:, None] >= 0, amounts, 0.0)
+    total = jnp.pad(jnp.cumsum(counted, axis=0), ((1, 0), (0, 0)))[count]
     place = jnp.where(amounts != 0, jnp.arange(len(times))[:, None], -1)
     last = jnp.pad(jax.lax.cummax(place, axis=0), ((1, 0), (0, 0)), constant_values=-1)[count]
     since = at[:, None] - times[jnp.maximum(last, 0)]

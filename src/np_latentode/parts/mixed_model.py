@@ -17,6 +17,7 @@ from np_latentode.data.scaling import SPAN, Scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.decoder import LinearDecoder, MLPDecoder
 from np_latentode.parts.dynamics import LinearDynamics, MLPDynamics
+from np_latentode.parts.jumps import LinearJump
 from np_latentode.parts.links import Link
 from np_latentode.parts.regression import RegressionEncoder, RegressionNormal
 from np_latentode.parts.shifts import LinearShift
@@ -44,6 +45,10 @@ class _Moments(NamedTuple):
     count: Float[np.ndarray, " feature"]
     s: Float[np.ndarray, "trajectory entry"]
     """Static covariates; there may be none."""
+    by_amount: Float[np.ndarray, "trajectory feature power event"]
+    """The products of powers and of the amounts given so far; there may be no events."""
+    amount_products: Float[np.ndarray, "feature event"]
+    amount_squares: Float[np.ndarray, "feature event event"]
 
     @classmethod
     def of(cls, trajectories: Trajectories, scaling: Scaling, degree: int) -> _Moments:
@@ -52,7 +57,38 @@ class _Moments(NamedTuple):
         products = np.einsum("nkf,nkp->nfp", x, t, optimize=True)
         s = scaling.scale_static(trajectories.static)
         s = np.zeros((len(x), 0)) if s is None else np.asarray(s, float)
-        return cls(squares, products, np.square(x).sum((0, 1)), known.sum((0, 1)), s)
+        given = _amounts(trajectories, scaling)
+        of_amounts = (
+            np.einsum("nkf,nke,nkp->nfpe", known, given, t, optimize=True),
+            np.einsum("nkf,nke->fe", x, given),
+            np.einsum("nkf,nke,nkg->feg", known, given, given, optimize=True),
+        )
+        total = np.square(x).sum((0, 1))
+        return cls(squares, products, total, known.sum((0, 1)), s, *of_amounts)
+
+    def less(self, jumps: Float[np.ndarray, "feature event"]) -> _Moments:
+        """Those of the values less what the amounts given so far add."""
+        if not jumps.size:
+            return self
+        products = self.products - np.einsum("nfpe,fe->nfp", self.by_amount, jumps)
+        total = self.total - 2 * (jumps * self.amount_products).sum(1)
+        total = total + np.einsum("fe,feg,fg->f", jumps, self.amount_squares, jumps)
+        return self._replace(products=products, total=total)
+
+
+def _amounts(
+    trajectories: Trajectories, scaling: Scaling
+) -> Float[np.ndarray, "trajectory time event"]:
+    """The amount of each event that was given before each observed time, in scaled units."""
+    inputs = trajectories.inputs
+    if scaling.inputs is None or not scaling.inputs.num_events or inputs is None:
+        return np.zeros((*trajectories.times.shape, 0))
+    own = scaling.less(trajectories.offset)
+    scaled = own.scale_inputs(inputs.at_offset(trajectories.offset.time))
+    if scaled is None:
+        return np.zeros((*trajectories.times.shape, 0))
+    so_far, _ = scaled.read_events(own.scale_times(trajectories.times))
+    return np.asarray(so_far, float)
 
 
 def _scaled(trajectories: Trajectories, scaling: Scaling, degree: int) -> tuple[np.ndarray, ...]:
@@ -66,19 +102,20 @@ def _scaled(trajectories: Trajectories, scaling: Scaling, degree: int) -> tuple[
 class MixedModel(NamedTuple):
     """Each trajectory is a polynomial of its own about a mean one, jointly over all features.
 
-    x_j(t_k) = sum_p u_jp t_k^p + e_jk,   e_jk ~ Normal(0, noise_j)
+    x_j(t_k) = sum_p u_jp t_k^p + jumps_j . amounts(t_k) + e_jk,   e_jk ~ Normal(0, noise_j)
     u ~ Normal(mean + effects s, covariance)
 
     It is the mixed model of Laird & Ware 1982 for several outcomes, whose random effects may all be
     correlated. Numbers are in scaled units, and time in units of the span of the training data. The
     coefficients are ordered by feature, then by power. Static covariates s have fixed effects on
-    all of them.
+    all of them. amounts(t) is what events, such as doses, gave before t.
     """
 
     mean: Float[np.ndarray, " coefficient"]
     covariance: Float[np.ndarray, "coefficient coefficient"]
     noise: Float[np.ndarray, " feature"]
     effects: Float[np.ndarray, "coefficient entry"] = np.zeros((0, 0))
+    jumps: Float[np.ndarray, "feature event"] = np.zeros((0, 0))
 
     @classmethod
     def fit(
@@ -107,7 +144,9 @@ class MixedModel(NamedTuple):
         features, size = len(moments.count), len(moments.count) * (degree + 1)
         powers = np.tile(np.arange(degree + 1), features)
         none = np.zeros((size, moments.s.shape[1]))
-        estimate = cls(np.zeros(size), np.diag(1 / (1.0 + powers)), np.full(features, 0.3), none)
+        still = np.zeros(moments.amount_products.shape)
+        start = np.diag(1 / (1.0 + powers))
+        estimate = cls(np.zeros(size), start, np.full(features, 0.3), none, still)
         for _ in range(ITERATIONS):
             estimate = estimate._improved(moments)
         return estimate
@@ -125,6 +164,8 @@ class MixedModel(NamedTuple):
         """
         mean, covariance = self._given(_Moments.of(context, scaling, self.degree))
         t, x, known = _scaled(target, scaling, self.degree)
+        if self.jumps.size:
+            x = x - known * (_amounts(target, scaling) @ self.jumps.T)
         shape = (len(mean), len(self.noise), self.degree + 1)
         expected = np.einsum("nkp,nfp->nkf", t, mean.reshape(shape))
         blocks = self._blocks(covariance)
@@ -147,6 +188,7 @@ class MixedModel(NamedTuple):
 
         dz/dt = (D L)^-1 N D (L z + mean),   x = first rows of D (L z + mean)
         z(t0) = z0 + L^-1 effects s, if there are covariates
+        z(t+) = z(t) + (D L)^-1 (jumps amounts as levels), if there are events
 
         All networks are residuals that start at 0, and the guide starts as the exact posterior.
 
@@ -168,14 +210,13 @@ class MixedModel(NamedTuple):
         levels = np.kron(unit, np.eye(powers)[:1])
         by_power, entries = (features, powers, -1), self.effects.shape[1]
         basis, effects = (a.reshape(by_power).transpose(1, 0, 2) for a in (lower, self.effects))
-        field: Any = dict(width=width, from_zero=True, num_covariates=entries)
+        counts: Any = dict(num_covariates=entries, num_inputs=num_inputs)
         link = Link(np.zeros(features), np.ones(features)) if link is None else link
-        field |= dict(num_inputs=num_inputs)
         parts = {
             "dynamics": LinearDynamics(
                 solve_triangular(root, shift @ root, lower=True),
                 solve_triangular(root, shift @ mean, lower=True),
-                MLPDynamics(size, **field, rngs=rngs),
+                MLPDynamics(size, width=width, from_zero=True, **counts, rngs=rngs),
             ),
             "decoder": LinearDecoder(
                 link.slope[:, None] * (levels @ root),
@@ -187,19 +228,32 @@ class MixedModel(NamedTuple):
                 self.mean.reshape(features, powers).T,
                 np.log(self.noise),
                 effects if entries else None,
-                num_inputs=num_readings,
+                slopes=self._slopes(num_inputs, num_readings),
                 width=width,
                 rngs=rngs,
             ),
             "posterior": RegressionNormal(size, width=width, rngs=rngs),
         }
+        if self.jumps.size and num_readings:
+            weight = solve_triangular(root, levels.T @ self.jumps, lower=True)
+            parts["jump"] = LinearJump(weight)
         if not entries:
             return parts
         weight = solve_triangular(lower, self.effects, lower=True)
         return {**parts, "shift": LinearShift(weight)}
 
+    def _slopes(self, num_inputs: int, num_readings: int) -> np.ndarray | None:
+        """The slopes of the mean curve in what an encoder reads of inputs."""
+        if not num_readings:
+            return None
+        slopes = np.zeros((len(self.noise), num_readings))
+        if self.jumps.size:
+            slopes[:, num_inputs : num_inputs + self.jumps.shape[1]] = self.jumps
+        return slopes
+
     def _given(self, moments: _Moments) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance of each trajectory's coefficients, given its observations."""
+        moments = moments.less(self.jumps)
         inverse, weight = np.linalg.inv(self.covariance), self.noise[:, None] ** -2
         count, features, powers = moments.products.shape
         precision = np.tile(inverse, (count, 1, 1))
@@ -231,6 +285,8 @@ class MixedModel(NamedTuple):
         spread = total + size * np.diag(np.diag(total) / count)
         spread = spread / (count + size) + LEAST_VARIANCE * np.eye(size)
         means = each.reshape(moments.products.shape)
+        jumps = self._jumps(moments, means)
+        moments = moments.less(jumps)
         second = self._blocks(covariance) + means[..., None] * means[..., None, :]
         squares = moments.total - 2 * np.einsum("nfp,nfp->f", moments.products, means)
         squares = squares + np.einsum("nfpq,nfpq->f", moments.squares, second)
@@ -238,7 +294,13 @@ class MixedModel(NamedTuple):
         seen = moments.count > 0
         variance = np.where(seen, squares / np.maximum(moments.count, 1), self.noise**2)
         variance = np.maximum(variance, LEAST_VARIANCE)
-        return MixedModel(mean, spread, np.sqrt(variance), effects)
+        return MixedModel(mean, spread, np.sqrt(variance), effects, jumps)
+
+    def _jumps(self, moments: _Moments, means: np.ndarray) -> np.ndarray:
+        """By how much amounts move values, by ridge regression of what the coefficients leave."""
+        left = moments.amount_products - np.einsum("nfpe,nfp->fe", moments.by_amount, means)
+        ridge = np.eye(left.shape[1])
+        return np.linalg.solve(moments.amount_squares + ridge, left[..., None])[..., 0]
 
 
 def _regressed(

@@ -8,8 +8,8 @@ it is a guide with learned mean, basis and noise, which any number of observatio
 leads to a posterior: nothing has to be learned of how observations add up. It is the recognition
 model with conjugate potentials of Johnson et al. 2016, with linear ones.
 
-With static covariates s, the mean curve is mean_j(t) + effects_j(t) . s. With inputs, a network of
-what `Inputs.read` says of them at t_k is added to it.
+With static covariates s, the mean curve is mean_j(t) + effects_j(t) . s. With inputs, what
+`Inputs.read` says of them at t_k is added to it: slopes_j . u, and a network of u.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class RegressionEncoder(nnx.Module):
             shape (feature,).
         effects: the coefficients of static covariates in the mean curve at the start, shape
             (power, feature, entry). Default: none are read.
-        num_inputs: the entries of inputs at each time, of which a network that starts at 0 is added
-            to the mean curve. Default: none are read.
-        width: the units of its hidden layer.
+        slopes: of the mean curve in the entries of inputs at each time, shape (feature, reading),
+            beside a network of them that starts at 0. Default: none are read.
+        width: the units of the hidden layer of this network.
         rngs: the random keys that initialise it; needed with inputs only.
 
     Raises:
@@ -63,7 +63,7 @@ class RegressionEncoder(nnx.Module):
         log_noise: Float[ArrayLike, " feature"],
         effects: Float[ArrayLike, "power feature entry"] | None = None,
         *,
-        num_inputs: int = 0,
+        slopes: Float[ArrayLike, "feature reading"] | None = None,
         width: int = 32,
         rngs: nnx.Rngs | None = None,
     ):
@@ -76,9 +76,17 @@ class RegressionEncoder(nnx.Module):
                 f"feature) and (feature,); got {self.basis.shape}, {self.mean.shape} and "
                 f"{self.log_noise.shape}."
             )
-        self.num_inputs, self.width = num_inputs, width
-        sizes = (num_inputs, width, features)
-        network = mlp(sizes, from_zero=True, rngs=rngs or nnx.Rngs(0)) if num_inputs else None
+        self.slopes = None if slopes is None else free("slopes", slopes, 2)
+        self.num_inputs = 0 if self.slopes is None else self.slopes.shape[1]
+        self.width, sizes = width, (self.num_inputs, width, features)
+        network = None
+        if self.slopes is not None:
+            network = mlp(sizes, from_zero=True, rngs=rngs or nnx.Rngs(0))
+            if self.slopes.shape[0] != features:
+                raise ValueError(
+                    f"slopes must have a row for each of {features} features; got "
+                    f"{self.slopes.shape}."
+                )
         self.given = network
         self.effects = None if effects is None else free("effects", effects, 3)
         self.num_covariates = 0 if self.effects is None else self.effects.shape[-1]
@@ -104,8 +112,8 @@ class RegressionEncoder(nnx.Module):
         curve = t @ self.mean[...]
         if self.effects is not None:
             curve += jnp.einsum("nkp,pfs,ns->nkf", t, self.effects[...], inputs_and_s[-1])
-        if self.given is not None:
-            curve += self.given(inputs_and_s[0])
+        if self.slopes is not None and self.given is not None:
+            curve += inputs_and_s[0] @ self.slopes[...].T + self.given(inputs_and_s[0])
         deviation = known * (values - curve)
         # Summed over times first: a matrix of powers for each feature is small.
         moments = jnp.einsum("nkf,nkp,nkq->nfpq", known, t, t)
