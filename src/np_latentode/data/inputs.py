@@ -157,6 +157,11 @@ class Inputs:
             self.times, values, constant, left, right
         )
 
+    @property
+    def giving(self) -> np.ndarray:
+        """True for the rows in which an event gives something, (trajectory, row)."""
+        return (np.nan_to_num(self.given_values[..., self.events]) != 0).any(-1)
+
     def read(
         self, times: Float[Array, "trajectory time"]
     ) -> Float[Array, "trajectory time reading"]:
@@ -196,6 +201,12 @@ class Inputs:
     def with_table_times(self, table_times: np.ndarray | None) -> Inputs:
         """The same inputs, which know their times in a table."""
         return self._replace(_given=(*self._given[:2], table_times))
+
+    def without_events(self, gone: np.ndarray) -> Inputs:
+        """These inputs without the events of the rows where `gone`, (trajectory, row), is True."""
+        events = np.isin(np.arange(len(self.kinds)), self.events)
+        values = np.where(gone[..., None] & events, np.nan, self.given_values)
+        return Inputs(self.given_times, values, self.kinds).with_table_times(self.table_times)
 
     def with_rows(self, ids: np.ndarray, when: np.ndarray, what: np.ndarray) -> Inputs:
         """These inputs, and more rows of some of the trajectories.
@@ -405,8 +416,7 @@ def pad_inputs(
 
 def event_times(inputs: Inputs) -> np.ndarray:
     """The times at which an event gives something."""
-    values = inputs.given_values[..., inputs.events]
-    return inputs.given_times[(np.nan_to_num(values) != 0).any(-1)]
+    return inputs.given_times[inputs.giving]
 
 
 def warn_of_held(inputs: Inputs | None, times: Array, names: Sequence[str]) -> None:
