@@ -123,11 +123,12 @@ def plan_rows(
         raise ValueError(
             "plan must be for trajectories with different ids; got windows, whose ids repeat."
         )
-    columns = Columns.of(id=labels.id, time=labels.time, inputs=labels.inputs)
+    columns = Columns.of_plan(labels.id, labels.time, labels.inputs)
     frame = as_frame(df, columns, problems)
     who = as_ids(frame[labels.id], labels.id, problems)
-    places = {name: place for place, name in enumerate(labels.ids)}
-    unknown = [entry not in places for entry in who]
+    # As text: a file of CSV has no others.
+    places = {str(name): place for place, name in enumerate(labels.ids)}
+    unknown = [str(entry) not in places for entry in who]
     rule = "must hold ids of the table that the plan is for"
     problems.check(labels.id, rule, unknown, lambda row: repr(who[row]))
     unit = labels.unit or "D"
@@ -138,7 +139,7 @@ def plan_rows(
         raise ValueError(f"plan must hold {kind} in column {labels.time!r}, as the table does.")
     amounts = read_inputs(frame, labels.inputs, problems)
     problems.raise_if_any()
-    ids, times = np.array([places[entry] for entry in who], int), clock.times
+    ids, times = np.array([places[str(entry)] for entry in who], int), clock.times
     if clock.origin is not None and labels.origin is not None:
         times = times + (clock.origin - labels.origin) / UNITS[labels.unit or "D"]
     return ids, times - np.array(labels.starts)[ids] if labels.starts else times, amounts

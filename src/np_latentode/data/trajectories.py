@@ -399,10 +399,10 @@ class Trajectories:
         if not self.names.like(others.names):
             raise ValueError(f"inputs must be of a table of {self.names}; got {others.names}.")
         ours, theirs = self.names, others.names
-        places = {name: place for place, name in enumerate(theirs.ids)}
-        if absent := [name for name in ours.ids if name not in places]:
+        places = {str(name): place for place, name in enumerate(theirs.ids)}
+        if absent := [name for name in ours.ids if str(name) not in places]:
             raise ValueError(f"inputs must be of every {ours.id}; got none of {absent[0]!r}.")
-        index = np.array([places[name] for name in ours.ids])
+        index = np.array([places[str(name)] for name in ours.ids])
         if not (ours.starts and theirs.starts):
             return others.inputs[index]
         # Each trajectory has a clock of its own, which may start at another time there.
