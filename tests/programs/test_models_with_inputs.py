@@ -29,6 +29,7 @@ from np_latentode import (
     Solver,
     StandardNormal,
     Trajectories,
+    amortized,
     candidates,
     decode,
     forecast,
@@ -43,6 +44,7 @@ from np_latentode import (
     sharpen,
     to_datatree,
 )
+from np_latentode.app.held_out import _forecast_figure
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.params import initial_params
 
@@ -273,6 +275,29 @@ def test_a_forecast_beyond_the_last_row_holds_the_last_value_and_says_so():
             "x_mean"
         ]
     np.testing.assert_allclose(held, known, atol=1e-5)
+
+
+def test_an_input_that_an_id_never_gets_counts_as_the_average_and_the_forecast_says_so():
+    values = np.where(np.arange(6)[:, None, None] == 4, NAN, np.arange(12.0).reshape(6, 2, 1))
+    train = Trajectories(
+        DATA.given.times, DATA.given.values, inputs=Inputs([[0.0, 4.0]] * 6, values, "constant")
+    )
+    model, guide = latent_ode(train, latent_dim=2, rngs=nnx.Rngs(0))
+    one = Fitted(model, guide, initial_params(model, guide))
+    said = "input u_0 is never given to 1 of 6 ids, and counts as the average"
+    with pytest.warns(UserWarning, match=said):
+        forecast(random.key(0), one, train, [3.0], num_samples=2)
+
+
+def test_the_figure_of_a_fit_says_nothing_of_inputs_that_end():
+    inputs = Inputs([[0.0, 2.0]] * 6, np.arange(12.0).reshape(6, 2, 1), "linear")
+    train = Trajectories(DATA.given.times, DATA.given.values, inputs=inputs)
+    model, guide = latent_ode(train, latent_dim=2, rngs=nnx.Rngs(0))
+    one = Fitted(model, guide, initial_params(model, guide))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = _forecast_figure(random.key(0), one, *train.split(), 0.0, amortized)
+    assert len(figure.axes) == 4
 
 
 TABLE = pd.DataFrame(

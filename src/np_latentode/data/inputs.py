@@ -420,7 +420,7 @@ def event_times(inputs: Inputs) -> np.ndarray:
 
 
 def warn_of_held(inputs: Inputs | None, times: Array, names: Sequence[str]) -> None:
-    """Warns of constant and linear inputs that end before a forecast does, as their last is held.
+    """Warns of constant and linear inputs that end before a forecast does, or are never given.
 
     Args:
         inputs: of the context.
@@ -431,6 +431,12 @@ def warn_of_held(inputs: Inputs | None, times: Array, names: Sequence[str]) -> N
         return
     chosen = inputs.controls
     known = ~np.isnan(np.asarray(inputs.values)[..., chosen])
+    for j, never in zip(chosen, (~known.any(1)).sum(0).tolist(), strict=True):
+        if never:
+            warn_user(
+                f"input {names[j]} is never given to {never} of {len(inputs)} ids, and counts as "
+                "the average of the training data; give it a row for each id to say otherwise."
+            )
     when = np.where(known.any(-1), np.asarray(inputs.times), -np.inf).max(1)
     short = int((np.isfinite(when) & (when < np.asarray(times).max(1))).sum())
     if short:
