@@ -18,8 +18,8 @@ def named_values(
     data: Path,
     values: Sequence[str] | None,
     log: Sequence[str] | None,
-    static: Sequence[str] | None,
-    inputs: Sequence[str] | None,
+    static: Sequence[str] | None = None,
+    inputs: Sequence[str] | None = None,
     **names: Any,
 ) -> dict[str, Any]:
     """The arguments `values`, `log`, `static` and `inputs` of `fit_table`, from texts with commas.
@@ -48,7 +48,7 @@ def named_values(
         "values": split,
         "log": split_names("log", log, lambda: split or known()),
         "static": _with_kinds(split_names("static", static, lambda: with_kinds(KINDS_OF_STATIC))),
-        "inputs": asked_kinds(dict(_named_kind(text) for text in given)),
+        "inputs": _input_kinds(given, columns),
     }
 
 
@@ -91,10 +91,22 @@ def named_kinds(given: Sequence[str] | None) -> dict[str, str]:
     return kinds
 
 
-def _named_kind(text: str) -> tuple[str, str]:
-    """The name of an input, and its kind."""
-    name, given, kind = text.rpartition("=")
-    return (name.strip(), kind.strip()) if given else (text, CONSTANT)
+def _input_kinds(texts: Sequence[str], columns: Callable[[], Sequence[str]]) -> dict[str, str]:
+    """The argument `inputs` of `fit_table`, from texts such as treated and dose=event.
+
+    Raises:
+        ValueError: if a kind is none, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, given, kind = (part.strip() for part in text.rpartition("="))
+        # A name may hold the sign itself.
+        if not (given and name) or (kind not in KINDS_OF_INPUTS and text in columns()):
+            name, kind = text, CONSTANT
+        if name in found:
+            raise ValueError(f"inputs must name each column once; got {name!r} twice.")
+        found[name] = kind
+    return asked_kinds(found)
 
 
 def split_names(
