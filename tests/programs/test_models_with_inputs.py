@@ -351,6 +351,10 @@ def test_bad_plans_are_refused():
         known[np.array([0, 0])].with_plan(plan)
     labelled = Trajectories.from_dataframe(TABLE, id="id", time="time", values="x")
     assert labelled.with_inputs(known.inputs).names.kinds == ("event",)
+    with pytest.raises(ValueError, match=r"inputs must be a np_latentode\.Inputs, or .*; got None"):
+        known.with_inputs(None)
+    with pytest.raises(ValueError, match=r"inputs must be a np_latentode\.Inputs of 2 .*; got int"):
+        known.with_inputs(5)
     with pytest.raises(ValueError, match="inputs must be of every id; got none of 'b'"):
         known.with_inputs(known[0])
     with pytest.raises(ValueError, match="inputs must be of the kinds event; got linear"):

@@ -111,6 +111,10 @@ def forecast_table(
     known = read_known(model, labels, data)
     check_kinds(known, dict(zip(labels.features, kinds(fitted), strict=True)), data=data)
     if plan is not None:
+        if not labels.inputs:
+            raise ValueError(
+                f"plan must be left out, as the fit has no inputs (fit --inputs); got {plan}."
+            )
         known = known.with_plan(plan)
         _check_begin(model, known, plan)
     context, times = _asked(when, model, known)

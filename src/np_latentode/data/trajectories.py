@@ -380,6 +380,10 @@ class Trajectories:
         """
         if isinstance(inputs, Trajectories):
             inputs = self._inputs_of(inputs)
+        if inputs is None:
+            raise ValueError(
+                "inputs must be a np_latentode.Inputs, or trajectories that have some; got None."
+            )
         changed = self._replace(inputs=None)
         changed._keep_inputs(inputs)
         if self.labels is not None and not self.labels.inputs:

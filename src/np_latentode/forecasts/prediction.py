@@ -401,7 +401,7 @@ def decode_observed(
 ) -> dict[str, np.ndarray]:
     """Decodes given z0 at the observed times of a target and at no others.
 
-    Static covariates and inputs are those of the target.
+    Static covariates and inputs are those of the context; without one, those of the target.
 
     Args:
         rng_key: a key.
