@@ -59,7 +59,7 @@ def test_a_text_that_can_be_split_in_two_ways_is_refused():
 def test_the_table_is_read_only_where_there_are_commas(tmp_path):
     names = dict(id="who", time="day", feature=None, value=None)
     found = named_values(tmp_path / "none.csv", ["x"], ["x"], **names)
-    assert found == {"values": ["x"], "log": ["x"]}
+    assert found == {"values": ["x"], "log": ["x"], "static": {}, "inputs": {}}
     with pytest.raises(FileNotFoundError):
         named_values(tmp_path / "none.csv", ["x,y"], None, **names)
 
@@ -71,7 +71,8 @@ def test_names_with_commas_are_found_in_every_format(tmp_path, ending):
     write_table(pd.DataFrame({"who": ["a"], "day": [1.0], "b, total": [1.0], "c": [2.0]}), path)
     names = dict(id="who", time="day", feature=None, value=None)
     found = named_values(path, ["b, total,c"], ["b, total"], **names)
-    assert found == {"values": ["b, total", "c"], "log": ["b, total"]}
+    assert found["values"] == ["b, total", "c"]
+    assert found["log"] == ["b, total"]
     long = pd.DataFrame({"who": "a", "day": 1.0, "test": ["b, total", "c"], "result": 1.0})
     write_table(long, path)
     names |= dict(feature="test", value="result")
@@ -104,3 +105,33 @@ def test_a_text_that_says_no_kind_is_refused_in_a_sentence(text):
 def test_a_column_of_two_kinds_is_refused():
     with pytest.raises(ValueError, match=r"^kind must name each column once; got 'a' twice\.$"):
         named_kinds(["a=counts", "a=numbers"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "kinds"),
+    [
+        (["a=b"], {"a=b": "constant"}),
+        (["a=b=event,dose=linear"], {"a=b": "event", "dose": "linear"}),
+        (["dose = event"], {"dose": "event"}),
+        (["dose"], {"dose": "constant"}),
+    ],
+)
+def test_kinds_of_inputs_are_named_after_their_columns(tmp_path, texts, kinds):
+    columns = {"who": ["a"], "day": [1.0], "a=b": [1.0], "dose": [2.0], "x": [0.0]}
+    write_table(pd.DataFrame(columns), tmp_path / "data.csv")
+    names = dict(id="who", time="day", feature=None, value=None)
+    assert named_values(tmp_path / "data.csv", ["x"], None, None, texts, **names)["inputs"] == kinds
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("dose=event,dose=linear", r"inputs must name each column once; got 'dose' twice\."),
+        ("dose=bolus", "inputs must be of the kinds constant, linear, event; got 'bolus'"),
+    ],
+)
+def test_inputs_that_say_nothing_clear_are_refused(tmp_path, text, rule):
+    write_table(pd.DataFrame({"who": ["a"], "day": [1.0], "dose": [2.0]}), tmp_path / "data.csv")
+    names = dict(id="who", time="day", feature=None, value=None)
+    with pytest.raises(ValueError, match=rule):
+        named_values(tmp_path / "data.csv", ["x"], None, None, [text], **names)

@@ -97,7 +97,10 @@ def test_inputs_that_end_before_the_horizon_are_held_with_a_warning(run):
         ({"dose": "inf"}, "column 'dose' must be finite, or empty where nothing new is given"),
         ({"day": ""}, "column 'day' must hold a time in each row"),
         ({"day": "2020-01-31"}, "plan must hold numbers in column 'day', as the table does"),
-        ({"day": "-9"}, "the events of context must not be earlier than t0 = -0.5"),
+        (
+            {"day": "-9"},
+            "bad.csv must not go back before -0.5, where the table fitted begins; got who p1 at -9",
+        ),
     ],
 )
 def test_bad_plans_are_refused(run, change, rule):
@@ -136,3 +139,12 @@ def test_a_table_without_them_is_refused(run, patients):
     done = call("forecast", directory / "run", directory / "none.csv", "--ahead", 2)
     assert done.exit_code == 2
     assert "got none of ['dose']" in done.output
+
+
+def test_a_dose_before_the_table_fitted_is_refused_with_its_id_and_time(run, patients):
+    directory, _ = run
+    patients.replace({"day": {-0.5: -9.5}}).iloc[7:14].to_csv(directory / "early.csv", index=False)
+    done = call("forecast", directory / "run", directory / "early.csv", "--ahead", 2)
+    assert done.exit_code == 2
+    said = "early.csv must not go back before -0.5, where the table fitted begins; got who p1 at"
+    assert f"{said} -9.5. Remove that row, or fit" in done.output

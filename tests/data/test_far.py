@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from np_latentode import Scaling, Trajectories
-from np_latentode.data.far import usual
+from np_latentode.app.division import divide
+from np_latentode.data.far import usual, without_far_times
 
 COLUMNS = dict(id="who", time="when", values=["x", "y"])
 
@@ -87,3 +88,29 @@ def test_in_a_long_table_a_value_far_outside_is_named_as_the_table_has_it(tmp_pa
     said = rf"column 'result' of 'y' holds 1000000.0 in line {row + 2}, far"
     with pytest.warns(UserWarning, match=said):
         Trajectories.from_file(tmp_path / "long.csv", **names)
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["one dose", "a dose of each id"])
+def test_a_dose_far_outside_is_named_moves_no_unit_and_is_left_out(tmp_path, every):
+    who, when = np.divmod(np.arange(200), 5)
+    frame = pd.DataFrame({"who": who, "when": when, "x": 1.0 * (who % 7), "y": 1.0 * when})
+    frame["dose"] = np.where((when == 1) & every, 2.0, np.nan)
+    far = pd.DataFrame({"who": [3], "when": [-36500], "dose": [2.0]})
+    path = tmp_path / "doses.csv"
+    pd.concat([frame, far]).to_csv(path, index=False)
+    with pytest.warns(UserWarning, match=r"column 'when' holds -36500 in line 202, far"):
+        data = Trajectories.from_file(path, **COLUMNS, inputs={"dose": "event"})
+    assert divide(data, 0.2, 0).t0 == 0
+    near = without_far_times(data)
+    assert near.inputs.giving.sum() == 40 * every
+    np.testing.assert_array_equal(near.given.times, data.given.times)
+
+
+def test_a_dose_somewhat_before_the_first_visit_is_the_first_time():
+    who, when = np.divmod(np.arange(200), 5)
+    frame = pd.DataFrame({"who": who, "when": when, "x": 1.0 * (who % 7), "y": 1.0 * when})
+    frame["dose"] = np.nan
+    frame.loc[200] = [3, -7, np.nan, np.nan, 2.0]
+    data = Trajectories.from_dataframe(frame, **COLUMNS, inputs={"dose": "event"})
+    assert divide(data, 0.2, 0).t0 == Scaling.fit(data).t0 == -7
+    assert without_far_times(data) is data

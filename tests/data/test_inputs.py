@@ -187,6 +187,12 @@ def test_bad_inputs_are_refused(arguments, rule):
         Inputs(*arguments)
 
 
+def test_a_table_needs_a_column_of_values():
+    rule = "id, time and inputs must name different columns, and values at least one"
+    with pytest.raises(ValueError, match=rule):
+        Trajectories.from_dataframe(TABLE, id="id", time="time", inputs=KINDS)
+
+
 @pytest.mark.usefixtures("untyped")
 def test_bad_tables_and_trajectories_are_refused():
     for inputs, rule in [
@@ -220,3 +226,18 @@ def test_bad_tables_and_trajectories_are_refused():
         scaling.check(wrong, name="some")
     with pytest.raises(ValueError, match="the events of train must not be earlier than t0 = 0"):
         Scaling.fit(data, t0=0.0)
+
+
+def test_ids_of_plans_and_of_other_inputs_are_compared_as_text(tmp_path):
+    numbered = TABLE.assign(id=TABLE["id"].map({"a": 1, "b": 2, "c": 3}))
+    data = read(numbered)
+    plan = pd.DataFrame(dict(id=[2], time=[5.0], dose=[9.0], temp=[NAN], on=[NAN]))
+    plan.to_csv(tmp_path / "plan.csv", index=False)
+    expected = data.with_plan(plan).inputs.given_values
+    np.testing.assert_array_equal(
+        data.with_plan(tmp_path / "plan.csv").inputs.given_values, expected
+    )
+    others = read(numbered.assign(id=numbered["id"].astype(str), dose=2 * numbered["dose"]))
+    np.testing.assert_array_equal(
+        data.with_inputs(others).inputs.given_values, others.inputs.given_values
+    )

@@ -243,3 +243,23 @@ def test_a_long_export_of_400_123_rows_is_read_whole():
     every = np.asarray(ours.values, float).sum((0, 1))
     for name, total in zip(ours.names.features, every, strict=True):
         np.testing.assert_allclose(total, table.value[table.test == name].sum(), rtol=1e-4)
+
+
+def test_a_static_entry_in_a_row_whose_feature_is_not_read_is_known(tmp_path):
+    table = pd.DataFrame(
+        [("a", 0.0, "x", 1.0, None), ("a", 1.0, "x", 2.0, ""), ("a", None, "sex", None, "f"),
+         ("b", 0.0, "other", 9.0, "m"), ("b", 3.0, "x", 4.0, None)],
+        columns=["who", "day", "test", "result", "sex"],
+    )  # fmt: skip
+    names = dict(id="who", time="day", feature="test", value="result", values=["x"], static=["sex"])
+    table.to_csv(tmp_path / "long.csv", index=False)
+    for data in (
+        Trajectories.from_dataframe(table, **names),
+        Trajectories.from_file(tmp_path / "long.csv", **names),
+    ):
+        assert data.names.levels == (("f", "m"),)
+        np.testing.assert_array_equal(data.given_static, [[0], [1]])
+        np.testing.assert_array_equal(np.asarray(data.mask).sum((1, 2)), [2, 1])
+    table.loc[4, "sex"] = "f"
+    with pytest.raises(MalformedRows, match="column 'sex' must hold the same entry in all rows"):
+        Trajectories.from_dataframe(table, **names)

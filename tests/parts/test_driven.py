@@ -266,3 +266,11 @@ def rngs():
 def test_parts_that_do_not_fit_the_inputs_are_refused(arguments, rule):
     with pytest.raises(ValueError, match=rule):
         model(**arguments())
+
+
+def test_a_solve_to_its_last_step_has_not_run_out_of_steps():
+    # In double precision, 0.1 * 9 is less than 0.9 in single precision.
+    nine = Solver(diffrax.Tsit5(), dt0=0.1, max_steps=9)
+    times = jnp.array([[0.9], [0.5]])
+    z = solved(decay, lambda amounts: amounts, DOSES, times=times, solver=nine)[..., 0]
+    np.testing.assert_allclose(z, [doses(times[i], i) for i in (0, 1)], rtol=2e-5)

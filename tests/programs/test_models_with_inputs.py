@@ -30,6 +30,7 @@ from np_latentode import (
     Solver,
     StandardNormal,
     Trajectories,
+    amortized,
     candidates,
     decode,
     forecast,
@@ -44,6 +45,7 @@ from np_latentode import (
     sharpen,
     to_datatree,
 )
+from np_latentode.app.held_out import _forecast_figure
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.params import initial_params
 
@@ -315,6 +317,29 @@ def test_a_forecast_beyond_the_last_row_holds_the_last_value_and_says_so():
     np.testing.assert_allclose(held, known, atol=1e-5)
 
 
+def test_an_input_that_an_id_never_gets_counts_as_the_average_and_the_forecast_says_so():
+    values = np.where(np.arange(6)[:, None, None] == 4, NAN, np.arange(12.0).reshape(6, 2, 1))
+    train = Trajectories(
+        DATA.given.times, DATA.given.values, inputs=Inputs([[0.0, 4.0]] * 6, values, "constant")
+    )
+    model, guide = latent_ode(train, latent_dim=2, rngs=nnx.Rngs(0))
+    one = Fitted(model, guide, initial_params(model, guide))
+    said = "input u_0 is never given to 1 of 6 ids, and counts as the average"
+    with pytest.warns(UserWarning, match=said):
+        forecast(random.key(0), one, train, [3.0], num_samples=2)
+
+
+def test_the_figure_of_a_fit_says_nothing_of_inputs_that_end():
+    inputs = Inputs([[0.0, 2.0]] * 6, np.arange(12.0).reshape(6, 2, 1), "linear")
+    train = Trajectories(DATA.given.times, DATA.given.values, inputs=inputs)
+    model, guide = latent_ode(train, latent_dim=2, rngs=nnx.Rngs(0))
+    one = Fitted(model, guide, initial_params(model, guide))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = _forecast_figure(random.key(0), one, *train.split(), 0.0, amortized)
+    assert len(figure.axes) == 4
+
+
 TABLE = pd.DataFrame(
     dict(id=["a", "a", "b", "b"], time=[0.0, 1, 0, 2], x=[1.0, 2, 3, 4], dose=[5, NAN, NAN, 6])
 )
@@ -366,6 +391,10 @@ def test_bad_plans_are_refused():
         known[np.array([0, 0])].with_plan(plan)
     labelled = Trajectories.from_dataframe(TABLE, id="id", time="time", values="x")
     assert labelled.with_inputs(known.inputs).names.kinds == ("event",)
+    with pytest.raises(ValueError, match=r"inputs must be a np_latentode\.Inputs, or .*; got None"):
+        known.with_inputs(None)
+    with pytest.raises(ValueError, match=r"inputs must be a np_latentode\.Inputs of 2 .*; got int"):
+        known.with_inputs(5)
     with pytest.raises(ValueError, match="inputs must be of every id; got none of 'b'"):
         known.with_inputs(known[0])
     with pytest.raises(ValueError, match="inputs must be of the kinds event; got linear"):

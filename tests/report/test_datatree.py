@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pandas as pd
 import pytest
 import xarray
 from flax import nnx
@@ -26,6 +27,7 @@ from np_latentode import (
     latent_ode,
     to_datatree,
 )
+from np_latentode.programs.params import initial_params
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -286,3 +288,21 @@ def test_a_wrong_number_of_feature_names_is_refused(fit):
         ValueError, match="feature_names must be 2 different names of features; got"
     ):
         to_datatree(jax.random.key(0), fitted, train, feature_names=["a"])
+
+
+def test_static_covariates_and_inputs_are_constant_data_as_they_were_given():
+    rows = [("a", 0.0, 1.0, None, 40, "f"), ("a", 1.0, 2.0, 5.0, 40, "f")]
+    rows += [("b", 0.0, 0.5, None, 50, "m"), ("b", 0.5, None, 7.0, 50, "m")]
+    table = pd.DataFrame(rows, columns=["who", "day", "x", "dose", "age", "sex"])
+    data = Trajectories.from_dataframe(
+        table, id="who", time="day", values="x", static=["age", "sex"], inputs={"dose": "event"}
+    )
+    model, guide = latent_ode(data, latent_dim=2, rngs=nnx.Rngs(0))
+    one = Fitted(model, guide, initial_params(model, guide))
+    found = to_datatree(KEY, one, data, num_samples=2)["constant_data"].to_dataset()
+    assert found["static"].dims == ("trajectory", "covariate")
+    np.testing.assert_array_equal(found["static"].sel(covariate="age"), [40, 50])
+    np.testing.assert_array_equal(found["static"].sel(trajectory="b"), [50, 1])
+    assert found["inputs"].dims == ("trajectory", "row", "input")
+    np.testing.assert_array_equal(found["inputs"].sel(input="dose")[:, 0], [5, 7])
+    np.testing.assert_array_equal(found["input_times"][:, 0], [1, 0.5])

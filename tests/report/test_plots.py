@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.dates import date2num
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
@@ -191,3 +192,21 @@ def test_a_figure_is_a_picture(tmp_path):
     figure = plot_training(np.linspace(100, -50, 300), num_trajectories=10, best=-6.0)
     figure.savefig(tmp_path / "training.png")
     assert imread(tmp_path / "training.png").std() > 0.02
+
+
+def test_events_are_marked_at_the_bottom_by_the_names_of_their_inputs():
+    rows = [("a", 0.0, 1.0, None), ("a", 2.0, 2.0, None), ("b", 0.0, 1.0, None)]
+    rows += [("b", 1.5, None, 3.0), ("b", 2.0, 2.0, 0.0), ("b", 99.0, None, 1.0)]
+    table = pd.DataFrame(rows, columns=["who", "day", "x", "dose"])
+    columns = dict(id="who", time="day", values="x", inputs={"dose": "event"})
+    draws = {"x": RNG.normal(size=(20, 2, 9, 1))}
+    dated = table.assign(day=pd.Timestamp("2020-01-31") + pd.to_timedelta(table["day"], "D"))
+    for frame, at in ((table, 1.5), (dated, date2num(dt.datetime(2020, 2, 1, 12)))):
+        data = Trajectories.from_dataframe(frame, **columns)
+        figure = plot_forecasts(data, draws, TIMES)
+        assert not len(points(figure.axes[0], "dose"))
+        np.testing.assert_allclose(points(figure.axes[1], "dose"), [[at, 0.03]])
+        assert "dose" in [text.get_text() for text in figure.legends[0].get_texts()]
+    plain = Trajectories.from_dataframe(table.assign(dose=np.nan), **columns)
+    figure = plot_forecasts(plain, draws, TIMES)
+    assert "dose" not in [text.get_text() for text in figure.legends[0].get_texts()]

@@ -51,7 +51,7 @@ def named_values(
         names_of_static = split_names("static", static, lambda: with_kinds(KINDS_OF_STATIC))
         found["static"] = _with_kinds(names_of_static)
     if inputs is not None:
-        found["inputs"] = asked_kinds(dict(map(_named_kind, given)))
+        found["inputs"] = _input_kinds(given, columns)
     return found
 
 
@@ -94,10 +94,22 @@ def named_kinds(given: Sequence[str] | None) -> dict[str, str]:
     return kinds
 
 
-def _named_kind(text: str) -> tuple[str, str]:
-    """The name of an input, and its kind."""
-    name, given, kind = text.rpartition("=")
-    return (name.strip(), kind.strip()) if given else (text, CONSTANT)
+def _input_kinds(texts: Sequence[str], columns: Callable[[], Sequence[str]]) -> dict[str, str]:
+    """The argument `inputs` of `fit_table`, from texts such as treated and dose=event.
+
+    Raises:
+        ValueError: if a kind is none, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, given, kind = (part.strip() for part in text.rpartition("="))
+        # A name may hold the sign itself.
+        if not (given and name) or (kind not in KINDS_OF_INPUTS and text in columns()):
+            name, kind = text, CONSTANT
+        if name in found:
+            raise ValueError(f"inputs must name each column once; got {name!r} twice.")
+        found[name] = kind
+    return asked_kinds(found)
 
 
 def split_names(

@@ -8,7 +8,7 @@ import numpy as np
 
 from np_latentode.app.held_out import QUANTILES
 from np_latentode.data.entries import reads_otherwise
-from np_latentode.data.inputs import event_times
+from np_latentode.data.scaling import first_time
 from np_latentode.data.tables import forecast_columns
 from np_latentode.data.trajectories import Trajectories
 
@@ -26,7 +26,7 @@ class Parts(NamedTuple):
     test: Trajectories | None
     """Those that are held out."""
     t0: float
-    """The earliest time of all observations and events."""
+    """The earliest time of all observations and events that is not far outside."""
 
     def __str__(self) -> str:
         held_out = 0 if self.test is None else len(self.test)
@@ -59,10 +59,7 @@ def divide(trajectories: Trajectories, holdout: float, seed: int) -> Parts:
     test = able[:num_test]
     train = np.setdiff1d(np.arange(len(trajectories)), test)
     # No trajectory may be earlier than t0, whichever are trained on.
-    t0 = float(trajectories.given.times[np.asarray(trajectories.observed)].min())
-    given = trajectories.inputs
-    if given is not None and (at := event_times(given)).size:
-        t0 = min(t0, float(at.min()))
+    t0 = first_time(trajectories)
     held_out = trajectories[np.sort(test)] if num_test else None
     return Parts(trajectories[train], held_out, t0)
 

@@ -111,7 +111,12 @@ def forecast_table(
     known = read_known(model, labels, data)
     check_kinds(known, dict(zip(labels.features, kinds(fitted), strict=True)), data=data)
     if plan is not None:
+        if not labels.inputs:
+            raise ValueError(
+                f"plan must be left out, as the fit has no inputs (fit --inputs); got {plan}."
+            )
         known = known.with_plan(plan)
+        _check_begin(model, known, plan)
     context, times = _asked(when, model, known)
     make = signals if asked_about else forecast
     options: Any = dict(inference=asked, num_samples=draws)
@@ -251,13 +256,23 @@ def _check_known(model: LatentODE, context: Trajectories, labels: Labels, data: 
             f"{data} must hold {kinds[labels.zone]} in column {labels.time!r}, as the table "
             f"fitted; got {kinds[context.names.zone]}."
         )
+    _check_begin(model, context, data)
+
+
+def _check_begin(model: LatentODE, context: Trajectories, file: Path) -> None:
+    """Refuses observations and events of a file before the time of z0."""
+    labels, given = context.names, context.inputs
     times = np.where(np.asarray(context.observed), context.given.times, np.inf)
     early, t0 = times.min(1), model.scaling.t0
+    # Of a window, what was given before is part of the state at its start.
+    if given is not None and labels.span is None:
+        at = np.where(given.giving, given.given_times, np.inf)
+        early = np.minimum(early, at.min(1))
     if (first := early.min()) < t0:
         one = context.names.select([int(early.argmin())])
         who = one.ids[0]
         start, when = map(shown_time, one.calendar(np.array([[t0, first]]))[0])
         raise ValueError(
-            f"{data} must not go back before {start}, where the table fitted begins; got "
+            f"{file} must not go back before {start}, where the table fitted begins; got "
             f"{labels.id} {who} at {when}. Remove that row, or fit a table that goes back as far."
         )

@@ -19,7 +19,13 @@ from np_latentode.data.tables import tidy_forecast
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.calibration import Calibration, calibration
 from np_latentode.forecasts.codes import Inference, amortized
-from np_latentode.forecasts.prediction import forecast, forecast_observed, in_table_units
+from np_latentode.forecasts.densities import DRAWS_AT_ONCE
+from np_latentode.forecasts.prediction import (
+    draw_forecast,
+    forecast_observed,
+    in_table_units,
+    mean_and_x,
+)
 from np_latentode.forecasts.scores import (
     Forecasts,
     of_calibration,
@@ -206,7 +212,17 @@ def _forecast_figure(
     most = np.argsort(-np.asarray(target.observed).sum(1), kind="stable")[:4]
     context, target = context[most], target[most]
     times = _times_shown(context, t0, target.given.times.max())
-    draws = forecast(rng_key, fitted, context, times, inference=inference, num_samples=500)
+    # Not `forecast`, as nobody has asked for these times: inputs may end before them.
+    draws = draw_forecast(
+        rng_key,
+        fitted,
+        context,
+        times,
+        inference=inference,
+        num_samples=500,
+        draws_at_once=DRAWS_AT_ONCE,
+        reading=mean_and_x,
+    )
     return plot_forecasts(context, draws, times, target=target)
 
 

@@ -62,13 +62,18 @@ class Columns:
                 "feature and value must be given together, the column of what was measured and the "
                 f"column of the result; got {feature!r} and {value!r}."
             )
-        if not (self.numbers or self.inputs) or len(set(self.read)) != len(self.read):
+        if not self.numbers or len(set(self.read)) != len(self.read):
             what = self.arguments
             least = ", and values at least one" if feature is None else ""
             raise ValueError(f"{what} must name different columns{least}; got {[*self.read]}.")
         if len(set(self.values)) != len(self.values):
             raise ValueError(f"values must name different features; got {[*self.values]}.")
         return self
+
+    @classmethod
+    def of_plan(cls, id: str, time: str, inputs: tuple[str, ...]) -> Columns:
+        """Those of a table that only gives inputs."""
+        return cls(id, time, (), inputs=inputs)
 
     @property
     def arguments(self) -> str:

@@ -180,7 +180,7 @@ def read_static(
     count = int(ids.max()) + 1
     numbers, levels = np.full((count, len(asked)), np.nan), []
     for c, (name, known) in enumerate(asked.items()):
-        entries = _entries(frame[name])
+        entries = static_entries(frame[name])
         _check_same(name, entries, ids, problems)
         parsed, found = _parsed(name, entries, known, problems)
         levels.append(found)
@@ -190,7 +190,7 @@ def read_static(
     return Static(numbers, tuple(levels))
 
 
-def _entries(column: nw.Series) -> list[Any]:
+def static_entries(column: nw.Series) -> list[Any]:
     """The entries; None where one is missing."""
     nulls = column.is_null().to_list()
     texts = column.dtype in (nw.String, nw.Object, nw.Categorical, nw.Enum)

@@ -11,7 +11,7 @@ import numpy as np
 
 from np_latentode.data.problems import Problems
 
-__all__ = ["usual", "warn_of_far_rows", "warn_user", "without_far_times"]
+__all__ = ["usual", "usual_times", "warn_of_far_rows", "warn_user", "without_far_times"]
 
 FAR = 10.0
 """A number is far outside if it is this many times the range of 90% of the numbers beyond it."""
@@ -33,6 +33,12 @@ def usual(numbers: np.ndarray) -> np.ndarray:
     high = np.quantile(numbers, 0.95, method="higher")
     reach = FAR * (high - low) if high > low else np.inf
     return (low - reach <= numbers) & (numbers <= high + reach)
+
+
+def usual_times(observed: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """True for the times of observations, and of events, that are not far outside of all."""
+    near = usual(np.concatenate([observed, given]))
+    return near[: len(observed)], near[len(observed) :]
 
 
 def warn_of_far_rows(
@@ -69,10 +75,18 @@ def warn_of_far_rows(
 
 
 def without_far_times(trajectories: Any) -> Any:
-    """Trajectories without the slots whose time is far outside; reading has warned of them."""
+    """Trajectories without observations and events far outside; reading has warned of them."""
     times, observed = trajectories.given.times, np.asarray(trajectories.observed)
-    far = np.zeros(observed.shape, bool)
-    far[observed] = ~usual(times[observed])
+    inputs, far = trajectories.inputs, np.zeros(observed.shape, bool)
+    if inputs is None:
+        far[observed] = ~usual(times[observed])
+    else:
+        gone = np.zeros(inputs.giving.shape, bool)
+        at = inputs.given_times[inputs.giving]
+        near, also = usual_times(times[observed], at)
+        far[observed], gone[inputs.giving] = ~near, ~also
+        if gone.any():
+            trajectories = trajectories.with_inputs(inputs.without_events(gone))
     return trajectories.without(far) if far.any() else trajectories
 
 

@@ -92,7 +92,7 @@ def read_table(
 
 def read_plan(path: str | os.PathLike[str], labels: Labels) -> tuple[Any, ...]:
     """The rows of the plan in a file, as `tables.plan_rows` gives them; so are the errors."""
-    columns = Columns.of(id=labels.id, time=labels.time, inputs=labels.inputs)
+    columns = Columns.of_plan(labels.id, labels.time, labels.inputs)
     df, problems = read_columns(path, columns)
     try:
         return plan_rows(df, labels, problems)

@@ -157,6 +157,11 @@ class Inputs:
             self.times, values, constant, left, right
         )
 
+    @property
+    def giving(self) -> np.ndarray:
+        """True for the rows in which an event gives something, (trajectory, row)."""
+        return (np.nan_to_num(self.given_values[..., self.events]) != 0).any(-1)
+
     def read(
         self, times: Float[Array, "trajectory time"]
     ) -> Float[Array, "trajectory time reading"]:
@@ -200,6 +205,12 @@ class Inputs:
     def with_table_times(self, table_times: np.ndarray | None) -> Inputs:
         """The same inputs, which know their times in a table."""
         return self._replace(_given=(*self._given[:2], table_times))
+
+    def without_events(self, gone: np.ndarray) -> Inputs:
+        """These inputs without the events of the rows where `gone`, (trajectory, row), is True."""
+        events = np.isin(np.arange(len(self.kinds)), self.events)
+        values = np.where(gone[..., None] & events, np.nan, self.given_values)
+        return Inputs(self.given_times, values, self.kinds).with_table_times(self.table_times)
 
     def with_rows(self, ids: np.ndarray, when: np.ndarray, what: np.ndarray) -> Inputs:
         """These inputs, and more rows of some of the trajectories.
@@ -410,12 +421,11 @@ def pad_inputs(
 
 def event_times(inputs: Inputs) -> np.ndarray:
     """The times at which an event gives something."""
-    values = inputs.given_values[..., inputs.events]
-    return inputs.given_times[(np.nan_to_num(values) != 0).any(-1)]
+    return inputs.given_times[inputs.giving]
 
 
 def warn_of_held(inputs: Inputs | None, times: Array, names: Sequence[str]) -> None:
-    """Warns of constant and linear inputs that end before a forecast does, as their last is held.
+    """Warns of constant and linear inputs that end before a forecast does, or are never given.
 
     Args:
         inputs: of the context.
@@ -426,6 +436,12 @@ def warn_of_held(inputs: Inputs | None, times: Array, names: Sequence[str]) -> N
         return
     chosen = inputs.controls
     known = ~np.isnan(np.asarray(inputs.values)[..., chosen])
+    for j, never in zip(chosen, (~known.any(1)).sum(0).tolist(), strict=True):
+        if never:
+            warn_user(
+                f"input {names[j]} is never given to {never} of {len(inputs)} ids, and counts as "
+                "the average of the training data; give it a row for each id to say otherwise."
+            )
     when = np.where(known.any(-1), np.asarray(inputs.times), -np.inf).max(1)
     short = int((np.isfinite(when) & (when < np.asarray(times).max(1))).sum())
     if short:

@@ -9,6 +9,7 @@ import narwhals as nw
 import numpy as np
 
 from np_latentode.data.columns import Columns
+from np_latentode.data.covariates import static_entries
 from np_latentode.data.entries import shown
 from np_latentode.data.far import warn_user
 from np_latentode.data.problems import Problems
@@ -42,8 +43,9 @@ def spread(
     """A long table with a column for each feature instead of one for all, and the features.
 
     A row stays a row, with a single measurement. Of a row whose feature is not read, only the id
-    counts: it stays if it is the first of its id, as such an id is still a trajectory. Rows that
-    give inputs stay as well, and need no feature.
+    counts: it stays if it is the first of its id, as such an id is still a trajectory, or if it
+    says of a static covariate what no row says that stays. Rows that give inputs stay as well, and
+    need no feature.
 
     Args:
         frame: a table with rows; ids, times, features and values.
@@ -62,6 +64,7 @@ def spread(
     features = _features(what, columns)
     asked = asked_rows(what, columns) | giving
     stays = asked | _first_rows(frame[columns.id])
+    stays |= _telling(frame, columns, stays)
     rows = np.flatnonzero(stays)
     problems.keep(stays)
     problems.called |= {name: f"{columns.value!r} of {name!r}" for name in features}
@@ -111,6 +114,22 @@ def _giving(frame: nw.DataFrame, columns: Columns) -> np.ndarray:
     for name in columns.inputs:
         giving |= np.array([entry is not None for entry in _entries(frame[name])], bool)
     return giving
+
+
+def _telling(frame: nw.DataFrame, columns: Columns, stays: np.ndarray) -> np.ndarray:
+    """True for the rows with a static entry of an id that is not in its rows that stay."""
+    telling = np.zeros(len(frame), bool)
+    if not columns.static:
+        return telling
+    who = _entries(frame[columns.id])
+    for name in columns.static:
+        pairs = [*zip(who, map(str, static_entries(frame[name])), strict=True)]
+        told = {pair for pair, stay in zip(pairs, stays.tolist(), strict=True) if stay}
+        for row, (one, entry) in enumerate(pairs):
+            if one is not None and entry != "None" and (one, entry) not in told:
+                told.add((one, entry))
+                telling[row] = True
+    return telling
 
 
 def _entries(column: nw.Series) -> list[Any]:

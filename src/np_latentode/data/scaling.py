@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from np_latentode.data.covariates import Covariates
-from np_latentode.data.far import usual, warn_user
+from np_latentode.data.far import usual, usual_times, warn_user
 from np_latentode.data.inputs import Inputs, InputUnits, event_times
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import as_floats, is_concrete
 from np_latentode.data.offset import Offset
 from np_latentode.data.trajectories import Trajectories
 
-__all__ = ["SPAN", "Scaling", "check_scaling"]
+__all__ = ["SPAN", "Scaling", "check_scaling", "first_time"]
 
 SPAN = 5.0
 """The length of the training data in scaled time. Over this length, the initial dynamics move a
@@ -102,7 +102,7 @@ class Scaling:
             )
         times = given.times[mask.any(-1)]
         times = times[usual(times)]
-        begin = _first_time(times, train) if train.names.span is None else 0.0
+        begin = first_time(train) if train.names.span is None else 0.0
         t0 = begin if t0 is None else float(t0)
         known = [values[..., j][mask[..., j]] for j in range(train.num_features)]
         near = [x[usual(x)] for x in known]
@@ -275,12 +275,14 @@ class Scaling:
         return jnp.asarray(numbers, dtype=jnp.result_type(float))
 
 
-def _first_time(times: np.ndarray, train: Trajectories) -> float:
-    """The first of these times and of the events."""
-    first = float(times.min())
+def first_time(train: Trajectories) -> float:
+    """The first time of all observations and events that is not far outside."""
+    observed = train.given.times[np.asarray(train.observed)]
     given = np.zeros(0) if train.inputs is None else event_times(train.inputs)
-    given = given[usual(given)]
-    return min(first, float(given.min())) if given.size else first
+    near, also = usual_times(observed, given)
+    # Events may be so many that all observations lie far outside of them.
+    near = near if near.any() else usual(observed)
+    return float(np.concatenate([observed[near], given[also]]).min())
 
 
 def _warn_of_staggered(train: Trajectories) -> None:

@@ -24,7 +24,7 @@ from np_latentode.data.covariates import Asked, read_static
 from np_latentode.data.far import warn_of_far_rows
 from np_latentode.data.frames import as_frame
 from np_latentode.data.given import Given, Rows, table_times, table_values
-from np_latentode.data.inputs import Inputs, pad_inputs
+from np_latentode.data.inputs import EVENT, Inputs, pad_inputs
 from np_latentode.data.kinds import BERNOULLI, COUNTS, all_fit
 from np_latentode.data.labels import UNITS, Labels, shown_time
 from np_latentode.data.long_tables import gather, merged, numbered, spread, warn_of_mixture
@@ -71,7 +71,9 @@ def from_rows(
     kinds = kinds or {}
     given_inputs = read_inputs(frame, [*kinds], problems)
     problems.raise_if_any()
-    _warn_of_far_rows(clock, own, (time, *values), log, problems)
+    events = np.array([kind == EVENT for kind in kinds.values()], bool)
+    giving = (np.nan_to_num(given_inputs[:, events]) != 0).any(1)
+    _warn_of_far_rows(clock, own, giving, (time, *values), log, problems)
     ids, codes = numbered(who)
     found = read_static(frame, static, codes, problems) if static else None
     problems.raise_if_any()
@@ -121,11 +123,12 @@ def plan_rows(
         raise ValueError(
             "plan must be for trajectories with different ids; got windows, whose ids repeat."
         )
-    columns = Columns.of(id=labels.id, time=labels.time, inputs=labels.inputs)
+    columns = Columns.of_plan(labels.id, labels.time, labels.inputs)
     frame = as_frame(df, columns, problems)
     who = as_ids(frame[labels.id], labels.id, problems)
-    places = {name: place for place, name in enumerate(labels.ids)}
-    unknown = [entry not in places for entry in who]
+    # As text: a file of CSV has no others.
+    places = {str(name): place for place, name in enumerate(labels.ids)}
+    unknown = [str(entry) not in places for entry in who]
     rule = "must hold ids of the table that the plan is for"
     problems.check(labels.id, rule, unknown, lambda row: repr(who[row]))
     unit = labels.unit or "D"
@@ -136,7 +139,7 @@ def plan_rows(
         raise ValueError(f"plan must hold {kind} in column {labels.time!r}, as the table does.")
     amounts = read_inputs(frame, labels.inputs, problems)
     problems.raise_if_any()
-    ids, times = np.array([places[entry] for entry in who], int), clock.times
+    ids, times = np.array([places[str(entry)] for entry in who], int), clock.times
     if clock.origin is not None and labels.origin is not None:
         times = times + (clock.origin - labels.origin) / UNITS[labels.unit or "D"]
     return ids, times - np.array(labels.starts)[ids] if labels.starts else times, amounts
@@ -171,10 +174,18 @@ def _wide(
 
 
 def _warn_of_far_rows(
-    clock: Clock, own: np.ndarray, names: Sequence[str], log: Sequence[str], problems: Problems
+    clock: Clock,
+    own: np.ndarray,
+    giving: np.ndarray,
+    names: Sequence[str],
+    log: Sequence[str],
+    problems: Problems,
 ) -> None:
-    """Warns of times and values far outside; `names` are those of their columns."""
-    when = np.where(np.isnan(own).all(1), np.nan, clock.times)
+    """Warns of times and values far outside; `names` are those of their columns.
+
+    Rows with a measurement or an event are told apart from others, whose times change nothing.
+    """
+    when = np.where(np.isnan(own).all(1) & ~giving, np.nan, clock.times)
     entries = clock.times if clock.table_times is None else clock.table_times
     consequence = (
         "the unit of time is that of the others, and the commands fit and forecast leave them out"

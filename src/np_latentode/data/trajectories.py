@@ -380,6 +380,10 @@ class Trajectories:
         """
         if isinstance(inputs, Trajectories):
             inputs = self._inputs_of(inputs)
+        if inputs is None:
+            raise ValueError(
+                "inputs must be a np_latentode.Inputs, or trajectories that have some; got None."
+            )
         changed = self._replace(inputs=None)
         changed._keep_inputs(inputs)
         if self.labels is not None and not self.labels.inputs:
@@ -399,10 +403,10 @@ class Trajectories:
         if not self.names.like(others.names):
             raise ValueError(f"inputs must be of a table of {self.names}; got {others.names}.")
         ours, theirs = self.names, others.names
-        places = {name: place for place, name in enumerate(theirs.ids)}
-        if absent := [name for name in ours.ids if name not in places]:
+        places = {str(name): place for place, name in enumerate(theirs.ids)}
+        if absent := [name for name in ours.ids if str(name) not in places]:
             raise ValueError(f"inputs must be of every {ours.id}; got none of {absent[0]!r}.")
-        index = np.array([places[name] for name in ours.ids])
+        index = np.array([places[str(name)] for name in ours.ids])
         if not (ours.starts and theirs.starts):
             return others.inputs[index]
         # Each trajectory has a clock of its own, which may start at another time there.

@@ -47,6 +47,7 @@ __all__ = [
     "in_table_units",
     "mean_and_x",
     "prior_predictive",
+    "warn_of_inputs",
 ]
 
 Reading = Callable[[dict[str, Any], Array], dict[str, Array]]
@@ -280,7 +281,7 @@ def forecast(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    return draw_forecast(
+    draws = draw_forecast(
         rng_key,
         fitted,
         context,
@@ -290,6 +291,19 @@ def forecast(
         draws_at_once=draws_at_once,
         reading=mean_and_x,
     )
+    warn_of_inputs(fitted, context, times)
+    return draws
+
+
+def warn_of_inputs(fitted: Fitted | Ensemble, context: Trajectories, times: Numbers) -> None:
+    """Warns of inputs that a forecast, which was drawn, has held or has never been given."""
+    scaling = fitted.scaling
+    if scaling.inputs is None:
+        return
+    context = check_context(context, scaling)
+    of = context.offset
+    at = prediction_times(times, len(context), scaling, offset=of, name="times")
+    warn_of_held(context.inputs, at, scaling.inputs.names)
 
 
 def draw_forecast(
@@ -303,7 +317,10 @@ def draw_forecast(
     draws_at_once: int,
     reading: Reading,
 ) -> dict[str, Any]:
-    """What `forecast` returns, or what another reading keeps of the same runs of the model."""
+    """What `forecast` returns, or what another reading keeps of the same runs of the model.
+
+    It says nothing of inputs that end early; see `warn_of_inputs`.
+    """
     check_fit(fitted)
     check_counts(num_samples=num_samples, draws_at_once=draws_at_once)
     if times is None or isinstance(times, Trajectories):
@@ -313,8 +330,6 @@ def draw_forecast(
     offset = context.offset
     at = prediction_times(times, len(context), scaling, offset=offset, name="times")
     check_reach(fitted, times)
-    if scaling.inputs is not None:
-        warn_of_held(context.inputs, at, scaling.inputs.names)
     kept: dict[str, Any] = dict(context=context, draws_at_once=draws_at_once, reading=reading)
 
     def draw(share: Share) -> dict[str, Any]:
@@ -387,7 +402,7 @@ def decode_observed(
 ) -> dict[str, np.ndarray]:
     """Decodes given z0 at the observed times of a target and at no others.
 
-    Static covariates and inputs are those of the target.
+    Static covariates and inputs are those of the context; without one, those of the target.
 
     Args:
         rng_key: a key.

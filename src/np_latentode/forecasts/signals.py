@@ -11,7 +11,7 @@ from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference, amortized
 from np_latentode.forecasts.densities import DRAWS_AT_ONCE
-from np_latentode.forecasts.prediction import draw_forecast, mean_and_x
+from np_latentode.forecasts.prediction import draw_forecast, mean_and_x, warn_of_inputs
 from np_latentode.parts.emissions import sample_signal
 from np_latentode.programs.ensemble import Ensemble
 from np_latentode.programs.fitted import Fitted
@@ -54,7 +54,7 @@ def signals(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    return draw_forecast(
+    draws = draw_forecast(
         rng_key,
         fitted,
         context,
@@ -64,6 +64,8 @@ def signals(
         draws_at_once=draws_at_once,
         reading=_with_signal,
     )
+    warn_of_inputs(fitted, context, times)
+    return draws
 
 
 def _with_signal(sites: dict[str, Any], rng_key: Array) -> dict[str, Array]:

@@ -75,13 +75,15 @@ def solve_driven(
     dt0: Any = solver.dt0
     end = jnp.maximum(times.max(), jnp.finfo(times.dtype).tiny)
     # Only whole steps, so that the grid and the result do not depend on the rest of the batch.
-    end = jnp.maximum(jnp.ceil(end / dt0), 1) * dt0
+    needed = jnp.maximum(jnp.ceil(end / dt0), 1)
+    end = needed * dt0
     z0 = z0.astype(jnp.result_type(z0, end))
     grid, jumps = _grid(jump, z0, end, drive.inputs, solver)
     steps = _integrate(dynamics, z0, grid, jumps, drive, solver)
     z = _read_off(jnp.clip(times, 0, end), grid, steps)
     diverged = ~(jnp.isfinite(steps.start) & jnp.isfinite(steps.stop)).all((0, 2))
-    ran_out = dt0 * solver.max_steps < end
+    # Of counts: the products with dt0 are rounded, each in its own precision.
+    ran_out = needed > solver.max_steps
     return checked(z, diverged, ran_out, ran_out, solver)
 
 

@@ -138,6 +138,7 @@ class LatentODE:
         Args:
             context: the observations that the guide's encoder reads. In the model, they are the
                 default of the target. With a residual process, x is also conditioned on them.
+                Static covariates and inputs are those of the context, whatever the target has.
             target: `Trajectories`, as many as in the context: the observed x. Or times, shape
                 (time,) or (trajectory, time), at which x is sampled. Default: the context. With a
                 residual process, a target must not repeat observations of the context.

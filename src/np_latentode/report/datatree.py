@@ -48,7 +48,9 @@ def to_datatree(
       `observed_data` (x). They have a dimension `observation`, one entry per observed number, with
       the coordinates `trajectory`, `time` and `feature`,
     - with `times`: `predictions` of x and x_mean at all of them, and `predictions_constant_data`,
-    - `constant_data`: the parameters outside the networks, such as `noise_scale`.
+    - `constant_data`: the parameters outside the networks, such as `noise_scale`; and if there are
+      some, `static` (trajectory, covariate), categories as their places among the levels; `inputs`
+      (trajectory, row, input) and `input_times` (trajectory, row), all as they were given.
 
     Everything but z0 is in original units. Under a likelihood with a residual process,
     `posterior_predictive` is drawn given the residuals of the same observations, so that it lies
@@ -96,7 +98,9 @@ def to_datatree(
         asked_at = np.broadcast_to(np.asarray(times, float), at.shape)
         groups["predictions_constant_data"] = {"times": asked_at}
     shared = {} if times is None or np.ndim(times) != 1 else {"time": np.asarray(times, float)}
-    tree = _labelled(groups, {"feature": features, "trajectory": ids}, shared)
+    coords = {"feature": features, "trajectory": ids}
+    coords |= {"covariate": [*names.static], "input": [*names.inputs]}
+    tree = _labelled(groups, coords, shared)
     _place_observations(tree, trajectories, features, ids)
     if exact is not None and "sample_stats" in exact.children:
         stats = exact["sample_stats"].to_dataset().assign_coords(trajectory=ids)
@@ -142,11 +146,21 @@ def _groups(
         "prior_predictive": observed(predict(before_key, before, seen, None)),
         "log_likelihood": observed({"x": _chains(log_prob, len(z0))}),
         "observed_data": {"x": table_values(trajectories.given, names)[mask]},
-        "constant_data": {name: np.asarray(value) for name, value in own.items()},
+        "constant_data": {name: np.asarray(value) for name, value in own.items()}
+        | _known(trajectories),
     }
     if at is not None:
         groups["predictions"] = predict(future_key, z0, at, trajectories)
     return groups
+
+
+def _known(trajectories: Trajectories) -> dict[str, np.ndarray]:
+    """Static covariates and inputs, as they were given."""
+    static, inputs = trajectories.given_static, trajectories.inputs
+    found = {} if static is None else {"static": static}
+    if inputs is not None:
+        found |= {"inputs": inputs.given_values, "input_times": inputs.given_times}
+    return found
 
 
 def _labelled(
@@ -169,6 +183,9 @@ def _labelled(
             "z0": ["trajectory", "latent"],
             "x": ["observation"],
             "x_mean": ["observation"],
+            "static": ["trajectory", "covariate"],
+            "inputs": ["trajectory", "row", "input"],
+            "input_times": ["trajectory", "row"],
             **of_features,
         },
         pred_coords={**coords, **shared},

@@ -15,9 +15,12 @@ from np_latentode.data.given import table_times, table_values
 from np_latentode.data.kinds import BERNOULLI, all_fit
 from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.report.panels import DATA, MODEL, TRUTH, panels
+from np_latentode.report.panels import DATA, GIVEN, MODEL, TRUTH, panels
 
 __all__ = ["fan", "plot_forecasts", "with_dates"]
+
+EVENTS = "^vD*"
+"""The markers of events, one for each input."""
 
 Middle = tuple[str, Callable[..., Any]]
 
@@ -76,6 +79,7 @@ def plot_forecasts(
     Everything is in the units of the table from which the context was read, if there was one: times
     are dates if it had dates, and features read as logarithms are shown in their own units, on a
     log scale. Of zeros and ones, the probability of a one is shown, `x_mean`, with its bands.
+    Events of the context, such as doses, are marked at the bottom of each panel.
 
     Args:
         context: the observations that the forecast was given.
@@ -113,6 +117,7 @@ def plot_forecasts(
             draw = _probability if bits[j] else fan
             draw(axes[j, i], when[i], shown[:, i, :, j], levels)
             _plot_observations(axes[j, i], context, target, i, j)
+            _plot_events(axes[j, i], context, i)
         for i, axis in enumerate(axes[0]):
             axis.set_title(str(columns[i]))
         for j, axis in enumerate(axes[:, 0]):
@@ -164,6 +169,24 @@ def _plot_observations(
         with_dates(axis)
     if names.features[j] in names.log:
         _in_log_scale(axis)
+
+
+def _plot_events(axis: Axes, context: Trajectories, i: int) -> None:
+    """Marks the events of trajectory i at the bottom, as far as they lie in the panel."""
+    inputs, names = context.inputs, context.names
+    if inputs is None:
+        return
+    known = inputs.table_times
+    at = axis.convert_xunits((names.calendar(inputs.given_times) if known is None else known)[i])
+    low, high = axis.get_xlim()
+    for k, j in enumerate(inputs.events):
+        given = np.nan_to_num(inputs.given_values[..., j]) != 0
+        # An empty line as well: the legend is that of the first column.
+        if given.any():
+            x = at[given[i] & (low <= at) & (at <= high)]
+            marker, foot = EVENTS[k % len(EVENTS)], axis.get_xaxis_transform()
+            style: Any = dict(ls="none", marker=marker, ms=5, color=GIVEN, transform=foot)
+            axis.plot(x, np.full(len(x), 0.03), **style, label=names.inputs[j])
 
 
 def with_dates(axis: Axes) -> None:

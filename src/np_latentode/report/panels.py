@@ -9,9 +9,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-__all__ = ["DATA", "MODEL", "STYLE", "TRUTH", "panels"]
+__all__ = ["DATA", "GIVEN", "MODEL", "STYLE", "TRUTH", "panels"]
 
-TRUTH, MODEL, DATA = "0.7", "tab:blue", "black"
+TRUTH, MODEL, DATA, GIVEN = "0.7", "tab:blue", "black", "tab:red"
 
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
