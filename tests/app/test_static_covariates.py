@@ -101,7 +101,7 @@ def test_effect_writes_a_table_and_a_figure_and_says_what_it_is(run):
     assert table["day"].tolist() == [1, 2, 3, 4]
     assert (table["low0.9"] <= table["effect"]).all()
     assert (directory / "effect.png").exists()
-    assert "effect of arm placebo compared with drug, at day 4.0" in done.output
+    assert "effect of arm placebo compared with drug, at day 4:" in done.output
     assert "otherwise it is an association" in done.output
     again = call(*given)
     assert again.exit_code == 2

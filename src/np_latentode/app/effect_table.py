@@ -15,6 +15,7 @@ from np_latentode.app.forecast_table import beside, read_known
 from np_latentode.data.atomic import write_bytes
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.files import check_path, write_table
+from np_latentode.data.labels import shown_time
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.effects import Effect, effect
 from np_latentode.programs.ensemble import Ensemble, shortest_reach
@@ -120,7 +121,7 @@ def _described(found: Effect) -> str:
     """The effect at the last time, one line for each feature."""
     last = found.to_dataframe().iloc[-len(found.labels.features) :]
     time, (low, high) = found.labels.time, found.ends
-    lines = [f"effect of {found.comparison}, at {time} {last[time].iloc[0]}:"]
+    lines = [f"effect of {found.comparison}, at {time} {shown_time(found.calendar[-1])}:"]
     for _, row in last.iterrows():
         band = f"{row[low]:.3g} to {row[high]:.3g}"
         lines.append(

@@ -65,7 +65,7 @@ class Effect:
         if time in own:
             raise ValueError(f"time must not be called {', '.join(own)}; got {time!r}.")
         columns = {
-            time: self._calendar()[k],
+            time: self.calendar[k],
             "feature": [self.labels.features[d] for d in j],
             "scale": ["ratio" if self.labels.logged[d] else "difference" for d in j],
             **{name: array[k, j] for name, array in arrays.items()},
@@ -87,7 +87,8 @@ class Effect:
             return f"one more unit of {self.column}"
         return f"{self.column} {self.between[1]} compared with {self.between[0]}"
 
-    def _calendar(self) -> np.ndarray:
+    @property
+    def calendar(self) -> np.ndarray:
         """The times as in the table, where one clock is for all."""
         return self.times if self.labels.own_clocks else self.labels.calendar(self.times)
 
