@@ -59,7 +59,7 @@ def test_a_text_that_can_be_split_in_two_ways_is_refused():
 def test_the_table_is_read_only_where_there_are_commas(tmp_path):
     names = dict(id="who", time="day", feature=None, value=None)
     found = named_values(tmp_path / "none.csv", ["x"], ["x"], **names)
-    assert found == {"values": ["x"], "log": ["x"], "static": {}, "inputs": {}}
+    assert found == {"values": ["x"], "log": ["x"]}
     with pytest.raises(FileNotFoundError):
         named_values(tmp_path / "none.csv", ["x,y"], None, **names)
 

@@ -90,7 +90,7 @@ def _table(
         if needed is not None and not needed.all():
             asked = [x if need else "" for x, need in zip(asked, needed.tolist(), strict=True)]
         table[name] = read_numbers(asked, name, problems, comma=comma)
-    giving = np.zeros(len(entries[columns.id]), bool)
+    giving = np.zeros(len(entries[columns.time]), bool)
     for name in columns.inputs:
         table[name] = read_numbers(entries[name], name, problems, comma=comma)
         giving |= ~np.isnan(table[name])

@@ -14,7 +14,7 @@ from typing import Any
 from flax import nnx
 
 from np_latentode.data.checks import check_counts
-from np_latentode.data.scaling import Scaling
+from np_latentode.data.scaling import Scaling, check_scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.decoder import MLPDecoder
 from np_latentode.parts.dynamics import MLPDynamics
@@ -166,7 +166,7 @@ def latent_ode(
     prior = StandardNormal(latent_dim) if prior is None else prior
     check_module("prior", prior)
     _check_dimension("prior", vector_distribution("prior", prior, batch_shape=())[0], latent_dim)
-    count, controls, events, readings = _counts(scaling)
+    count, controls, events, readings = _counts(check_scaling(scaling))
     if dynamics is None:
         asked: Any = dict(num_covariates=count, num_inputs=controls)
         dynamics = MLPDynamics(latent_dim, **asked, rngs=rngs)
