@@ -5,7 +5,8 @@ from .data.conditioning import (
     random_prefix as random_prefix,
 )
 from .data.covariates import Covariates as Covariates
-from .data.inputs import Inputs as Inputs, InputUnits as InputUnits
+from .data.input_units import InputUnits as InputUnits
+from .data.inputs import Inputs as Inputs
 from .data.labels import Labels as Labels
 from .data.problems import MalformedRows as MalformedRows
 from .data.scaling import Scaling as Scaling

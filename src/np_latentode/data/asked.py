@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import narwhals as nw
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -15,9 +14,10 @@ from np_latentode.data.clocks import Clock, read_clock
 from np_latentode.data.columns import Columns
 from np_latentode.data.files import read_columns, read_names
 from np_latentode.data.frames import as_frame
-from np_latentode.data.labels import UNITS, Labels, shown_time
+from np_latentode.data.labels import Labels, shown_time
+from np_latentode.data.matching import match_ids, match_times
 from np_latentode.data.problems import Problems
-from np_latentode.data.tables import as_ids, as_numbers
+from np_latentode.data.tables import as_numbers
 
 __all__ = ["AskedTimes"]
 
@@ -68,9 +68,7 @@ class AskedTimes(NamedTuple):
         rows = np.arange(len(clock.times))
         if who is None:
             who, rows = (a.ravel() for a in np.meshgrid(np.arange(len(names.ids)), rows))
-        times = _counted(clock, names)[rows]
-        if names.starts:
-            times = times - np.array(names.starts)[who]
+        times = match_times(clock, names, rows, who)
         _check_span(times, rows, clock, names, problems, start, end)
         return cls.of(
             [np.unique(np.maximum(times[who == n], start)) for n in range(len(names.ids))]
@@ -106,27 +104,16 @@ def _read(path: str | os.PathLike[str], names: Labels) -> tuple[Clock, np.ndarra
     df, problems = read_columns(path, columns)
     try:
         frame = as_frame(df, columns, problems)
-        clock = read_clock(frame[names.time], names.time, as_numbers, problems, unit=_unit(names))
-        who = _places(frame[names.id], names, problems) if columns.id else None
+        unit = names.unit or "D"
+        clock = read_clock(frame[names.time], names.time, as_numbers, problems, unit=unit)
+        who = None
+        if columns.id:
+            who = match_ids(frame[names.id], names, problems, table="the table to forecast")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     problems.raise_if_any()
     _check_kind(path, clock, names)
     return clock, who, problems
-
-
-def _unit(names: Labels) -> str:
-    return names.unit or "D"
-
-
-def _places(column: nw.Series, names: Labels, problems: Problems) -> np.ndarray:
-    """The number of the trajectory of each row, by its id as text."""
-    who = as_ids(column, names.id, problems)
-    places = {str(one): n for n, one in enumerate(names.ids)}
-    found = np.array([places.get(str(one), -1) for one in who], int)
-    rule = "must hold ids of the table to forecast"
-    problems.check(names.id, rule, found < 0, lambda row: repr(who[row]))
-    return found
 
 
 def _check_kind(path: str | os.PathLike[str], clock: Clock, names: Labels) -> None:
@@ -139,13 +126,6 @@ def _check_kind(path: str | os.PathLike[str], clock: Clock, names: Labels) -> No
         raise ValueError(
             f"{path} must hold {ours} in column {names.time!r}, as the table fitted; got {asked}."
         )
-
-
-def _counted(clock: Clock, names: Labels) -> np.ndarray:
-    """The times of the rows on the clock of all."""
-    if clock.table_times is None or names.origin is None:
-        return clock.times
-    return (clock.table_times - names.origin) / UNITS[_unit(names)]
 
 
 def _check_span(

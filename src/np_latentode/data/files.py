@@ -26,9 +26,10 @@ from np_latentode.data.given import Rows
 from np_latentode.data.inputs import asked_kinds
 from np_latentode.data.labels import Labels
 from np_latentode.data.long_tables import feature_names
+from np_latentode.data.plans import plan_rows
 from np_latentode.data.problems import MalformedRows, Problems
 from np_latentode.data.records import column_names, read_records
-from np_latentode.data.tables import from_rows, plan_rows
+from np_latentode.data.tables import from_rows
 
 __all__ = [
     "check_path",
@@ -91,7 +92,7 @@ def read_table(
 
 
 def read_plan(path: str | os.PathLike[str], labels: Labels) -> tuple[Any, ...]:
-    """The rows of the plan in a file, as `tables.plan_rows` gives them; so are the errors."""
+    """The rows of the plan in a file, as `plans.plan_rows` gives them; so are the errors."""
     columns = Columns.of_plan(labels.id, labels.time, labels.inputs)
     df, problems = read_columns(path, columns)
     try:

@@ -11,7 +11,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from np_latentode.data.covariates import Covariates
 from np_latentode.data.far import usual, usual_times, warn_user
-from np_latentode.data.inputs import Inputs, InputUnits, event_times
+from np_latentode.data.input_units import InputUnits
+from np_latentode.data.inputs import Inputs, event_times
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import as_floats, is_concrete
 from np_latentode.data.offset import Offset

@@ -37,7 +37,7 @@ __all__ = [
     "check_quantiles",
     "forecast_columns",
     "from_rows",
-    "plan_rows",
+    "read_inputs",
     "tidy_forecast",
     "to_rows",
 ]
@@ -101,48 +101,6 @@ def from_rows(
     _check_precision(frame[time], id, time, when, of_each, problems)
     given = Given(when, what, clock.table_times, own if logged else None)
     return Rows(given, of_each, labels, None if found is None else found.numbers, inputs)
-
-
-def plan_rows(
-    df: Any, labels: Labels, problems: Problems | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of a table that only gives inputs: numbers of ids, times and amounts.
-
-    Args:
-        df: a table with the columns of ids, times and inputs.
-        labels: of the trajectories that it is for.
-        problems: those found while it was read from a file.
-
-    Raises:
-        MalformedRows: a ValueError that lists the rows with an unknown id, and all others that
-            `from_rows` refuses.
-        ValueError: if the table lacks a column, or holds times of another kind.
-    """
-    problems = problems or Problems()
-    if len({*labels.ids}) < len(labels.ids):
-        raise ValueError(
-            "plan must be for trajectories with different ids; got windows, whose ids repeat."
-        )
-    columns = Columns.of_plan(labels.id, labels.time, labels.inputs)
-    frame = as_frame(df, columns, problems)
-    who = as_ids(frame[labels.id], labels.id, problems)
-    # As text: a file of CSV has no others.
-    places = {str(name): place for place, name in enumerate(labels.ids)}
-    unknown = [str(entry) not in places for entry in who]
-    rule = "must hold ids of the table that the plan is for"
-    problems.check(labels.id, rule, unknown, lambda row: repr(who[row]))
-    unit = labels.unit or "D"
-    clock = read_clock(frame[labels.time], labels.time, as_numbers, problems, unit=unit)
-    if (clock.origin is None, clock.zone) != (labels.origin is None, labels.zone):
-        kind = "numbers" if labels.origin is None else "dates"
-        kind += " with a time zone" if labels.zone else ""
-        raise ValueError(f"plan must hold {kind} in column {labels.time!r}, as the table does.")
-    amounts = read_inputs(frame, labels.inputs, problems)
-    problems.raise_if_any()
-    ids, times = np.array([places[str(entry)] for entry in who], int), clock.times
-    if clock.origin is not None and labels.origin is not None:
-        times = times + (clock.origin - labels.origin) / UNITS[labels.unit or "D"]
-    return ids, times - np.array(labels.starts)[ids] if labels.starts else times, amounts
 
 
 def read_inputs(

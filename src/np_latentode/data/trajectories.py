@@ -30,8 +30,9 @@ from np_latentode.data.numbers import (
     is_concrete,
 )
 from np_latentode.data.offset import Offset
+from np_latentode.data.plans import plan_rows
 from np_latentode.data.ragged import pad
-from np_latentode.data.tables import from_rows, plan_rows, to_rows
+from np_latentode.data.tables import from_rows, to_rows
 from np_latentode.data.windows import window_rows
 
 __all__ = ["Trajectories"]

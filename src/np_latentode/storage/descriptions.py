@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from np_latentode.data.covariates import Covariates
-from np_latentode.data.inputs import InputUnits
+from np_latentode.data.input_units import InputUnits
 from np_latentode.data.labels import Labels
 from np_latentode.data.offset import Offset
 from np_latentode.data.scaling import Scaling
