@@ -20,6 +20,7 @@ from np_latentode.parts.supports import describe_support
 
 __all__ = [
     "Part",
+    "as_pytree",
     "bind",
     "bind_prior",
     "check_factors",
@@ -218,12 +219,18 @@ def inputs_read(name: str, part: Any, num_inputs: int) -> bool:
     return bool(count)
 
 
+def as_pytree(part: Callable[..., Any]) -> jax.tree_util.Partial:
+    """A bound part as a pytree of its parameters, which JAX can pass as an argument."""
+    if isinstance(part, jax.tree_util.Partial):
+        return part
+    if isinstance(part, functools.partial):
+        return jax.tree_util.Partial(part.func, *part.args, **part.keywords)
+    return jax.tree_util.Partial(part)
+
+
 def told(part: Callable[..., Any], s: Array | None) -> Callable[..., Any]:
     """A bound part that reads s, as a function of its other inputs."""
-    inner = jax.tree_util.Partial(part)
-    if isinstance(part, functools.partial):
-        inner = jax.tree_util.Partial(part.func, *part.args, **part.keywords)
-    return jax.tree_util.Partial(_with_last, inner, s)
+    return jax.tree_util.Partial(_with_last, as_pytree(part), s)
 
 
 def _with_last(part: Callable[..., Any], last: Any, *inputs: Any) -> Any:

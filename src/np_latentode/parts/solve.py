@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from np_latentode.data.checks import check_counts
+from np_latentode.parts.modules import as_pytree
 
 __all__ = ["Dynamics", "Solver", "checked", "explicit_step", "is_explicit", "solve"]
 
@@ -132,17 +133,12 @@ def solve(
     """
     # A bound module holds its parameters. As a pytree, they can be passed as diffrax's `args`,
     # which every adjoint differentiates. Some adjoints refuse parameters in a closure.
-    if isinstance(dynamics, jax.tree_util.Partial):
-        pass
-    elif isinstance(dynamics, functools.partial):
-        dynamics = jax.tree_util.Partial(dynamics.func, *dynamics.args, **dynamics.keywords)
-    else:
-        dynamics = jax.tree_util.Partial(dynamics)
+    field = as_pytree(dynamics)
     end = jnp.maximum(times.max(), jnp.finfo(times.dtype).tiny)
     if isinstance(solver.controller, diffrax.ConstantStepSize) and solver.dt0 is not None:
         # Only whole steps, so that the grid and the result do not depend on the rest of the batch.
         end = jnp.maximum(jnp.ceil(end / solver.dt0), 1) * solver.dt0
-    steps = _integrate(dynamics, z0, end, solver)
+    steps = _integrate(field, z0, end, solver)
     # What unused slots hold would make gradients NaN. Their times are set after the end, so that
     # the latest time still lies to the right of the last state.
     taken = jnp.isfinite(steps.times)
