@@ -17,7 +17,7 @@ from np_latentode.data.labels import Labels, shown_time
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.programs.model import LatentODE
 
-__all__ = ["When", "latest_time", "time_of"]
+__all__ = ["When", "time_of"]
 
 POINTS = 50
 """The number of evenly spaced times, if neither a number nor a step is given."""
@@ -82,7 +82,7 @@ class When:
         Raises:
             ValueError: naming the option, the rule and what came.
         """
-        names, latest = context.names, latest_time(model)
+        names, latest = context.names, model.latest_time
         if self.at is not None:
             return AskedTimes.read(self.at, names, start=model.scaling.t0, end=latest)
         if self.on:
@@ -172,15 +172,10 @@ def _stepped(names: Labels, last: np.ndarray, end: np.ndarray, every: float) -> 
     )
 
 
-def latest_time(model: LatentODE) -> float:
-    """The latest time that the solver reaches."""
-    return model.scaling.t0 + model.solver.reach * model.scaling.time_unit
-
-
 def _check_within_reach(
     model: LatentODE, names: Labels, end: np.ndarray, argument: str, came: Any
 ) -> None:
-    latest = latest_time(model)
+    latest = model.latest_time
     if late := np.flatnonzero(end > latest).tolist():
         one = names.select(late[:1])
         when = shown_time(one.calendar(np.array([latest]))[0])

@@ -43,7 +43,6 @@ def named_values(
         return [x for name in columns() for x in (name, *(f"{name}={kind}" for kind in kinds))]
 
     split = split_names("values", values, known)
-    given = split_names("inputs", inputs, lambda: with_kinds(KINDS_OF_INPUTS))
     found: dict[str, Any] = {"values": split}
     found["log"] = split_names("log", log, lambda: split or known())
     # Those that are not given are left out.
@@ -51,6 +50,7 @@ def named_values(
         names_of_static = split_names("static", static, lambda: with_kinds(KINDS_OF_STATIC))
         found["static"] = _with_kinds(names_of_static)
     if inputs is not None:
+        given = split_names("inputs", inputs, lambda: with_kinds(KINDS_OF_INPUTS))
         found["inputs"] = _input_kinds(given, columns)
     return found
 

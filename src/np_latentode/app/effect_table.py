@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from np_latentode.app.asked_times import latest_time, time_of
+from np_latentode.app.asked_times import time_of
 from np_latentode.app.column_names import split_names
-from np_latentode.app.forecast_table import beside, read_known
-from np_latentode.data.atomic import write_bytes
+from np_latentode.app.forecast_table import read_known
+from np_latentode.app.outputs import beside, check_new, write_figure
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.files import check_path, write_table
 from np_latentode.data.labels import shown_time
@@ -66,9 +65,7 @@ def effect_table(
     check_seed(seed)
     check_path(output)
     picture = beside(output, ".png")
-    for path in (output, *([picture] if plot else [])):
-        if path.exists() and not overwrite:
-            raise ValueError(f"output must be new; got {path}, which exists (--overwrite).")
+    check_new((output, *([picture] if plot else [])), overwrite=overwrite)
     fitted = load(run_dir)
     labels = fitted.scaling.labels
     if labels is None or not isinstance(fitted, Ensemble):
@@ -84,9 +81,7 @@ def effect_table(
     if plot:
         from np_latentode.report.effects import plot_effect
 
-        image = io.BytesIO()
-        plot_effect(found).savefig(image, format="png")
-        write_bytes(picture, image.getvalue())
+        write_figure(picture, plot_effect(found))
     return f"{_described(found)}\neffects in {output}"
 
 
@@ -101,7 +96,7 @@ def _times(known: Trajectories, model: LatentODE, until: str | None, points: int
         end = float(np.max(time_of("until", until, labels)))
     if not end > t0:
         raise ValueError(f"until must be later than {t0:g}, where the fit begins; got {until}.")
-    if end > (latest := latest_time(model)):
+    if end > (latest := model.latest_time):
         raise ValueError(
             f"until must not lead further than the solver reaches, {latest:g}; got {until}."
         )

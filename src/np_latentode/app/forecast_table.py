@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import pandas as pd
 from jaxtyping import Array
 
 from np_latentode.app.asked_times import When
+from np_latentode.app.outputs import beside, check_new, write_figure
 from np_latentode.data.asked import AskedTimes
-from np_latentode.data.atomic import write_bytes
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.far import without_far_times
 from np_latentode.data.files import check_path, write_table
@@ -34,7 +33,7 @@ from np_latentode.programs.model import LatentODE
 from np_latentode.storage.results import earlier
 from np_latentode.storage.saving import load
 
-__all__ = ["beside", "crossing_outputs", "forecast_table", "read_known"]
+__all__ = ["crossing_outputs", "forecast_table", "read_known"]
 
 
 def forecast_table(
@@ -127,7 +126,7 @@ def forecast_table(
     if plot:
         from np_latentode.report.fans import plot_forecasts
 
-        _draw(picture, plot_forecasts(context, made, times.times))
+        write_figure(picture, plot_forecasts(context, made, times.times))
     if asked_about:
         found = [Crossing.of(made, times.times, one, context.names) for one in asked_about]
         _write_crossings(output, found, times, plot=plot)
@@ -140,19 +139,11 @@ def crossing_outputs(output: Path) -> tuple[Path, Path]:
     return beside(output, f".crossing{ending}"), beside(output, f".first_crossing{ending}")
 
 
-def beside(output: Path, ending: str) -> Path:
-    """The output with another ending."""
-    bare = output.with_suffix("" if output.suffix == ".gz" else output.suffix).with_suffix("")
-    return bare.with_name(bare.name + ending)
-
-
 def _check_new(output: Path, plot: bool, crossings: bool, *, overwrite: bool) -> None:
     """Refuses outputs that exist."""
     tables = crossing_outputs(output) if crossings else ()
     pictures = [beside(output, ".png"), *([beside(output, ".crossing.png")] if crossings else [])]
-    for path in (output, *tables, *(pictures if plot else [])):
-        if path.exists() and not overwrite:
-            raise ValueError(f"output must be new; got {path}, which exists (--overwrite).")
+    check_new((output, *tables, *(pictures if plot else [])), overwrite=overwrite)
 
 
 def _asked(when: When, model: LatentODE, context: Trajectories) -> tuple[Trajectories, AskedTimes]:
@@ -178,7 +169,7 @@ def _write_crossings(
     if plot:
         from np_latentode.report.crossings import plot_crossings
 
-        _draw(beside(output, ".crossing.png"), plot_crossings(found))
+        write_figure(beside(output, ".crossing.png"), plot_crossings(found))
 
 
 def _inference(run_dir: Path, name: str | None) -> Inference:
@@ -237,12 +228,6 @@ def _finite(
             "or train longer."
         )
     return made
-
-
-def _draw(path: Path, figure: Any) -> None:
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_bytes(path, image.getvalue())
 
 
 def _check_known(model: LatentODE, context: Trajectories, labels: Labels, data: Path) -> None:

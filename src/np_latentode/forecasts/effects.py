@@ -14,12 +14,12 @@ from scipy.stats import t as student_t
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.covariates import Covariates
-from np_latentode.data.inputs import Inputs, warn_of_held
+from np_latentode.data.inputs import Inputs
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import prior
-from np_latentode.forecasts.prediction import check_reach, draw_x
+from np_latentode.forecasts.prediction import check_reach, draw_x, warn_of_inputs
 from np_latentode.programs.ensemble import Ensemble, members_of, with_solver
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.plate import check_context, prediction_times
@@ -151,8 +151,7 @@ def effect(
         raise ValueError(f"times must have shape (time,); got {when.shape}.")
     at = prediction_times(when, 1, scaling, offset=scaling.offset, name="times")
     check_reach(fitted, when)
-    if scaling.inputs is not None:
-        warn_of_held(trajectories.inputs, at, scaling.inputs.names)
+    warn_of_inputs(fitted, trajectories, when)
     both = _with_entries(jnp.asarray(trajectories.static), place, pair, scaling.covariates)
     given: Any = (both, trajectories.inputs, at[0], num_samples)
     silent = members_of(with_solver(fitted, throw=False))

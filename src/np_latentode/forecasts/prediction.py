@@ -296,7 +296,7 @@ def forecast(
 
 
 def warn_of_inputs(fitted: Fitted | Ensemble, context: Trajectories, times: Numbers) -> None:
-    """Warns of inputs that a forecast, which was drawn, has held or has never been given."""
+    """Warns of inputs that a forecast holds after their end, or that were never given."""
     scaling = fitted.scaling
     if scaling.inputs is None:
         return
@@ -437,7 +437,7 @@ def decode_observed(
 def check_reach(fitted: Fitted | Ensemble, times: Numbers) -> None:
     """Refuses times that the solver cannot reach, where they are known."""
     model = shortest_reach(fitted)
-    latest = model.scaling.t0 + model.solver.reach * model.scaling.time_unit
+    latest = model.latest_time
     if is_concrete(times) and (last := float(np.max(np.asarray(times, float)))) > latest:
         raise ValueError(
             f"times must be within reach of the solver, {latest:g}, which takes "

@@ -243,6 +243,11 @@ class LatentODE:
         model.scaling = self.scaling.less(offset)
         return model
 
+    @property
+    def latest_time(self) -> float:
+        """The latest time that the solver reaches, in original units."""
+        return self.scaling.t0 + self.solver.reach * self.scaling.time_unit
+
     def steps_to(self, times: Numbers, offset: Offset) -> int:
         """The `max_steps` of a solve to the latest of these times, which are less an offset.
 
