@@ -37,6 +37,15 @@ def test_times_are_those_of_the_table():
     assert isinstance(axis.xaxis.get_major_formatter(), ConciseDateFormatter)
 
 
+def test_probabilities_at_a_single_time_are_dots():
+    draws = {"signal": DRAWS["signal"][:, :, :1]}
+    labels = Labels(tuple("abcde"), ("bili", "b"))
+    once = plot_crossings([Crossing.of(draws, TIMES[:, :1], "b > 0", labels)]).axes[0]
+    often = plot_crossings([made("b > 0")]).axes[0]
+    assert [line.get_marker() for line in once.get_lines()] == ["o", "o"]
+    assert {line.get_marker() for line in often.get_lines()} == {""}
+
+
 def test_crossings_of_different_trajectories_are_refused():
     for several in ([], [made("b > 0"), made("b > 1", ids="vwxyz")]):
         with pytest.raises(ValueError, match="crossings must be at least one, all of the same tra"):

@@ -50,6 +50,15 @@ def test_times_in_any_order_draw_the_same_fan():
     np.testing.assert_array_equal(points(figure.axes[0], "median"), points(other.axes[0], "median"))
 
 
+def test_at_a_single_time_the_fan_is_a_bar_and_a_dot():
+    once = {name: x[:, :, :1] for name, x in DRAWS.items()}
+    for draws, times, width, marker in ((once, TIMES[:1], 6, "o"), (DRAWS, TIMES, 0, "")):
+        axis = plot_forecasts(ALL, draws, times).axes[0]
+        assert {float(band.get_linewidth()[0]) for band in axis.collections} == {width}
+        (median,) = [line for line in axis.get_lines() if line.get_label() == "median"]
+        assert median.get_marker() == marker
+
+
 def test_context_and_target_are_distinguished_and_missing_values_are_left_out():
     axes = plot_forecasts(ALL.before(2.0), DRAWS, TIMES, target=ALL.after(2.0), count=3).axes
     for (j, i), axis in zip(np.ndindex(2, 3), axes, strict=True):

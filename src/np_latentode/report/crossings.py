@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from np_latentode.forecasts.crossing import Crossing
 from np_latentode.report.fans import with_dates
-from np_latentode.report.panels import MODEL, TRUTH, panels
+from np_latentode.report.panels import MODEL, TRUTH, marker_of, panels
 
 __all__ = ["plot_crossings"]
 
@@ -35,8 +36,9 @@ def plot_crossings(crossings: Sequence[Crossing], *, count: int = 4) -> Figure:
             for i, axis in enumerate(row):
                 rising = order[i]
                 at = when[i, rising]
-                axis.plot(at, one.by_then[i, rising], color=TRUTH, lw=1.3, label="by then")
-                axis.plot(at, one.probability[i, rising], color=MODEL, lw=1.3, label="at the time")
+                look: Any = dict(lw=1.3, marker=marker_of(at))
+                axis.plot(at, one.by_then[i, rising], color=TRUTH, label="by then", **look)
+                axis.plot(at, one.probability[i, rising], color=MODEL, label="at the time", **look)
                 axis.set_ylim(-0.03, 1.03)
                 if names.origin is not None:
                     with_dates(axis)

@@ -15,7 +15,7 @@ from np_latentode.data.given import table_times, table_values
 from np_latentode.data.kinds import BERNOULLI, all_fit
 from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.report.panels import DATA, GIVEN, MODEL, TRUTH, panels
+from np_latentode.report.panels import DATA, GIVEN, MODEL, TRUTH, marker_of, panels
 
 __all__ = ["fan", "plot_forecasts", "with_dates"]
 
@@ -49,11 +49,12 @@ def fan(
     for shade, level in enumerate(sorted(levels, reverse=True)):
         low, high = np.quantile(x, [(1 - level) / 2, (1 + level) / 2], axis=0)
         alpha = 0.2 + 0.4 * shade / len(levels)
-        axis.fill_between(
-            times, low, high, color=MODEL, alpha=alpha, lw=0, label=f"{level:.0%} of {what}"
-        )
+        # The band of a single time has no width but that of its edge.
+        look: Any = dict(color=MODEL, alpha=alpha, lw=6 if len(times) == 1 else 0)
+        axis.fill_between(times, low, high, label=f"{level:.0%} of {what}", **look)
     name, function = middle
-    axis.plot(times, function(x, axis=0), color=MODEL, lw=1.3, label=name)
+    line = function(x, axis=0)
+    axis.plot(times, line, color=MODEL, lw=1.3, marker=marker_of(times), label=name)
 
 
 def _probability(axis: Axes, times: np.ndarray, p: np.ndarray, levels: Sequence[float]) -> None:

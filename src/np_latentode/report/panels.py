@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-__all__ = ["DATA", "GIVEN", "MODEL", "STYLE", "TRUTH", "panels"]
+__all__ = ["DATA", "GIVEN", "MODEL", "STYLE", "TRUTH", "marker_of", "panels"]
 
 TRUTH, MODEL, DATA, GIVEN = "0.7", "tab:blue", "black", "tab:red"
 
@@ -36,3 +36,8 @@ def panels(rows: int, columns: int, *, size: tuple[float, float]) -> Iterator[tu
         yield figure, axes
         # Leave the figure to the caller, not to pyplot's list of open windows.
         plt.close(figure)
+
+
+def marker_of(times: Sized) -> str:
+    """The marker of a line: a dot for a single time, at which a line has no length."""
+    return "o" if len(times) == 1 else ""
