@@ -25,6 +25,7 @@ from np_latentode import (
     latent_ode,
     posterior,
 )
+from np_latentode.data.offset import Offset
 from np_latentode.programs.params import initial_params
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -460,3 +461,17 @@ def test_the_guide_reads_values_in_their_units(train, z0):
 def test_z0_is_the_state_at_t0(pair, z0, predicted):
     expected = SCALING.loc + SCALING.scale * np.asarray(pair[0].decoder(z0[:, None]))[:, 0]
     np.testing.assert_allclose(predicted[0][:, 0], expected, rtol=1e-5)
+
+
+def test_models_that_differ_in_nothing_are_one_so_that_programs_are_compiled_once():
+    model, _ = make_pair(SCALING)
+    silent = model.with_solver(throw=False)
+    assert silent is not model
+    assert not silent.solver.throw
+    assert model.solver.throw
+    assert model.with_solver(throw=False) is silent
+    assert silent.with_solver(throw=True) is model
+    assert silent.with_solver(max_steps=8) is model.with_solver(max_steps=8, throw=False)
+    # Another model, for all that its solvers are equal.
+    shifted = model.less(Offset(1.0, (0.0,) * NUM_FEATURES))
+    assert shifted.with_solver(throw=False).scaling is shifted.scaling

@@ -89,14 +89,12 @@ def choose_by_folds(
         candidates = {name: INFERENCES[name] for name in ("guide", "sharpened")}
     if not candidates:
         raise ValueError("candidates must hold at least one inference; got none.")
-    totals, count, silent = dict.fromkeys(candidates, 0.0), 0, {}
+    totals, count = dict.fromkeys(candidates, 0.0), 0
     for fitted, context, target in folds:
         model = check_fitted(fitted).model
         context, target = check_data(model, context, target, targets=True)
-        # A solve that fails costs an inference its score, and not the whole choice. One model for
-        # all fits that share one, so that they go on to share their programs.
-        silent.setdefault(model, model.with_solver(throw=False))
-        one = replace(fitted, model=silent[model])
+        # A solve that fails costs an inference its score, and not the whole choice.
+        one = replace(fitted, model=model.with_solver(throw=False))
         for name, inference in candidates.items():
             z0 = draw_codes(inference, rng_key, one, context, num_samples)
             totals[name] += float(log_predictive(one, z0, context, target).sum())

@@ -271,8 +271,13 @@ class _Bucket:
         self.found.start(self.rows, z0)
         promising = np.flatnonzero(_effective_share(log_w) >= PROMISING)
         if promising.size:
-            ask = partial(weigh_guide, num_draws=self.num_weighted)
-            draws, _, weights = self.each(ask, guide_key, promising, self.part)
+            # As often as needed with the same program, which takes longer to compile than to run.
+            keys = jax.random.split(guide_key, -(-self.num_weighted // SCREENED))
+            asked = [self.each(screen, key, promising, self.part) for key in keys]
+            draws, weights = (
+                np.concatenate([each[k] for each in asked], axis=1)[:, : self.num_weighted]
+                for k in (0, 2)
+            )
             self.found.keep("guide", self.rows[promising], draws, weights)
         return z0, log_p
 

@@ -147,12 +147,13 @@ def shortest_reach(fitted: Fitted | Ensemble) -> LatentODE:
 
 def with_solver(fitted: Fitted | Ensemble, **changes: Any) -> Fitted | Ensemble:
     """The same fit or ensemble, with other settings of the `Solver` of its models."""
+
+    def changed(one: Fitted) -> Fitted:
+        return replace(one, model=one.model.with_solver(**changes))
+
     if isinstance(fitted, Fitted):
-        return replace(fitted, model=fitted.model.with_solver(**changes))
-    # One new model for all members that share one, so that they go on to share their programs.
-    models = {member.model: member.model.with_solver(**changes) for member in fitted.members}
-    members = tuple(replace(member, model=models[member.model]) for member in fitted.members)
-    return replace(fitted, members=members)
+        return changed(fitted)
+    return replace(fitted, members=tuple(map(changed, fitted.members)))
 
 
 def check_fit(fitted: Any) -> Fitted | Ensemble:

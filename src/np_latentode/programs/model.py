@@ -120,6 +120,8 @@ class LatentODE:
         self.solver = Solver() if solver is None else solver
         if not isinstance(self.solver, Solver):
             raise ValueError(f"solver must be a np_latentode.Solver; got {solver!r}.")
+        # The models that differ from this one in the settings of the solver only.
+        self._alike = [self]
         self.latent_dim, self.support = vector_distribution("prior", prior, batch_shape=())
         self._check_dimensions()
         self.trained = parameter_names(lambda: self._bind(self.scaling))
@@ -228,19 +230,24 @@ class LatentODE:
         return asked, jnp.ones((*asked.shape, len(self.scaling.loc)), bool)
 
     def with_solver(self, **changes: Any) -> LatentODE:
-        """The same model, with other settings of its `Solver`."""
+        """The same model, with other settings of its `Solver`; for the same settings, one object.
+
+        JAX compiles a program for each object anew.
+        """
         solver = replace(self.solver, **changes)
-        # The model itself, where nothing changes: JAX compiles anew for another object.
-        if solver == self.solver:
-            return self
+        for model in self._alike:
+            if model.solver == solver:
+                return model
         model = copy.copy(self)
         model.solver = solver
+        self._alike.append(model)
         return model
 
     def less(self, offset: Offset) -> LatentODE:
         """The same model of numbers that are less this offset."""
         model = copy.copy(self)
         model.scaling = self.scaling.less(offset)
+        model._alike = [model]
         return model
 
     @property

@@ -55,7 +55,6 @@ def recalibrated(
             f"trajectories must be the {cross.num_trajectories} that cross_fit was given; got "
             f"{len(trajectories)}."
         )
-    # Once for all folds, so that they share their programs.
     silent = cross._replace(ensemble=with_solver(cross.ensemble, throw=False))
     draws, x, mask, ids = [], [], [], []
     for k, rows in enumerate(cross.left_out):
