@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from np_latentode.data.checks import check_counts
-from np_latentode.parts.modules import check_module, gru_cell, mlp
+from np_latentode.parts.modules import check_module, gru_cell, linear, mlp
 from np_latentode.parts.solve import Solver, solve
 
 __all__ = ["GRU", "ODERNN", "CovariateEncoder", "InputEncoder", "PathODE", "SummaryEncoder"]
@@ -194,7 +194,7 @@ class SummaryEncoder(nnx.Module):
 
     def __init__(self, num_features: int, *, hidden_dim: int = 32, rngs: nnx.Rngs):
         self.num_features, self.hidden_dim = num_features, hidden_dim
-        self.layer = nnx.Linear(6 * num_features + 2, hidden_dim, rngs=rngs)
+        self.layer = linear(6 * num_features + 2, hidden_dim, rngs=rngs)
 
     def __call__(
         self,

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array
 from numpyro.contrib.module import nnx_module
 
+from np_latentode.parts.initializers import lecun_normal
 from np_latentode.parts.supports import describe_support
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "free",
     "gru_cell",
     "inputs_read",
+    "linear",
     "mlp",
     "output_shape",
     "parameter_names",
@@ -70,7 +72,19 @@ def tanh(x: Array) -> Array:
 
 def gru_cell(inputs: int, hidden_dim: int, *, rngs: nnx.Rngs) -> nnx.GRUCell:
     """flax's GRU cell, made so that it can be pickled."""
-    return nnx.GRUCell(inputs, hidden_dim, gate_fn=sigmoid, activation_fn=tanh, rngs=rngs)
+    return nnx.GRUCell(
+        inputs,
+        hidden_dim,
+        gate_fn=sigmoid,
+        activation_fn=tanh,
+        kernel_init=lecun_normal,
+        rngs=rngs,
+    )
+
+
+def linear(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """flax's linear layer, quick to start."""
+    return nnx.Linear(inputs, outputs, kernel_init=lecun_normal, rngs=rngs)
 
 
 def mlp(sizes: Sequence[int], *, from_zero: bool = False, rngs: nnx.Rngs) -> nnx.Sequential:
@@ -85,7 +99,7 @@ def mlp(sizes: Sequence[int], *, from_zero: bool = False, rngs: nnx.Rngs) -> nnx
     """
     layers: list[Callable[..., Any]] = []
     for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nnx.Linear(inputs, outputs, rngs=rngs), silu]
+        layers += [linear(inputs, outputs, rngs=rngs), silu]
     if from_zero:
         layers[-2] = nnx.Linear(*sizes[-2:], kernel_init=nnx.initializers.zeros, rngs=rngs)
     return nnx.Sequential(*layers[:-1])

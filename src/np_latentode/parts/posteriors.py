@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from np_latentode.parts.distributions import ProductDistribution, ProjectedCircle, TriangularNormal
 from np_latentode.parts.flows import FlowjaxParameters, inverse_autoregressive
-from np_latentode.parts.modules import check_factors, mlp
+from np_latentode.parts.modules import check_factors, linear, mlp
 
 __all__ = [
     "CirclePosterior",
@@ -127,7 +127,7 @@ class FlowPosterior(nnx.Module):
         self.feature_dim, self.latent_dim = feature_dim, latent_dim
         self.num_layers, self.width = num_layers, width
         self.base = DiagonalNormal(feature_dim, latent_dim, width=width, rngs=rngs)
-        self.context = nnx.Linear(feature_dim, latent_dim, rngs=rngs)
+        self.context = linear(feature_dim, latent_dim, rngs=rngs)
         self.layers = inverse_autoregressive(
             latent_dim, num_layers, width, context_dim=latent_dim, rngs=rngs
         )
