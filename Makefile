@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo lint test test-fast format benchmark constraints clean
+.PHONY: help demo lint test test-all format benchmark constraints clean
 
 # The interpreters to try, in this order: `make demo PYTHON=/path/to/python` names your own.
 # A pyenv shim exists for versions that are not active, too, so a candidate counts once it has run.
@@ -35,11 +35,11 @@ lint: .venv/dev ## lint, check the order of imports and the types
 	$(bin)/lint-imports --no-cache
 	$(bin)/pyright
 
-test: lint ## lint, then run all tests
-	$(bin)/pytest -n 2 --dist loadfile
-
-test-fast: .venv/dev ## run all tests but the slow ones
+test: lint ## lint, then run all tests but the slow ones: what continuous integration runs
 	$(bin)/pytest -n 2 --dist loadfile -m 'not slow'
+
+test-all: lint ## lint, then run all tests: before a release, and after a change of numbers
+	$(bin)/pytest -n 2 --dist loadfile
 
 format: .venv/dev ## fix what ruff can fix, and format
 	$(bin)/ruff check --fix
