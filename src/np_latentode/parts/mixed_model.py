@@ -109,6 +109,11 @@ class MixedModel(NamedTuple):
     correlated. Numbers are in scaled units, and time in units of the span of the training data. The
     coefficients are ordered by feature, then by power. Static covariates s have fixed effects on
     all of them. amounts(t) is what events, such as doses, gave before t.
+
+    Most covariates say little, and there may be many. So their effects are shrunk, each column by
+    as much as the data say (automatic relevance determination, MacKay 1994; Tipping 2001):
+
+    effects_c ~ Normal(0, relevance_c covariance),   relevance_c of highest likelihood
     """
 
     mean: Float[np.ndarray, " coefficient"]
@@ -116,6 +121,7 @@ class MixedModel(NamedTuple):
     noise: Float[np.ndarray, " feature"]
     effects: Float[np.ndarray, "coefficient entry"] = np.zeros((0, 0))
     jumps: Float[np.ndarray, "feature event"] = np.zeros((0, 0))
+    relevance: Float[np.ndarray, " entry"] = np.zeros(0)
 
     @classmethod
     def fit(
@@ -128,8 +134,7 @@ class MixedModel(NamedTuple):
         """The estimates of the EM algorithm (Laird & Ware 1982), under a weak prior.
 
         The prior is worth one trajectory for each coefficient, and pulls correlations towards 0. So
-        a covariance is estimated from few trajectories as well. The prior of the effects of
-        covariates is worth one trajectory each, and pulls them towards 0.
+        a covariance is estimated from few trajectories as well.
 
         Args:
             trajectories: the training data.
@@ -146,7 +151,9 @@ class MixedModel(NamedTuple):
         none = np.zeros((size, moments.s.shape[1]))
         still = np.zeros(moments.amount_products.shape)
         start = np.diag(1 / (1.0 + powers))
-        estimate = cls(np.zeros(size), start, np.full(features, 0.3), none, still)
+        relevance = np.ones(moments.s.shape[1])
+        noise = np.full(features, 0.3)
+        estimate = cls(np.zeros(size), start, noise, none, still, relevance)
         for _ in range(ITERATIONS):
             estimate = estimate._improved(moments)
         return estimate
@@ -191,6 +198,8 @@ class MixedModel(NamedTuple):
         z(t+) = z(t) + (D L)^-1 (jumps amounts as levels), if there are events
 
         All networks are residuals that start at 0, and the guide starts as the exact posterior.
+        Covariates move z0, which has the slopes as well; the field does not read them besides, as
+        on few trajectories a network of them learns who is who (`benchmarks/zoo.py --static`).
 
         Args:
             width: the units of the hidden layer of each network.
@@ -210,13 +219,12 @@ class MixedModel(NamedTuple):
         levels = np.kron(unit, np.eye(powers)[:1])
         by_power, entries = (features, powers, -1), self.effects.shape[1]
         basis, effects = (a.reshape(by_power).transpose(1, 0, 2) for a in (lower, self.effects))
-        counts: Any = dict(num_covariates=entries, num_inputs=num_inputs)
         link = Link(np.zeros(features), np.ones(features)) if link is None else link
         parts = {
             "dynamics": LinearDynamics(
                 solve_triangular(root, shift @ root, lower=True),
                 solve_triangular(root, shift @ mean, lower=True),
-                MLPDynamics(size, width=width, from_zero=True, **counts, rngs=rngs),
+                MLPDynamics(size, width=width, from_zero=True, num_inputs=num_inputs, rngs=rngs),
             ),
             "decoder": LinearDecoder(
                 link.slope[:, None] * (levels @ root),
@@ -279,7 +287,7 @@ class MixedModel(NamedTuple):
         """The estimates after one more iteration of EM."""
         each, covariance = self._given(moments)
         count, size = each.shape
-        mean, effects = _regressed(each, moments.s)
+        mean, effects, unsure = _regressed(each, moments.s, self.relevance)
         apart = each - mean - moments.s @ effects.T
         total = covariance.sum(0) + apart.T @ apart
         spread = total + size * np.diag(np.diag(total) / count)
@@ -294,7 +302,9 @@ class MixedModel(NamedTuple):
         seen = moments.count > 0
         variance = np.where(seen, squares / np.maximum(moments.count, 1), self.noise**2)
         variance = np.maximum(variance, LEAST_VARIANCE)
-        return MixedModel(mean, spread, np.sqrt(variance), effects, jumps)
+        lengths = np.einsum("ae,ae->e", effects, np.linalg.solve(self.covariance, effects))
+        relevance = lengths / size + np.diag(unsure)
+        return MixedModel(mean, spread, np.sqrt(variance), effects, jumps, relevance)
 
     def _jumps(self, moments: _Moments, means: np.ndarray) -> np.ndarray:
         """By how much amounts move values, by ridge regression of what the coefficients leave."""
@@ -304,15 +314,21 @@ class MixedModel(NamedTuple):
 
 
 def _regressed(
-    each: Float[np.ndarray, "trajectory coefficient"], s: Float[np.ndarray, "trajectory entry"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of the coefficients, and their slopes over covariates, by ridge regression."""
+    each: Float[np.ndarray, "trajectory coefficient"],
+    s: Float[np.ndarray, "trajectory entry"],
+    relevance: Float[np.ndarray, " entry"],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean of the coefficients, their slopes over covariates, and how unsure these are.
+
+    The slopes are the mean of their posterior, whose covariance is that of the coefficients, times
+    the last matrix for two entries.
+    """
     if not s.shape[1]:
-        return each.mean(0), np.zeros((each.shape[1], 0))
-    design = np.column_stack([np.ones(len(s)), s])
-    ridge = np.diag([0.0] + [1.0] * s.shape[1])
-    found = np.linalg.solve(design.T @ design + ridge, design.T @ each)
-    return found[0], found[1:].T
+        return each.mean(0), np.zeros((each.shape[1], 0)), np.zeros((0, 0))
+    centred = s - s.mean(0)
+    unsure = np.linalg.inv(centred.T @ centred + np.diag(1 / relevance))
+    effects = (unsure @ centred.T @ each).T
+    return each.mean(0) - effects @ s.mean(0), effects, unsure
 
 
 def choose_degree(
