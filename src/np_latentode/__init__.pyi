@@ -30,6 +30,7 @@ from .forecasts.densities import (
     log_predictive as log_predictive,
 )
 from .forecasts.effects import Effect as Effect, effect as effect
+from .forecasts.export import export_forecast as export_forecast
 from .forecasts.prediction import (
     decode as decode,
     forecast as forecast,

@@ -40,6 +40,7 @@ __all__ = [
     "decode",
     "decode_observed",
     "draw_forecast",
+    "draw_given",
     "draw_observed",
     "draw_x",
     "forecast",
@@ -327,19 +328,36 @@ def draw_forecast(
         raise ValueError(f"times must be an array of times; got {type(times).__name__}.")
     scaling = fitted.scaling
     context = check_context(context, scaling)
-    offset = context.offset
-    at = prediction_times(times, len(context), scaling, offset=offset, name="times")
+    at = prediction_times(times, len(context), scaling, offset=context.offset, name="times")
     check_reach(fitted, times)
+    options: Any = dict(inference=inference, num_samples=num_samples)
+    options |= dict(draws_at_once=draws_at_once, reading=reading)
+    return draw_given(rng_key, fitted, context, at, **options)
+
+
+def draw_given(
+    rng_key: Array,
+    fitted: Fitted | Ensemble,
+    context: Trajectories,
+    times: Float[Array, "trajectory time"],
+    *,
+    inference: Inference,
+    num_samples: int,
+    draws_at_once: int = DRAWS_AT_ONCE,
+    reading: Reading = mean_and_x,
+) -> dict[str, Any]:
+    """What `draw_forecast` returns, of a context that was checked and of times less its offset."""
+    offset = context.offset
     kept: dict[str, Any] = dict(context=context, draws_at_once=draws_at_once, reading=reading)
 
     def draw(share: Share) -> dict[str, Any]:
         one, (z0_key, x_key) = share.fitted, jax.random.split(share.rng_key)
         z0 = draw_codes(inference, z0_key, one, context, share.num_samples)
-        return draw_x(x_key, one, z0, at, offset, **kept)
+        return draw_x(x_key, one, z0, times, offset, **kept)
 
     some = shares(rng_key, fitted, num_samples)
     draws = widened(fitted, join(some, [draw(share) for share in some]))
-    return in_table_units(draws, offset, context.labels or scaling.labels)
+    return in_table_units(draws, offset, context.labels or fitted.scaling.labels)
 
 
 def forecast_observed(
