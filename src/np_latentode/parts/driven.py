@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from np_latentode.data.inputs import Inputs
+from np_latentode.parts.hermite import hermite
 from np_latentode.parts.solve import Solver, checked, explicit_step, is_explicit
 
 __all__ = ["Drive", "check_drivable", "solve_driven"]
@@ -204,6 +205,4 @@ def _read_off(
     length = jnp.where(stop > start, stop - start, 1.0)
     share = jnp.where(stop > start, (times[..., None] - start) / length, 0.0)
     z, dz, later, dlater = (at(a) for a in steps)
-    rise = later - z
-    a, b = dz * length - rise, rise - dlater * length
-    return z + share * (rise + (1 - share) * (a * (1 - share) + b * share))
+    return hermite(share, length, (z, dz), (later, dlater))

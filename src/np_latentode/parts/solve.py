@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import diffrax
 import equinox as eqx
 import equinox.internal as eqxi
-import interpax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from np_latentode.data.checks import check_counts
+from np_latentode.parts.hermite import hermite
 from np_latentode.parts.modules import as_pytree
 
 __all__ = ["Dynamics", "Solver", "checked", "explicit_step", "is_explicit", "solve"]
@@ -271,11 +271,14 @@ def _read_off(
     states: Float[Array, "step trajectory latent"],
     slopes: Float[Array, "step trajectory latent"],
 ) -> Float[Array, "trajectory time latent"]:
-    """The cubic Hermite polynomial through states and slopes, at each trajectory's times."""
-    # In the form of weights (trajectory, time, step), its memory would grow with max_steps.
-    read = functools.partial(interpax.interp1d, method="cubic", extrap=True)
-    each = jax.vmap(lambda t, z, dz: read(t, grid, z, fx=dz), in_axes=(0, 1, 1))
-    return each(times, states, slopes)
+    """The cubic Hermite polynomial of the step that ends at or after each time."""
+    # One search for all times: a search for each trajectory takes long to compile.
+    ends = jnp.searchsorted(grid, times)
+    place, rows = jnp.clip(ends, 1, len(grid) - 1) - 1, jnp.arange(len(times))[:, None]
+    length = (grid[place + 1] - grid[place])[..., None]
+    share = (times - grid[place])[..., None] / length
+    start, stop = ((states[k, rows], slopes[k, rows]) for k in (place, place + 1))
+    return hermite(share, length, start, stop)
 
 
 def checked(z: Array, diverged: Array, ran_out: Array, failed: Array, solver: Solver) -> Array:

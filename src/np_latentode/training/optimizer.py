@@ -36,8 +36,10 @@ def optimizer(
         raise ValueError(f"num_steps must be positive; got {num_steps}.")
     warm_up = num_steps // 50
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warm_up, max(num_steps, 2))
-    adam = optax.adamw(rate, weight_decay=weight_decay, mask=_networks)
-    return optax.chain(optax.clip_by_global_norm(10.0), adam)
+    # On one long vector: a few operations for each of many arrays take long to compile.
+    adam = optax.flatten(optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam()))
+    decay = optax.add_decayed_weights(weight_decay, _networks)
+    return optax.chain(adam, decay, optax.scale_by_learning_rate(rate))
 
 
 def _networks(params: dict[str, Any]) -> dict[str, bool]:
