@@ -127,6 +127,4 @@ def in_table_units(given: Given, labels: Labels | None) -> Given:
     error, logged = given.error, labels.logged
     if error is not None:
         error = np.where(logged, error * np.exp(np.where(logged, given.values, 0.0)), error)
-    return given._replace(
-        error=error, limits=given.limits and given.limits.each(labels.own_units)
-    )
+    return given._replace(error=error, limits=given.limits and given.limits.each(labels.own_units))

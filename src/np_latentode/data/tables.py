@@ -144,9 +144,8 @@ def _read_cells(
     errors = np.zeros(own.shape)
     for j, name in enumerate(values):
         if name in error:
-            exact = ~np.isnan(own[:, j])
-            exact &= True if found[j].limits is None else ~found[j].limits.censored
-            measured = ~np.isnan(own[:, j])
+            measured, bounds = ~np.isnan(own[:, j]), found[j].limits
+            exact = measured if bounds is None else measured & ~bounds.censored
             errors[:, j] = _errors(frame[error[name]], name, measured, exact, problems)
     return _Cells(own, errors, limits)
 
@@ -173,7 +172,7 @@ def _errors(
     return np.where(measured & ~empty, numbers, 0.0)
 
 
-def asked_errors(error: Mapping[Any, Any] | None) -> dict[str, str]:
+def asked_errors(error: Any) -> dict[str, str]:
     """The column of standard errors of each feature, as text.
 
     Raises:

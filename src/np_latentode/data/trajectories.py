@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -230,7 +230,7 @@ class Trajectories:
         unit: str = "D",
         static: Names = (),
         inputs: Kinds = (),
-        error: Mapping[Any, Any] | None = None,
+        error: Any = None,
     ) -> T:
         """Trajectories from a table: each row holds an id, a time, and measurements.
 
@@ -246,7 +246,8 @@ class Trajectories:
             time: the column of times: numbers, dates, datetimes, or texts that
                 `csv_files.read_csv` reads as such. Datetimes with a time zone are converted to UTC.
             values: the columns of measurements: numbers, or true and false. An empty entry was not
-                measured. Texts such as <0.5, >120 or 1..2 are `limits`. With `feature`: those of its entries that are read. Default: all of them.
+                measured. Texts such as <0.5, >120 or 1..2 are `limits`. With `feature`: those of
+                its entries that are read. Default: all of them.
             feature, value: for a table with one row per measurement, the column of what was
                 measured, and that of the result. Rows of one id and time become one observation of
                 all features.
@@ -303,7 +304,7 @@ class Trajectories:
         unit: str = "D",
         static: Names = (),
         inputs: Kinds = (),
-        error: Mapping[Any, Any] | None = None,
+        error: Any = None,
     ) -> T:
         """Trajectories from a file that holds a table; see `from_dataframe`.
 
@@ -585,6 +586,13 @@ class Trajectories:
     def observed(self) -> Bool[Array, "trajectory time"]:
         """True at the times where at least one feature was observed."""
         return self.mask.any(-1)
+
+    @property
+    def limited(self) -> Bool[np.ndarray, "trajectory time feature"]:
+        """True where only limits of a value are known."""
+        if self.limits is None:
+            return np.zeros(self.mask.shape, bool)
+        return ~np.isnan(np.asarray(self.limits.lower))
 
     def _per_trajectory(self, time: Numbers) -> Array:
         known = as_doubles("time", time) if is_concrete(time) else as_floats("time", time)
