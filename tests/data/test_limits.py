@@ -186,7 +186,9 @@ def test_a_cell_that_is_no_limit_is_refused_with_its_line(tmp_path, cell):
 
 
 def test_a_limit_without_positive_numbers_has_no_logarithm(tmp_path):
-    with pytest.raises(MalformedRows, match="must be positive.*got <0 in line 2, -1..3 in line 3"):
+    with pytest.raises(
+        MalformedRows, match=r"must be positive.*got <0 in line 2, -1\.\.3 in line 3"
+    ):
         read(tmp_path / "a.csv", ["<0", "-1..3", "2"], log=["y"])
 
 

@@ -38,7 +38,7 @@ from np_latentode import (
     simulation_ranks,
     to_datatree,
 )
-from np_latentode.forecasts.densities import _log_likelihood
+from np_latentode.forecasts.densities import _log_likelihood, run_given
 from np_latentode.forecasts.scores import of_calibration, score
 from np_latentode.programs.params import initial_params
 
@@ -352,3 +352,28 @@ def test_simulations_and_trees_have_the_errors_too(forecasts, tmp_path):
     save(tmp_path / "fit", whole)
     a, b = (log_likelihood(f, jnp.zeros((1, 6, 1)), some) for f in (whole, load(tmp_path / "fit")))
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("likelihood", [GaussianLikelihood, OrnsteinUhlenbeckLikelihood])
+def test_slopes_in_all_parameters_are_those_of_differences(likelihood, x64):
+    cells = [(0, 0, -np.inf, 0.5), (1, 1, 0.1, np.inf), (2, 0, 0.2, 0.9), (3, 0, -3.0, np.inf)]
+    mask = np.ones(VALUES.shape, bool)
+    mask[0, 1, 0] = False
+    data = Trajectories(TIMES, VALUES, mask, error=ERROR, limits=limits_at(*cells))
+    fitted = fitted_with(likelihood(), data)
+    names = [name for name in fitted.params if "scale" in name]
+
+    @jax.jit
+    def total(logs):
+        params = fitted.params | {name: jnp.exp(log) for name, log in zip(names, logs, strict=True)}
+        x = run_given(fitted.model, params, 0, Z0[0], data)["x"]
+        return x["fn"].log_prob(x["value"]).sum()
+
+    logs = [jnp.log(jnp.asarray(fitted.params[name], float)) for name in names]
+    slopes = jax.grad(total)(logs)
+    for k, slope in enumerate(slopes):
+        for j in range(2):
+            up, down = ([*logs] for _ in range(2))
+            up[k], down[k] = logs[k].at[j].add(1e-5), logs[k].at[j].add(-1e-5)
+            expected = (total(up) - total(down)) / 2e-5
+            np.testing.assert_allclose(slope[j], expected, rtol=1e-4, atol=1e-7)

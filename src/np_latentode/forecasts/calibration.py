@@ -42,8 +42,8 @@ class Calibration:
     continuous ranked probability score, is in the feature's unit, and `log_score` is -log of the
     forecast's density, or of its probability; lower is better for both. All are of the values as
     they are modelled: of logarithms, where the table was read so. `coverage` is the share of
-    observations inside the central band of each level. For counts, an observation at the end of a band is inside with the
-    probability that makes the band's level exact.
+    observations inside the central band of each level. For counts, an observation at the end of a
+    band is inside with the probability that makes the band's level exact.
     """
 
     levels: tuple[float, ...]

@@ -27,7 +27,7 @@ from numpyro.distributions import constraints
 
 from np_latentode.data.limits import Limits
 
-__all__ = ["Censored", "Truncated", "censorable", "truncated_normal"]
+__all__ = ["Censored", "Truncated", "censorable", "standardized", "truncated_normal"]
 
 LOG_ROOT_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -101,6 +101,12 @@ class Truncated(NamedTuple):
     variance: Array
 
 
+def standardized(bound: Array, loc: Any, scale: Any) -> Array:
+    """(bound - loc) / scale; infinite bounds stay, without a slope in loc and scale."""
+    infinite = jnp.isinf(bound)
+    return jnp.where(infinite, bound, (jnp.where(infinite, 0.0, bound) - loc) / scale)
+
+
 def _mirrored(lower: Array, upper: Array) -> tuple[Array, Array, Array]:
     """The interval or its mirror image, whose upper end is finite; and whether it is mirrored."""
     mirrored = lower + upper > 0
@@ -127,7 +133,8 @@ class _Interval(NamedTuple):
         middle, half = (low + high) / 2, (high - low) / 2
         narrow = ~open & (2 * half * (1 + jnp.abs(middle)) < NARROW)
         # A width that is not narrow is replaced: its nodes may lie where the density underflows.
-        short = jnp.where(narrow, half, NARROW)
+        least = jnp.finfo(middle.dtype).eps * (1 + jnp.abs(middle))
+        short = jnp.where(narrow, jnp.maximum(half, least), NARROW)
         shape = (-1, *[1] * jnp.ndim(middle))
         at, weights = (jnp.asarray(x, middle.dtype).reshape(shape) for x in (NODES, WEIGHTS))
         nodes = middle + short * at
@@ -137,8 +144,9 @@ class _Interval(NamedTuple):
 def _log_probability(of: _Interval, log_cdf: Callable[[Array], Array]) -> tuple[Array, Array]:
     """log(F(high) - F(low)), without loss of digits, and F(low) / F(high)."""
     below = log_cdf(of.high)
-    # The logarithm is below 0; it is kept away from there where another branch is taken.
-    ratio = jnp.exp(jnp.where(of.narrow | of.open, -1.0, log_cdf(of.low) - below))
+    # The logarithm is far below 0 where the width is not narrow, but for rounding.
+    gap = jnp.minimum(log_cdf(of.low) - below, -0.1)
+    ratio = jnp.exp(jnp.where(of.narrow | of.open, -1.0, gap))
     log_p = jnp.where(of.narrow, jax.nn.logsumexp(of.log_weights, axis=0), below)
     return jnp.where(of.narrow | of.open, log_p, below + jnp.log1p(-ratio)), ratio
 
@@ -164,13 +172,7 @@ def truncated_normal(lower: Array, upper: Array) -> Truncated:
 
 def _log_p(x: Any, lower: Array, upper: Array) -> Array:
     """The log probability of finite or infinite bounds, in the units of x."""
-    a, b = (
-        # An infinite bound less loc has no slope in scale.
-        jnp.where(
-            jnp.isinf(bound), bound, (jnp.where(jnp.isinf(bound), 0.0, bound) - x.loc) / x.scale
-        )
-        for bound in (lower, upper)
-    )
+    a, b = (standardized(bound, x.loc, x.scale) for bound in (lower, upper))
     low, high, _ = _mirrored(a, b)
     if isinstance(x, dist.Normal):
         density, cdf = _log_normal, _log_normal_cdf

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from np_latentode.parts.censored import truncated_normal
+from np_latentode.parts.censored import standardized, truncated_normal
 
 __all__ = ["Between", "GaussMarkov", "brownian", "ornstein_uhlenbeck"]
 
@@ -105,7 +105,7 @@ class GaussMarkov(NamedTuple):
             mean, variance = _moved(earlier, chain)
             total = noise + variance
             root = jnp.sqrt(total)
-            within = truncated_normal((lower - mean) / root, (upper - mean) / root)
+            within = truncated_normal(*(standardized(x, mean, root) for x in (lower, upper)))
             # A measurement y with this noise would have the same effect on r.
             left = jnp.maximum(1 - within.variance, LEAST)
             y, own = mean + root * within.mean / left, total / left - variance

@@ -22,7 +22,7 @@ from numpyro.distributions import constraints
 
 from np_latentode.data.limits import Limits
 from np_latentode.data.scaling import Scaling
-from np_latentode.parts.censored import Censored
+from np_latentode.parts.censored import Censored, standardized
 from np_latentode.parts.emissions import Seen
 from np_latentode.parts.markov import GaussMarkov, brownian, ornstein_uhlenbeck
 from np_latentode.parts.scales import positive, positive_param
@@ -262,8 +262,8 @@ class SerialNormal(dist.Distribution):
 
     def _normal(self, mean: Array, variance: Array) -> dist.Distribution:
         """Entries whose residuals and noise have these moments, in units of the noise."""
-        scale = self.noise_scale * jnp.sqrt(variance)
-        normal = dist.Normal(self.loc + self.noise_scale * mean, scale)
+        loc = self.loc + self.noise_scale * mean
+        normal = dist.Normal(loc, self.noise_scale * jnp.sqrt(variance))
         return normal if self.limits is None else Censored(normal, self.limits)
 
     def _slots(self, entries: Array, fill: float = 0) -> Array:
@@ -297,10 +297,9 @@ def _white(error: Array | None, noise_scale: Array) -> Array | None:
 def _bounds(limits: Limits, censored: Array, loc: Array, noise_scale: Array) -> tuple[Array, Array]:
     """The limits of what is left of x without its mean, in units of the noise."""
 
-    def standard(bound: Array, fill: float) -> Array:
-        finite = censored & jnp.isfinite(bound)
-        # An infinite bound has no slope in loc and scale.
-        moved = (jnp.where(finite, bound, 0.0) - loc) / noise_scale
-        return jnp.where(finite, moved, jnp.where(censored, bound, fill))
-
-    return standard(limits.lower, FILL[0]), standard(limits.upper, FILL[1])
+    lower, upper = (
+        # NaN, where there is no limit, has no slope in loc and scale either.
+        standardized(jnp.where(censored, end, jnp.inf), loc, noise_scale)
+        for end in (limits.lower, limits.upper)
+    )
+    return jnp.where(censored, lower, FILL[0]), jnp.where(censored, upper, FILL[1])
