@@ -8,6 +8,7 @@ import pytest
 
 from np_latentode import Limits, MalformedRows, Trajectories
 from np_latentode.data.limits import limit_text, read_limit
+from np_latentode.storage.arrays import fill, read as read_arrays, write
 
 TABLE = """who,day,bili,bili_sd,alb
 1,0,<0.3,,3
@@ -91,6 +92,14 @@ def test_a_table_far_from_zero_has_limits_less_the_same_offset():
     moved = far.at_offset(Trajectories([[0.0]], [[[0.0]]]).offset)
     np.testing.assert_allclose(np.asarray(moved.limits.upper)[below], 1e6)
     np.testing.assert_array_equal(far.given.limits.upper[below], 1e6)
+
+
+def test_arrays_on_disk_are_read_as_the_same(path, tmp_path):
+    whole = Trajectories.from_file(path, **NAMES)
+    write(tmp_path / "arrays", whole, {})
+    again = fill(whole, read_arrays(tmp_path / "arrays")[0], name="path")
+    np.testing.assert_array_equal(again.limits.lower, whole.limits.lower)
+    np.testing.assert_array_equal(again.error, whole.error)
 
 
 def test_transformations_of_jax_keep_them(path):

@@ -97,13 +97,13 @@ def from_rows(
     labels = Labels(
         tuple(ids), values, id, time, *count, logged, *pair, since, clock.zone, clock.starts
     )
-    if error:
-        labels = replace(labels, error=tuple(error.get(name, "") for name in values))
+    errors = tuple(error.get(name, "") for name in values) if error else ()
+    beside: dict[str, Any] = dict(error=errors, inputs=tuple(kinds), kinds=tuple(kinds.values()))
     if found is not None:
-        labels = replace(labels, static=columns.static, levels=found.levels)
+        beside |= dict(static=columns.static, levels=found.levels)
+    labels = replace(labels, **beside)
     inputs = None
     if kinds:
-        labels = replace(labels, inputs=tuple(kinds), kinds=tuple(kinds.values()))
         inputs = pad_inputs(codes, when, given_inputs, labels.kinds, clock.table_times)
     what = labels.modelled(own)
     of_each = _rows_by_id(codes, when, what)

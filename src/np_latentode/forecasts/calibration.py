@@ -117,11 +117,8 @@ def calibration(
         return np.where(mask, everywhere, np.nan)
 
     share = np.asarray(jax.random.uniform(tie_key, mask.shape))[slots]
-    exact, bounds = ~target.limited[slots], (x, x)
-    if target.limits is not None:
-        ends = (target.limits.lower, target.limits.upper)
-        bounds = tuple(np.where(exact, x, np.asarray(end)[slots]) for end in ends)
-    pit = where_observed(_pit(share, draws, *bounds))
+    exact = ~target.limited[slots]
+    pit = where_observed(_pit(share, draws, *_ends(target, slots, x)))
     inside = np.abs(pit[mask] - 0.5) <= np.array(levels)[:, None] / 2
     log_density = _log_density(fitted, some, each, joined["x"], context, target)
     return Calibration(
@@ -167,6 +164,15 @@ def _log_density(
     # A probability has no unit, and is not stretched.
     wide = np.log(bands.widths)
     return log_density - np.where(target.limited, 0, wide)
+
+
+def _ends(target: Trajectories, slots: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of the limits in these slots; the value itself where there is none."""
+    if target.limits is None:
+        return x, x
+    ends = (np.asarray(end)[slots] for end in (target.limits.lower, target.limits.upper))
+    lower, upper = (np.where(np.isnan(end), x, end) for end in ends)
+    return lower, upper
 
 
 def _narrowed(ends: Array, slots: np.ndarray, narrow: Callable[[np.ndarray], np.ndarray]) -> Array:

@@ -6,8 +6,9 @@ F is the distribution function of a standard normal or Student-t distribution. B
 so an interval above the mean is computed as its mirror image below, where F loses no digits.
 
 NumPyro's own `LeftCensoredDistribution`, `RightCensoredDistribution` and
-`IntervalCensoredDistribution` (of 0.20) clip F before they take the logarithm. In single precision
-their gradients are 0 beyond five standard deviations, where training begins.
+`IntervalCensoredDistribution` (of version 0.22) clip F before they take the logarithm. In single
+precision, the gradient of a lower limit is then 0 beyond five standard deviations, as training may
+begin there.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ class Censored(dist.Distribution):
 
     log p = log P(lower < x < upper) where there are limits, and log p(x) of the value elsewhere
 
-    Draws and moments are those of the values themselves.
+    Draws and moments are those of the values themselves. The df of a `StudentT` counts as fixed.
 
     Args:
         base_dist: a `Normal` or `StudentT`.
