@@ -131,8 +131,8 @@ def fit_table(
             which is remembered for a while, and white noise. none: white noise only.
         inference: how forecasts infer z0 of an id. guide: by the guide alone. sharpened: by
             `sharpen`. exact: by NUTS. auto: by the guide, where backbones weigh most and there are
-            no inputs, as theirs starts at the exact posterior; else guide or sharpened, whichever
-            forecasts better what was left out.
+            no inputs, errors or limits, as theirs starts at the exact posterior; else guide or
+            sharpened, whichever forecasts better what was left out.
         latent_dim: of a network, which is then the only candidate. Default: the `candidates` that
             the data suggest.
         members: of each candidate; each is trained without one part of the ids.
@@ -235,10 +235,11 @@ def _choose(rng_key: Array, cross: CrossFit, train: Trajectories, name: str) -> 
     if name != AUTO:
         return Choice(name, INFERENCES[name], {})
     best = max(cross.weights, key=lambda candidate: cross.weights[candidate])
-    # A mixed model knows nothing of inputs, and takes counts and bits for numbers. Then its exact
-    # posterior is not that of the model.
+    # A mixed model knows nothing of inputs, errors and limits, and takes counts and bits for
+    # numbers. Then its exact posterior is not that of the model.
     of_numbers = {*kinds(cross.ensemble)} == {NUMBERS}
-    if best == "backbone" and of_numbers and train.inputs is None:
+    more = (train.inputs, train.error, train.limits)
+    if best == "backbone" and of_numbers and all(one is None for one in more):
         return Choice("guide", INFERENCES["guide"], {})
     folds = [(cross.of(best)[k], *train[rows].split()) for k, rows in enumerate(cross.left_out)]
     return choose_by_folds(rng_key, folds)
