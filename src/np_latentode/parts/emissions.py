@@ -241,13 +241,17 @@ class _Features(dist.Distribution):
 
         `check_observed` refuses them for the others.
         """
+        none = [None] * len(self.parts)
+        errors = none if error is None else _columns(error, self.groups)
+        bounds = none
+        if limits is not None:
+            ends = (_columns(end, self.groups) for end in (limits.lower, limits.upper))
+            bounds = [Limits.tree_unflatten(None, pair) for pair in zip(*ends, strict=True)]
         made = []
-        for part, group in zip(self.parts, self.groups, strict=True):
-            some = [*group]
-            sds = None if error is None or isinstance(part, dist.StudentT) else error[..., some]
-            bounds = limits and limits[..., some]
+        for part, sds, some in zip(self.parts, errors, bounds, strict=True):
             support: Any = part.support
-            made.append(part if support.is_discrete else measured(part, sds, bounds))
+            sds = None if isinstance(part, dist.StudentT) else sds
+            made.append(part if support.is_discrete else measured(part, sds, some))
         return _Features(self.groups, *made)
 
     def sample_signal(self, key: Array) -> Array:
