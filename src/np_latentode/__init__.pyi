@@ -8,6 +8,7 @@ from .data.covariates import Covariates as Covariates
 from .data.input_units import InputUnits as InputUnits
 from .data.inputs import Inputs as Inputs
 from .data.labels import Labels as Labels
+from .data.limits import Limits as Limits
 from .data.problems import MalformedRows as MalformedRows
 from .data.scaling import Scaling as Scaling
 from .data.tables import tidy_forecast as tidy_forecast

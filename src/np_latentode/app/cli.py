@@ -74,6 +74,7 @@ def fit(
     static: options.Static = None,
     kind: options.Kinds = None,
     inputs: options.Inputs = None,
+    error: options.Errors = None,
     since: options.Since = None,
     unit: options.Unit = None,
     window: options.Window = None,
@@ -102,12 +103,12 @@ def fit(
     given |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
     given |= dict(overwrite=overwrite)
     with _reported("fit"):
-        from np_latentode.app.column_names import named_kinds, named_values
+        from np_latentode.app.column_names import named_errors, named_kinds, named_values
         from np_latentode.app.fit_table import fit_table
 
         columns = dict(id=id, time=time, feature=feature, value=value)
         given |= named_values(data, values, log, static, inputs, **columns)
-        given |= dict(kind=named_kinds(kind))
+        given |= dict(kind=named_kinds(kind), error=named_errors(error))
         _keep_compiled_programs()
         fit_table(data, output_dir, **given)
 

@@ -11,7 +11,7 @@ from np_latentode.data.covariates import KINDS as KINDS_OF_STATIC
 from np_latentode.data.files import read_names
 from np_latentode.data.inputs import CONSTANT, KINDS as KINDS_OF_INPUTS, asked_kinds
 
-__all__ = ["named_kinds", "named_values", "split_names"]
+__all__ = ["named_errors", "named_kinds", "named_values", "split_names"]
 
 
 def named_values(
@@ -72,26 +72,38 @@ def named_kinds(given: Sequence[str] | None) -> dict[str, str]:
     Raises:
         ValueError: if a text names no kind, or a name comes twice.
     """
-    kinds: dict[str, str] = {}
+    return _pairs("kind", "column=kind", "edema=bernoulli", given)
+
+
+def named_errors(given: Sequence[str] | None) -> dict[str, str]:
+    """The argument `error` of `fit_table`, from texts such as bili=bili_sd,albumin=albumin_sd.
+
+    Names are as in `named_kinds`; that of a column of errors must not be quoted.
+    """
+    return _pairs("error", "column=column of its errors", "bili=bili_sd", given)
+
+
+def _pairs(option: str, rule: str, example: str, given: Sequence[str] | None) -> dict[str, str]:
+    """Pairs of names in the texts of an option."""
+    pairs: dict[str, str] = {}
     for text in given or ():
         pieces: list[str] = []
         for piece in text.split(","):
             pieces.append(piece)
             if "=" not in piece:
                 continue
-            name, _, kind = ",".join(pieces).rpartition("=")
+            name, _, other = ",".join(pieces).rpartition("=")
             name = name.strip()
             if len(name) > 1 and name.startswith('"') and name.endswith('"'):
                 name = name[1:-1]
-            if name in kinds:
-                raise ValueError(f"kind must name each column once; got {name!r} twice.")
-            kinds[name], pieces = kind.strip(), []
+            if name in pairs:
+                raise ValueError(f"{option} must name each column once; got {name!r} twice.")
+            pairs[name], pieces = other.strip(), []
         if pieces:
             raise ValueError(
-                "kind must be column=kind, separated by commas, as in edema=bernoulli; got "
-                f"{text!r}."
+                f"{option} must be {rule}, separated by commas, as in {example}; got {text!r}."
             )
-    return kinds
+    return pairs
 
 
 def _input_kinds(texts: Sequence[str], columns: Callable[[], Sequence[str]]) -> dict[str, str]:

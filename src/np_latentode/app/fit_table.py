@@ -86,6 +86,7 @@ def fit_table(
     static: Names = (),
     kind: Mapping[str, str] | None = None,
     inputs: Mapping[str, str] | None = None,
+    error: Mapping[str, str] | None = None,
     since: str | None = None,
     unit: str | None = None,
     window: float | None = None,
@@ -114,7 +115,7 @@ def fit_table(
         data: a file that `Trajectories.from_file` reads.
         output_dir: where the fit, metrics.json, heldout.csv and figures go. Until the fit is
             finished, its checkpoints are in a directory beside it.
-        id, time, values, feature, value, log, static, inputs, since: as in
+        id, time, values, feature, value, log, static, inputs, error, since: as in
             `Trajectories.from_dataframe`.
         kind: bernoulli (0 or 1), counts (negative binomial) or numbers, by the name of the column;
             see `guess_kinds` for those that are not named.
@@ -130,8 +131,8 @@ def fit_table(
             which is remembered for a while, and white noise. none: white noise only.
         inference: how forecasts infer z0 of an id. guide: by the guide alone. sharpened: by
             `sharpen`. exact: by NUTS. auto: by the guide, where backbones weigh most and there are
-            no inputs, as theirs starts at the exact posterior; else guide or sharpened, whichever
-            forecasts better what was left out.
+            no inputs, errors or limits, as theirs starts at the exact posterior; else guide or
+            sharpened, whichever forecasts better what was left out.
         latent_dim: of a network, which is then the only candidate. Default: the `candidates` that
             the data suggest.
         members: of each candidate; each is trained without one part of the ids.
@@ -149,7 +150,7 @@ def fit_table(
         OSError: if a file cannot be read or written.
     """
     names = dict(id=id, time=time, feature=feature, value=value, since=since)
-    asked: Any = dict(static=static, inputs=inputs or {})
+    asked: Any = dict(static=static, inputs=inputs or {}, error=error or {})
     columns = _columns(names, values=values, log=log, unit=unit, **asked)
     settings = columns | dict(window=window, holdout=holdout)
     settings |= dict(residual=residual, inference=inference)
@@ -184,12 +185,14 @@ def _columns(
     log: Sequence[str],
     static: Names,
     inputs: Mapping[str, str],
+    error: Mapping[str, str],
     unit: str | None,
 ) -> dict[str, Any]:
     """The arguments of `Trajectories.from_file`; those that were not given are left out."""
     given: dict[str, Any] = {name: column for name, column in names.items() if column is not None}
     given |= {"static": asked_levels(static)} if static else {}
     given |= {"inputs": {**inputs}} if inputs else {}
+    given |= {"error": {**error}} if error else {}
     return {**given, "values": list(values), "log": list(log), "unit": unit or "D"}
 
 
@@ -232,10 +235,11 @@ def _choose(rng_key: Array, cross: CrossFit, train: Trajectories, name: str) -> 
     if name != AUTO:
         return Choice(name, INFERENCES[name], {})
     best = max(cross.weights, key=lambda candidate: cross.weights[candidate])
-    # A mixed model knows nothing of inputs, and takes counts and bits for numbers. Then its exact
-    # posterior is not that of the model.
+    # A mixed model knows nothing of inputs, errors and limits, and takes counts and bits for
+    # numbers. Then its exact posterior is not that of the model.
     of_numbers = {*kinds(cross.ensemble)} == {NUMBERS}
-    if best == "backbone" and of_numbers and train.inputs is None:
+    more = (train.inputs, train.error, train.limits)
+    if best == "backbone" and of_numbers and all(one is None for one in more):
         return Choice("guide", INFERENCES["guide"], {})
     folds = [(cross.of(best)[k], *train[rows].split()) for k, rows in enumerate(cross.left_out)]
     return choose_by_folds(rng_key, folds)

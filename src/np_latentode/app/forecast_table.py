@@ -191,6 +191,7 @@ def read_known(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
     columns |= dict(feature=labels.feature, value=labels.value, since=labels.since)
     columns |= dict(static=dict(zip(labels.static, labels.levels, strict=True)))
     columns |= dict(inputs=dict(zip(labels.inputs, labels.kinds, strict=True)))
+    columns |= dict(error=labels.errors)
     try:
         context = Trajectories.from_file(
             data, **columns, origin=labels.origin, unit=labels.unit or "D"

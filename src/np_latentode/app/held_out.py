@@ -15,7 +15,7 @@ from np_latentode.app.horizons import scored_by_thirds, thirds
 from np_latentode.app.origins import Origins
 from np_latentode.data.far import warn_user
 from np_latentode.data.given import table_times, table_values
-from np_latentode.data.tables import tidy_forecast
+from np_latentode.data.tables import cells_as_texts, tidy_forecast
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.calibration import Calibration, calibration
 from np_latentode.forecasts.codes import Inference, amortized
@@ -176,15 +176,15 @@ def _scored(
     def known(scores: dict[str, float]) -> dict[str, float | None]:
         return {key: finite(number) for key, number in scores.items()}
 
-    values, mask = target.given.values, np.asarray(target.mask)
+    values, mask, names = target.given.values, np.asarray(target.mask), target.names.features
+    exact = mask & ~target.limited
     observed = {
-        name: values[..., j][mask[..., j]]
-        for j, name in enumerate(target.names.features)
-        if mask[..., j].any()
+        name: values[..., j][exact[..., j]] for j, name in enumerate(names) if mask[..., j].any()
     }
     return {
-        "observed_sd": {name: float(x.std()) for name, x in observed.items()},
-        "observed_count": {name: len(x) for name, x in observed.items()},
+        "observed_sd": {n: float(x.std()) if x.size else 0.0 for n, x in observed.items()},
+        "observed_count": {n: int(mask[..., names.index(n)].sum()) for n in observed},
+        **_limits_counted(target),
         "methods": {
             name: {
                 **known(score(target, unit, forecasts, kind)),
@@ -196,6 +196,14 @@ def _scored(
             for name, forecasts in made.items()
         },
     }
+
+
+def _limits_counted(target: Trajectories) -> dict[str, Any]:
+    """The number of limits that are held out, by column; nothing, if there are none."""
+    counts = target.limited.sum((0, 1)).tolist()
+    pairs = zip(target.names.features, counts, strict=True)
+    found = {name: count for name, count in pairs if count}
+    return {"limits": found} if found else {}
 
 
 def _forecast_figure(
@@ -247,8 +255,15 @@ def _compared(draws: dict[str, Any], target: Trajectories) -> Any:
     table = tidy_forecast(x, target.given.times[seen][:, None], each, quantiles=QUANTILES)
     column = pd.Series(np.repeat(when, target.num_features), table.index)
     table[names.time] = column.dt.tz_localize("UTC") if names.zone else column
-    table.insert(3, "observed", what.ravel())
+    table.insert(3, "observed", _observed(what, target, seen))
     return table[np.asarray(target.mask)[seen].ravel()]
+
+
+def _observed(what: np.ndarray, target: Trajectories, seen: np.ndarray) -> Any:
+    """The observed cells (slot, feature) one after the other; with limits, as texts."""
+    if (limits := target.given.limits) is None:
+        return what.ravel()
+    return cells_as_texts(what.ravel(), limits.lower[seen].ravel(), limits.upper[seen].ravel())
 
 
 def finite(number: float) -> float | None:

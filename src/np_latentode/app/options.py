@@ -17,6 +17,7 @@ __all__ = [
     "DataOfEffect",
     "Diagnose",
     "Draws",
+    "Errors",
     "Every",
     "Feature",
     "Holdout",
@@ -100,9 +101,9 @@ Values = Annotated[
     list[str] | None,
     typer.Option(
         help="Columns of the measured values, separated by commas or repeated. They hold numbers, "
-        "and are empty where nothing was measured. A name with a comma may be quoted, as in "
-        "'\"a,b\",c'. With --feature: the entries of that column to read. "
-        "Left out, all of them are."
+        "or limits such as <0.5, >120 and 1..2, and are empty where nothing was measured. A name "
+        "with a comma may be quoted, as in '\"a,b\",c'. With --feature: the entries of that column "
+        "to read. Left out, all of them are."
     ),
 ]
 Feature = Annotated[
@@ -149,6 +150,15 @@ Inputs = Annotated[
         "each with its kind: dose=event for amounts given at once, temp=linear for what is "
         "interpolated, treated or treated=constant for what holds until the next row. Forecasts "
         "depend on them, past and future."
+    ),
+]
+Errors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--error",
+        help="Known standard errors of values, in the same units and in a column of their own, as "
+        "in bili=bili_sd; separated by commas or repeated. The noise of the model is what comes on "
+        "top.",
     ),
 ]
 Unit = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from np_latentode.data.given import table_times, table_values
 from np_latentode.data.inputs import EVENT
 from np_latentode.data.kinds import BERNOULLI, COUNTS, NUMBERS
 from np_latentode.data.labels import UNITS, Labels, shown_time
+from np_latentode.data.limits import limit_text
 from np_latentode.data.trajectories import Trajectories
 
 __all__ = [
@@ -33,6 +35,9 @@ COVERED = (0.85, 0.95)
 
 LONG, WINDOW = 150, 60
 """Times per id from which windows are proposed, and those in a window."""
+
+LIMITS = 3
+"""The most limits of a column that are named."""
 
 LEAST_RESIDUAL = 0.01
 """A residual with a smaller share of the variance is not reported."""
@@ -66,8 +71,32 @@ def trajectories_table(trajectories: Trajectories) -> str:
         x = values[..., j][mask[..., j]]
         about = _shown(np.array([x.min(), np.median(x), x.max()])) if x.size else ["-"] * 3
         rows.append((name, f"{x.size}", f"{1 - x.size / seen.sum():.0%}", *about))
-    lines += [*_aligned(rows), *_covariates(trajectories), *_inputs(trajectories)]
+    lines += [*_aligned(rows), *_errors_and_limits(trajectories)]
+    lines += [*_covariates(trajectories), *_inputs(trajectories)]
     return "\n".join(lines)
+
+
+def _errors_and_limits(trajectories: Trajectories) -> list[str]:
+    """A line for each column with limits, and for each with known standard errors."""
+    names, given = trajectories.names, trajectories.given
+    mask, limited, lines = np.asarray(trajectories.mask), trajectories.limited, []
+    for j, name in enumerate(names.features):
+        if given.limits is not None and limited[..., j].any():
+            pairs = (x[..., j][limited[..., j]] for x in (given.limits.lower, given.limits.upper))
+            texts = Counter(limit_text(*pair) for pair in zip(*pairs, strict=True))
+            shown = [text for text, _ in texts.most_common(LIMITS)]
+            shown += ["..."] if len(texts) > LIMITS else []
+            lines.append(
+                f"{name}: {limited[..., j].sum()} of {mask[..., j].sum()} values are limits "
+                f"({', '.join(shown)})"
+            )
+    for name, column in names.errors.items():
+        j = names.features.index(name)
+        sds = np.zeros(0) if given.error is None else given.error[..., j][mask[..., j]]
+        if sds.size:
+            low, high = _shown(np.array([sds.min(), sds.max()]))
+            lines.append(f"{name}: standard errors in {column}, {low} to {high}")
+    return lines
 
 
 def _covariates(trajectories: Trajectories) -> list[str]:
@@ -257,7 +286,11 @@ def scores_table(metrics: dict[str, Any]) -> str:
         f"({of}. rmse and crps are in standard deviations of the "
         "training data; sd is that of the held-out values, in the units that are modelled.)"
     )
-    return "\n".join([*_aligned(rows), note, *(SCORES_OF_KINDS[key] for key in kinds)])
+    notes = [note, *(SCORES_OF_KINDS[key] for key in kinds)]
+    if limits := metrics.get("limits"):
+        listed = ", ".join(f"{count} of {name}" for name, count in limits.items())
+        notes.append(f"(rmse, crps and sd leave out values that are limits: {listed}.)")
+    return "\n".join([*_aligned(rows), *notes])
 
 
 SCORES_OF_KINDS = {

@@ -21,6 +21,7 @@ class Columns:
         start: of the time from which the times of each id are counted.
         static: of static covariates.
         inputs: of inputs.
+        error: of standard errors of the values.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Columns:
     start: str | None = None
     static: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
+    error: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -44,6 +46,7 @@ class Columns:
         start: str | int | None = None,
         static: Iterable[str] = (),
         inputs: Iterable[str] = (),
+        error: Iterable[str] = (),
     ) -> Columns:
         """The columns that a user names.
 
@@ -54,9 +57,10 @@ class Columns:
         pair = [None if name is None else str(name) for name in (feature, value, start)]
         covariates = tuple(map(str, static))
         given = tuple(map(str, inputs))
-        self = cls(
-            str(id), str(time), tuple(map(str, names)), *pair, static=covariates, inputs=given
-        )
+        # Features may share a column of errors, as all of a long table do.
+        errors = tuple(dict.fromkeys(map(str, error)))
+        own = (str(id), str(time), tuple(map(str, names)), *pair)
+        self = cls(*own, static=covariates, inputs=given, error=errors)
         if (feature is None) != (value is None):
             raise ValueError(
                 "feature and value must be given together, the column of what was measured and the "
@@ -81,6 +85,7 @@ class Columns:
         names = ["id", "time", *([] if self.start is None else ["since"])]
         names += ["static"] if self.static else []
         names += ["inputs"] if self.inputs else []
+        names += ["error"] if self.error else []
         if self.numbers:
             names += ["values"] if self.feature is None else ["feature", "value"]
         return f"{', '.join(names[:-1])} and {names[-1]}"
@@ -103,7 +108,7 @@ class Columns:
     @property
     def beside(self) -> tuple[str, ...]:
         """The columns of what is known besides measurements."""
-        return (*self.static, *self.inputs)
+        return (*self.static, *self.inputs, *self.error)
 
     @property
     def read(self) -> tuple[str, ...]:

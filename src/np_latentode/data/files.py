@@ -29,7 +29,7 @@ from np_latentode.data.long_tables import feature_names
 from np_latentode.data.plans import plan_rows
 from np_latentode.data.problems import MalformedRows, Problems
 from np_latentode.data.records import column_names, read_records
-from np_latentode.data.tables import from_rows
+from np_latentode.data.tables import asked_errors, from_rows
 
 __all__ = [
     "check_path",
@@ -51,6 +51,7 @@ def read_rows(
     unit: str = "D",
     static: Any = (),
     inputs: Any = (),
+    error: Any = None,
     **names: Any,
 ) -> Rows:
     """The rows of the table in a file by trajectory, as `tables.from_rows` gives them.
@@ -58,15 +59,16 @@ def read_rows(
     Arguments and errors are those of `Trajectories.from_file`; `names` are those of columns.
     """
     try:
-        asked, kinds = asked_levels(static), asked_kinds(inputs)
-        of: Any = dict(static=asked, inputs=kinds)
+        asked, kinds, errors = asked_levels(static), asked_kinds(inputs), asked_errors(error)
+        of: Any = dict(static=asked, inputs=kinds, error=errors.values())
         columns = Columns.of(**names, start=start_column(since), **of)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     df, problems = read_columns(path, columns)
     try:
         settings: Any = dict(log=log, since=since, origin=origin, unit=unit, static=asked)
-        return from_rows(df, columns, **settings, kinds=kinds, problems=problems)
+        settings |= dict(kinds=kinds, error=errors)
+        return from_rows(df, columns, **settings, problems=problems)
     except MalformedRows:
         raise
     except ValueError as error:

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from np_latentode.data.inputs import Inputs
 from np_latentode.data.labels import Labels
+from np_latentode.data.limits import Limits
 
-__all__ = ["Given", "Rows", "pad_rows", "table_times", "table_values"]
+__all__ = [
+    "Given",
+    "Rows",
+    "in_table_units",
+    "modelled_error",
+    "modelled_limits",
+    "pad_rows",
+    "table_times",
+    "table_values",
+]
 
 
 class Given(NamedTuple):
@@ -24,6 +35,10 @@ class Given(NamedTuple):
     """The times in the table, if `times` are counted from another origin."""
     table_values: np.ndarray | None = None
     """The values in the table, if `values` holds logarithms of some."""
+    error: np.ndarray | None = None
+    """The standard errors in the table, of the shape of values; None if there are none."""
+    limits: Limits | None = None
+    """The limits in the table; None if there are none."""
 
     def hide(self, hidden: np.ndarray) -> Given:
         """The same with 0 where values are hidden, so that nothing can depend on them."""
@@ -31,11 +46,13 @@ class Given(NamedTuple):
         return self._replace(
             values=np.where(hidden, 0.0, self.values),
             table_values=None if own is None else np.where(hidden, 0.0, own),
+            error=None if self.error is None else np.where(hidden, 0.0, self.error),
+            limits=self.limits and self.limits.each(lambda x: np.where(hidden, np.nan, x)),
         )
 
     def each(self, change: Callable[[np.ndarray], np.ndarray]) -> Given:
         """The same with every array changed."""
-        return self._make(None if array is None else change(array) for array in self)
+        return jax.tree.map(change, self)
 
     def select(self, index: Any) -> Given:
         """Those of the trajectories that an index selects."""
@@ -69,7 +86,7 @@ def pad_rows(rows: Rows) -> tuple[Given, np.ndarray]:
     mine = np.where(present, mine, np.where(lengths[:, None] > 0, last, first))
     padded = rows.columns.select(mine)
     mask = present[..., None] & ~np.isnan(padded.values)
-    return padded._replace(values=np.where(mask, padded.values, 0.0)), mask
+    return padded.hide(~mask)._replace(table_values=padded.table_values), mask
 
 
 def table_times(given: Given, labels: Labels) -> np.ndarray:
@@ -80,3 +97,34 @@ def table_times(given: Given, labels: Labels) -> np.ndarray:
 def table_values(given: Given, labels: Labels) -> np.ndarray:
     """The values in the table, to the last bit where they are known."""
     return labels.own_units(given.values) if given.table_values is None else given.table_values
+
+
+def modelled_error(given: Given, labels: Labels | None) -> np.ndarray | None:
+    """Standard errors of the values as they are modelled: sd[log x] = sd[x] / x, to first order."""
+    if given.error is None or labels is None or not labels.log or given.table_values is None:
+        return given.error
+    size = np.where(labels.logged & (given.table_values > 0), given.table_values, 1.0)
+    return given.error / size
+
+
+def modelled_limits(given: Given, labels: Labels | None) -> Limits | None:
+    """Limits of the values as they are modelled; the logarithm of 0 is -inf."""
+    if given.limits is None or labels is None or not labels.log:
+        return given.limits
+    logged = labels.logged
+
+    def log(bounds: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            return np.where(logged, np.log(np.where(logged, np.maximum(bounds, 0), 1)), bounds)
+
+    return given.limits.each(log)
+
+
+def in_table_units(given: Given, labels: Labels | None) -> Given:
+    """What is modelled, with error and limits as the table would have them."""
+    if labels is None or not labels.log:
+        return given
+    error, logged = given.error, labels.logged
+    if error is not None:
+        error = np.where(logged, error * np.exp(np.where(logged, given.values, 0.0)), error)
+    return given._replace(error=error, limits=given.limits and given.limits.each(labels.own_units))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from np_latentode.data.kinds import BERNOULLI, COUNTS, KINDS, NUMBERS, fits
 from np_latentode.data.trajectories import Trajectories
@@ -27,14 +27,22 @@ def guess_kinds(trajectories: Trajectories) -> dict[str, str]:
     A feature is `bernoulli` if it holds 0 and 1, both of them, and nothing else. It is `counts` if
     it holds integers from 0 to at most 50, among them 0, 1 and 2, of which a quarter or more are 0,
     and with a variance that is not below the mean, as of all mixtures of Poisson distributions. Any
-    other one is `numbers`, and so is one of which the logarithm is modelled.
+    other one is `numbers`, and so is one of which the logarithm is modelled, or which has limits or
+    standard errors.
     """
     values, mask = trajectories.given.values, np.asarray(trajectories.mask)
-    names = trajectories.names
+    names, inexact = trajectories.names, _inexact(trajectories)
     return {
-        name: NUMBERS if name in names.log else _guess(values[..., j][mask[..., j]])
+        name: NUMBERS if name in names.log or inexact[j] else _guess(values[..., j][mask[..., j]])
         for j, name in enumerate(names.features)
     }
+
+
+def _inexact(trajectories: Trajectories) -> Bool[np.ndarray, " feature"]:
+    """True for features with limits, or with known standard errors."""
+    found = trajectories.limited.any((0, 1))
+    error = trajectories.given.error
+    return found if error is None else found | (error > 0).any((0, 1))
 
 
 def _guess(x: Float[np.ndarray, " value"]) -> str:
@@ -91,9 +99,15 @@ def check_kinds(
     """
     names, offsets = trajectories.names, trajectories.offset.values
     values, mask = trajectories.given.values, np.asarray(trajectories.mask)
+    inexact = _inexact(trajectories)
     for j, name in enumerate(names.features):
         kind = kinds[name]
         where = f"in column {name!r}, as its kind is {kind}"
+        if kind != NUMBERS and inexact[j]:
+            raise ValueError(
+                f"{data} must hold neither limits, such as <0.5, nor standard errors {where}; got "
+                f"{trajectories.limited[..., j].sum()} limits. Say --kind {name}={NUMBERS}."
+            )
         wrong = np.argwhere(mask[..., j] & ~fits(kind, values[..., j]))
         if wrong.size:
             i, k = wrong[0]

@@ -60,6 +60,8 @@ class Labels:
         levels: the categories of each of these; none for numbers.
         inputs: the names of the columns of inputs.
         kinds: the kind of each of these; see `Inputs`.
+        error: of each feature the name of the column of its standard errors, "" if it has none;
+            empty if no feature has one.
     """
 
     ids: tuple[Any, ...]
@@ -79,6 +81,7 @@ class Labels:
     levels: tuple[tuple[str, ...], ...] = ()
     inputs: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
+    error: tuple[str, ...] = ()
 
     @property
     def own_clocks(self) -> bool:
@@ -97,7 +100,14 @@ class Labels:
             (x.features, x.unit, x.log, x.zone, x.span, x.static, x.levels, *x._counted_from)
             for x in (self, other)
         )
-        return ours == theirs and (self.inputs, self.kinds) == (other.inputs, other.kinds)
+        beside = [(x.inputs, x.kinds, x.error) for x in (self, other)]
+        return ours == theirs and beside[0] == beside[1]
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """The column of standard errors of each feature that has one."""
+        pairs = zip(self.features, self.error, strict=True) if self.error else ()
+        return {feature: column for feature, column in pairs if column}
 
     @property
     def _counted_from(self) -> tuple[Any, Any]:
@@ -219,7 +229,9 @@ class Labels:
         static = f", static {', '.join(map(self._described, self.static))}" if self.static else ""
         given = [f"{x} ({kind})" for x, kind in zip(self.inputs, self.kinds, strict=True)]
         inputs = f", inputs {', '.join(given)}" if given else ""
-        return f"values {', '.join(names)}{static}{inputs}{clock}"
+        errors = [f"{column} of {name}" for name, column in self.errors.items()]
+        error = f", standard errors {', '.join(errors)}" if errors else ""
+        return f"values {', '.join(names)}{error}{static}{inputs}{clock}"
 
     def _described(self, static: str) -> str:
         """A static covariate, with its levels."""

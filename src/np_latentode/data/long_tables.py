@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import narwhals as nw
 import numpy as np
 
@@ -12,6 +13,7 @@ from np_latentode.data.columns import Columns
 from np_latentode.data.covariates import static_entries
 from np_latentode.data.entries import shown
 from np_latentode.data.far import warn_user
+from np_latentode.data.limits import has_limits, of_one_type
 from np_latentode.data.problems import Problems
 
 __all__ = [
@@ -177,11 +179,14 @@ def _columns(column: nw.Series, where: dict[str, np.ndarray]) -> dict[str, nw.Se
         name: [x if mine else None for x, mine in zip(entries, here.tolist(), strict=True)]
         for name, here in where.items()
     }
+    if has_limits(entries):
+        # polars has columns of one type.
+        made = {name: of_one_type(x) for name, x in made.items()}
     return {name: nw.new_series(name, x, backend=backend) for name, x in made.items()}
 
 
-def gather(who: np.ndarray, when: np.ndarray, what: np.ndarray) -> np.ndarray:
-    """Values (row, feature), with those of one id and time in the first of their rows.
+def gather[Cells](who: np.ndarray, when: np.ndarray, what: np.ndarray, cells: Cells) -> Cells:
+    """Cells (row, feature), with those of one id and time in the first of their rows.
 
     Several measurements of one feature at one time stay observations of their own, in the order of
     the table: the k-th of each feature come together.
@@ -189,6 +194,7 @@ def gather(who: np.ndarray, when: np.ndarray, what: np.ndarray) -> np.ndarray:
     Args:
         who: the number of each row's id.
         when, what: times (row,), and values (row, feature), NaN where not measured.
+        cells: a pytree of arrays of the shape of `what`, which belong to the measurements.
     """
     rows, features = np.nonzero(~np.isnan(what))
     ids, times = who[rows], when[rows]
@@ -200,9 +206,13 @@ def gather(who: np.ndarray, when: np.ndarray, what: np.ndarray) -> np.ndarray:
     starts = _counted(ids[order], times[order], rank[order]) == 0
     first = np.empty(len(rows), int)
     first[order] = rows[order][starts][np.cumsum(starts) - 1]
-    gathered = np.full(what.shape, np.nan)
-    gathered[first, features] = what[rows, features]
-    return gathered
+
+    def gathered(array: np.ndarray) -> np.ndarray:
+        found = np.full(what.shape, np.nan)
+        found[first, features] = array[rows, features]
+        return found
+
+    return jax.tree.map(gathered, cells)
 
 
 def merged(*tables: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, ...]:

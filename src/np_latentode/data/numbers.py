@@ -15,6 +15,7 @@ __all__ = [
     "Numbers",
     "as_doubles",
     "as_floats",
+    "check_errors",
     "check_shapes",
     "check_times",
     "check_values",
@@ -94,3 +95,19 @@ def check_values(values: np.ndarray, observed: np.ndarray) -> None:
             "values must be finite, or NaN where unobserved; "
             f"got {values[i, k, d]} at values[{i}, {k}, {d}]."
         )
+
+
+def check_errors(error: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """Standard errors, 0 where nothing was observed; those that are negative or NaN are refused."""
+    if error.shape != observed.shape:
+        raise ValueError(
+            f"error must have the shape of values, {observed.shape}; got {error.shape}."
+        )
+    bad = observed & ~((error >= 0) & np.isfinite(error))
+    if bad.any():
+        i, k, d = np.argwhere(bad)[0]
+        raise ValueError(
+            "error must be 0 or more and finite where a value was observed, as a standard error "
+            f"is; got {error[i, k, d]} at error[{i}, {k}, {d}], one of {bad.sum()}."
+        )
+    return np.where(observed, error, 0.0)

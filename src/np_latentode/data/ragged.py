@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Float
 
 from np_latentode.data.numbers import Numbers
 
-__all__ = ["pad"]
+__all__ = ["pad", "pad_beside"]
 
 
 def pad(
@@ -62,3 +63,25 @@ def _ragged_pair(i: int, pair: tuple[Numbers, Numbers]) -> tuple[np.ndarray, np.
     if (np.diff(times) < 0).any():
         raise ValueError(f"sequences[{i}] must have times that do not decrease; got {times}.")
     return times, values
+
+
+def pad_beside(
+    name: str, sequences: Iterable[Numbers], shape: tuple[int, ...]
+) -> Float[np.ndarray, "trajectory time feature"]:
+    """What belongs to the values of each trajectory, with NaN in padded slots.
+
+    Args:
+        name: the argument that errors name.
+        sequences: one array (time, feature) or (time,) per trajectory.
+        shape: of the padded values.
+    """
+    padded, each = np.full(shape, np.nan), [np.asarray(x, float) for x in sequences]
+    for i, array in enumerate(each):
+        array = array.reshape(len(array), -1)
+        if len(each) != shape[0] or len(array) > shape[1] or array.shape[1] != shape[2]:
+            raise ValueError(
+                f"{name} must have an array of the shape of the values for each of {shape[0]} "
+                f"trajectories; got {len(each)}, and {name}[{i}] of shape {array.shape}."
+            )
+        padded[i, : len(array)] = array
+    return padded

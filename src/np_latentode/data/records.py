@@ -18,6 +18,7 @@ from np_latentode.data.entries import (
     read_times,
     shown,
 )
+from np_latentode.data.limits import read_entries
 from np_latentode.data.long_tables import asked_rows
 from np_latentode.data.problems import Problems
 
@@ -85,11 +86,12 @@ def _table(
     needed = None
     if columns.feature is not None:
         needed = asked_rows(table[columns.feature].tolist(), columns)
-    for name in columns.numbers:
-        asked = entries[name]
-        if needed is not None and not needed.all():
-            asked = [x if need else "" for x, need in zip(asked, needed.tolist(), strict=True)]
-        table[name] = read_numbers(asked, name, problems, comma=comma)
+    for names, read in ((columns.numbers, read_entries), (columns.error, read_numbers)):
+        for name in names:
+            asked = entries[name]
+            if needed is not None and not needed.all():
+                asked = [x if need else "" for x, need in zip(asked, needed.tolist(), strict=True)]
+            table[name] = read(asked, name, problems, comma=comma)
     giving = np.zeros(len(entries[columns.time]), bool)
     for name in columns.inputs:
         table[name] = read_numbers(entries[name], name, problems, comma=comma)

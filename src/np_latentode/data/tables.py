@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import narwhals as nw
@@ -27,6 +28,7 @@ from np_latentode.data.given import Given, Rows, table_times, table_values
 from np_latentode.data.inputs import EVENT, Inputs, pad_inputs
 from np_latentode.data.kinds import BERNOULLI, COUNTS, all_fit
 from np_latentode.data.labels import UNITS, Labels, shown_time
+from np_latentode.data.limits import Column, Limits, limit_text, read_column
 from np_latentode.data.long_tables import gather, merged, numbered, spread, warn_of_mixture
 from np_latentode.data.offset import Offset
 from np_latentode.data.problems import Problems
@@ -34,6 +36,8 @@ from np_latentode.data.problems import Problems
 __all__ = [
     "as_ids",
     "as_numbers",
+    "asked_errors",
+    "cells_as_texts",
     "check_quantiles",
     "forecast_columns",
     "from_rows",
@@ -53,22 +57,24 @@ def from_rows(
     unit: str = "D",
     static: Mapping[str, Asked] | None = None,
     kinds: Mapping[str, str] | None = None,
+    error: Mapping[str, str] | None = None,
     problems: Problems | None = None,
 ) -> Rows:
     """The rows of a long table by trajectory, in the order of their first rows, and the labels.
 
     Arguments and errors are those of `Trajectories.from_dataframe`. `problems` holds the errors
     that were found while the rows were read from a file; `static` the names and levels of static
-    covariates, as `asked_levels` gives them; `kinds` those of inputs.
+    covariates, as `asked_levels` gives them; `kinds` those of inputs; `error` the column of the
+    standard errors of each feature that has one.
     """
     problems, log = problems or Problems(), _listed(log)
-    id, time = columns.id, columns.time
+    id, time, error = columns.id, columns.time, error or {}
     frame, values = _wide(df, columns, log, problems)
     who = as_ids(frame[id], id, problems)
     clock = read_clock(frame[time], time, as_numbers, problems, origin=origin, unit=unit)
     _check_size(clock.times, time, problems)
-    own = np.stack([_values(frame[name], name, name in log, problems) for name in values], axis=1)
-    kinds = kinds or {}
+    cells = _read_cells(frame, values, log, error, problems)
+    own, kinds = cells.own, kinds or {}
     given_inputs = read_inputs(frame, [*kinds], problems)
     problems.raise_if_any()
     events = np.array([kind == EVENT for kind in kinds.values()], bool)
@@ -82,7 +88,8 @@ def from_rows(
         clock = _with_own_starts(clock, codes, measured, since, frame, unit, problems)
     when = clock.times
     if columns.feature is not None:
-        own = gather(codes, when, own)
+        cells = gather(codes, when, own, cells)
+        own = cells.own
     warn_of_mixture(codes, when, own, columns)
     logged = tuple(name for name in values if name in log)
     pair = (columns.feature, columns.value)
@@ -90,17 +97,93 @@ def from_rows(
     labels = Labels(
         tuple(ids), values, id, time, *count, logged, *pair, since, clock.zone, clock.starts
     )
+    errors = tuple(error.get(name, "") for name in values) if error else ()
+    beside: dict[str, Any] = dict(error=errors, inputs=tuple(kinds), kinds=tuple(kinds.values()))
     if found is not None:
-        labels = replace(labels, static=columns.static, levels=found.levels)
+        beside |= dict(static=columns.static, levels=found.levels)
+    labels = replace(labels, **beside)
     inputs = None
     if kinds:
-        labels = replace(labels, inputs=tuple(kinds), kinds=tuple(kinds.values()))
         inputs = pad_inputs(codes, when, given_inputs, labels.kinds, clock.table_times)
     what = labels.modelled(own)
     of_each = _rows_by_id(codes, when, what)
     _check_precision(frame[time], id, time, when, of_each, problems)
-    given = Given(when, what, clock.table_times, own if logged else None)
+    table_values = own if logged else None
+    given = Given(when, what, clock.table_times, table_values, cells.error, cells.limits)
     return Rows(given, of_each, labels, None if found is None else found.numbers, inputs)
+
+
+class _Cells(NamedTuple):
+    """What a table says of each value, in its units; arrays (row, feature)."""
+
+    own: np.ndarray
+    """NaN where not measured; stand-ins for limits."""
+    error: np.ndarray | None
+    limits: Limits | None
+
+
+def _read_cells(
+    frame: nw.DataFrame,
+    values: Sequence[str],
+    log: Sequence[str],
+    error: Mapping[str, str],
+    problems: Problems,
+) -> _Cells:
+    """Values, their standard errors and their limits."""
+    if strange := [name for name in error if name not in values]:
+        raise ValueError(f"error must name columns among values, {[*values]}; got {strange}.")
+    found = [_values(frame[name], name, name in log, problems) for name in values]
+    own, limits = np.stack([column.numbers for column in found], axis=1), None
+    if any(column.limits is not None for column in found):
+        none = np.full(len(frame), np.nan)
+        every = [Limits(none, none) if one.limits is None else one.limits for one in found]
+        bounds = ([x.lower for x in every], [x.upper for x in every])
+        limits = Limits(*(np.stack(one, axis=1) for one in bounds))
+    if not error:
+        return _Cells(own, None, limits)
+    errors = np.zeros(own.shape)
+    for j, name in enumerate(values):
+        if name in error:
+            measured, bounds = ~np.isnan(own[:, j]), found[j].limits
+            exact = measured if bounds is None else measured & ~bounds.censored
+            errors[:, j] = _errors(frame[error[name]], name, measured, exact, problems)
+    return _Cells(own, errors, limits)
+
+
+def _errors(
+    column: nw.Series, value: str, measured: np.ndarray, exact: np.ndarray, problems: Problems
+) -> np.ndarray:
+    """Standard errors, 0 where nothing was measured, and where a limit has none.
+
+    Args:
+        column: of standard errors.
+        value: the name of the column of values.
+        measured: True where there is a value or a limit.
+        exact: True where there is a value.
+    """
+    name = column.name
+    numbers = as_numbers(column, name)
+    empty = np.isnan(numbers)
+    rule = f"must hold a standard error where {value!r} holds a value; 0 would claim it is exact"
+    problems.check(name, rule, empty & exact, lambda row: "nothing")
+    rule = "must be 0 or more and finite, as a standard error is"
+    bad = measured & ((numbers < 0) | np.isinf(numbers))
+    problems.check(name, rule, bad, lambda row: numbers[row])
+    return np.where(measured & ~empty, numbers, 0.0)
+
+
+def asked_errors(error: Any) -> dict[str, str]:
+    """The column of standard errors of each feature, as text.
+
+    Raises:
+        ValueError: if it is no mapping.
+    """
+    if not isinstance(error or {}, Mapping):
+        raise ValueError(
+            "error must map columns of values to those of their standard errors, as in "
+            f"{{'bili': 'bili_sd'}}; got {error!r}."
+        )
+    return {str(name): str(column) for name, column in (error or {}).items()}
 
 
 def read_inputs(
@@ -222,7 +305,10 @@ def to_rows(
     What is given at an observed time is in its row; what is given at another has its own row.
     """
     i, k = np.nonzero(mask.any(-1))
-    seen = np.where(mask, table_values(given, labels), np.nan)[i, k]
+    every = [table_values(given, labels)]
+    every += [] if given.error is None else [given.error]
+    every += [] if given.limits is None else [given.limits.lower, given.limits.upper]
+    seen = np.concatenate([np.where(mask, cells, np.nan)[i, k] for cells in every], axis=-1)
     times, rest = table_times(given, labels)[i, k], {}
     if inputs is not None:
         own = inputs.table_times
@@ -232,15 +318,51 @@ def to_rows(
             (i, times, seen), (n, own[n, row], inputs.given_values[n, row])
         )
         rest = {name: amounts[:, j] for j, name in enumerate(labels.inputs)}
+    cells = _cell_columns(np.split(seen, len(every), axis=1), given.error is not None, labels)
     columns = {
         labels.id: [labels.ids[n] for n in i],
         labels.time: times,
         **_static_columns(static, labels, i),
-        **{name: seen[:, j] for j, name in enumerate(labels.features)},
+        **cells,
         **rest,
     }
     numbers = [name for name, some in zip(labels.static, labels.levels, strict=True) if not some]
-    return _to_native(columns, labels, (*numbers, *labels.features, *rest), backend)
+    numbers += [name for name, column in cells.items() if isinstance(column, np.ndarray)]
+    return _to_native(columns, labels, (*numbers, *rest), backend)
+
+
+def _cell_columns(
+    every: Sequence[np.ndarray], errors: bool, labels: Labels
+) -> dict[str, np.ndarray | list[str | None]]:
+    """The columns of values and of their standard errors.
+
+    Args:
+        every: values, standard errors if there are some, and both bounds of limits if there are
+            some; each (row, feature).
+        errors: whether there are standard errors.
+        labels: their names.
+    """
+    values, found = every[0], {}
+    limits = every[-2:] if len(every) > 2 else ()
+    for j, name in enumerate(labels.features):
+        found[name] = cells_as_texts(values[:, j], *(bounds[:, j] for bounds in limits))
+    counts = Counter(labels.error)
+    for j, (feature, column) in enumerate(zip(labels.features, labels.error, strict=False)):
+        if errors and column:
+            # A long table has one column for all features.
+            found[column if counts[column] == 1 else f"{feature}_{column}"] = every[1][:, j]
+    return found
+
+
+def cells_as_texts(
+    values: np.ndarray, lower: np.ndarray | None = None, upper: np.ndarray | None = None
+) -> np.ndarray | list[str | None]:
+    """The cells of a column: numbers, or if some are limits, texts, None where empty."""
+    if lower is None or upper is None or np.isnan(lower).all():
+        return values
+    plain = (None if np.isnan(x) else repr(float(x)).removesuffix(".0") for x in values)
+    pairs = zip(plain, zip(lower, upper, strict=True), strict=True)
+    return [text if np.isnan(pair[0]) else limit_text(*pair) for text, pair in pairs]
 
 
 def _static_columns(
@@ -401,17 +523,33 @@ def as_ids(column: nw.Series, name: str, problems: Problems) -> list[Any]:
     return who
 
 
-def _values(column: nw.Series, name: str, log: bool, problems: Problems) -> np.ndarray:
-    """Floats, NaN where the table is empty."""
-    numbers = as_numbers(column, name)
+TEXTS = (nw.String, nw.Object, nw.Categorical, nw.Enum)
+
+
+def _values(column: nw.Series, name: str, log: bool, problems: Problems) -> Column:
+    """Floats, NaN where the table is empty, and limits."""
+    found = None
+    if column.dtype in TEXTS:
+        nulls = zip(column.to_list(), column.is_null().to_list(), strict=True)
+        found = read_column([None if null or x != x else x for x, null in nulls], name, problems)
+    numbers, limits = found or Column(as_numbers(column, name), None)
     rule = "must be finite, or empty where nothing was measured"
     problems.check(name, rule, np.isinf(numbers), lambda row: numbers[row])
     if log:
-        rule = "must be positive, as its logarithm is taken"
-        problems.check(name, rule, numbers <= 0, lambda row: numbers[row])
+        rule, bad = "must be positive, as its logarithm is taken", numbers <= 0
+        if limits is not None:
+            bad = bad | (np.isfinite(limits.lower) & (limits.lower < 0))
+        problems.check(name, rule, bad, lambda row: _shown_cell(numbers, limits, row))
     else:
         _check_size(numbers, name, problems)
-    return numbers
+    return Column(numbers, limits)
+
+
+def _shown_cell(numbers: np.ndarray, limits: Limits | None, row: int) -> Any:
+    """A cell as a message shows it."""
+    if limits is None or not limits.censored[row]:
+        return numbers[row]
+    return limit_text(limits.lower[row], limits.upper[row])
 
 
 def _check_size(numbers: np.ndarray, name: str, problems: Problems) -> None:

@@ -17,13 +17,22 @@ from jaxtyping import Array, Bool, Float
 from np_latentode.data.clocks import start_column
 from np_latentode.data.columns import Columns
 from np_latentode.data.covariates import Names, asked_levels
-from np_latentode.data.given import Given, Rows, pad_rows
+from np_latentode.data.given import (
+    Given,
+    Rows,
+    in_table_units,
+    modelled_error,
+    modelled_limits,
+    pad_rows,
+)
 from np_latentode.data.inputs import Inputs, Kinds, asked_kinds
 from np_latentode.data.labels import UNITS, Labels
+from np_latentode.data.limits import Limits
 from np_latentode.data.numbers import (
     Numbers,
     as_doubles,
     as_floats,
+    check_errors,
     check_shapes,
     check_times,
     check_values,
@@ -31,8 +40,8 @@ from np_latentode.data.numbers import (
 )
 from np_latentode.data.offset import Offset
 from np_latentode.data.plans import plan_rows
-from np_latentode.data.ragged import pad
-from np_latentode.data.tables import from_rows, to_rows
+from np_latentode.data.ragged import pad, pad_beside
+from np_latentode.data.tables import asked_errors, from_rows, to_rows
 from np_latentode.data.windows import window_rows
 
 __all__ = ["Trajectories"]
@@ -65,10 +74,14 @@ class Trajectories:
             Default: none. Categories of a table are the places among their levels.
         inputs: what is given over time, such as doses and temperature, past and future; an entry
             per trajectory. Default: none.
+        error: the known standard error of each value, in the units and of the shape of `values`.
+            Default: none is known, and all noise is the model's.
+        limits: of values of which only an interval is known, of the shape of `values`. There
+            `values` hold a stand-in, the bound or the middle, whatever was given. Default: none.
 
     Raises:
         ValueError: if shapes disagree, there is no trajectory, times decrease or are not finite,
-            or an observed value or a covariate is infinite.
+            an observed value or a covariate is infinite, or an error is negative or not finite.
     """
 
     times: Float[Array, "trajectory time"]
@@ -76,11 +89,14 @@ class Trajectories:
     mask: Bool[Array, "trajectory time feature"]
     static: Float[Array, "trajectory covariate"] | None = None
     inputs: Inputs | None = None
+    error: Float[Array, "trajectory time feature"] | None = None
+    limits: Limits | None = None
+    """Less `offset`, as `values`."""
 
     offset: Offset = Offset()
     labels: Labels | None = None
 
-    _arrays = ("times", "values", "mask", "static", "inputs")
+    _arrays = ("times", "values", "mask", "static", "inputs", "error", "limits")
     _given: Given | None = None
     _static: np.ndarray | None = None
 
@@ -92,13 +108,19 @@ class Trajectories:
         *,
         static: Numbers | None = None,
         inputs: Inputs | None = None,
+        error: Numbers | None = None,
+        limits: Limits | None = None,
     ):
-        if not is_concrete(times, values, mask, static):
+        bounds = jax.tree.leaves(limits)
+        if not is_concrete(times, values, mask, static, error, *bounds):
             self._trace(as_floats("times", times), as_floats("values", values), mask)
+            self._trace_beside(error, limits)
             self.static = None if static is None else as_floats("static", static)
             self._keep_inputs(inputs)
             return
         when, what = as_doubles("times", times), as_doubles("values", values)
+        if limits is not None:
+            what = _with_stand_ins(what, limits)
         observed = ~np.isnan(what)
         if mask is not None:
             observed &= _checked_mask(np.asarray(mask), what.shape)
@@ -106,7 +128,8 @@ class Trajectories:
         check_times(when)
         what = np.where(observed, what, 0.0)
         check_values(what, observed)
-        self._keep(Given(when, what), observed)
+        sds = None if error is None else check_errors(as_doubles("error", error), observed)
+        self._keep(Given(when, what, error=sds, limits=limits).hide(~observed), observed)
         self._keep_static(None if static is None else as_doubles("static", static))
         self._keep_inputs(inputs)
 
@@ -118,11 +141,20 @@ class Trajectories:
         check_shapes(times, values)
         self.times, self.values, self.mask = times, jnp.where(observed, values, 0.0), observed
 
+    def _trace_beside(self, error: Numbers | None, limits: Limits | None) -> None:
+        """Keeps standard errors and limits that a transformation of JAX computes."""
+        self.error = None if error is None else as_floats("error", error)
+        if limits is not None:
+            self.limits = limits.each(lambda bounds: as_floats("limits", bounds))
+            known = ~self.limits.censored
+            self.values = jnp.where(known, self.values, self.limits.stand_in)
+
     def _keep(self, given: Given, mask: np.ndarray) -> None:
         """Keeps what was given in double precision, and for JAX the same less the offset."""
         self._given, self.offset = given, Offset.of(given.times, given.values, mask)
         self.times, self.values = _less(given, mask, self.offset)
         self.mask = jnp.asarray(mask)
+        self.error, self.limits = _beside_less(given, self.labels, self.offset)
         # Numbers may be finite in double precision only.
         check_times(np.asarray(self.times))
         check_values(np.asarray(self.values), mask)
@@ -158,6 +190,8 @@ class Trajectories:
         sequences: Iterable[tuple[Numbers, Numbers]],
         *,
         num_features: int | None = None,
+        error: Iterable[Numbers] | None = None,
+        limits: Iterable[Limits] | None = None,
     ) -> T:
         """Pads trajectories of unequal lengths into one batch.
 
@@ -166,11 +200,19 @@ class Trajectories:
                 shape (time,) are one feature. NaN means unobserved. A pair of empty sequences is a
                 trajectory without observations.
             num_features: the number of features; needed only if no trajectory has a value.
+            error, limits: one per trajectory, of the shape of its values. Default: none.
 
         Raises:
             ValueError: if there is no trajectory, or one is malformed; it is named by its index.
         """
-        return cls(*pad(sequences, num_features))
+        times, values = pad(sequences, num_features)
+        errors = None if error is None else pad_beside("error", error, values.shape)
+        pairs = None if limits is None else [*limits]
+        bounds = None
+        if pairs is not None:
+            each = ([x.lower for x in pairs], [x.upper for x in pairs])
+            bounds = Limits(*(pad_beside("limits", one, values.shape) for one in each))
+        return cls(times, values, error=errors, limits=bounds)
 
     @classmethod
     def from_dataframe[T: Trajectories](
@@ -188,6 +230,7 @@ class Trajectories:
         unit: str = "D",
         static: Names = (),
         inputs: Kinds = (),
+        error: Any = None,
     ) -> T:
         """Trajectories from a table: each row holds an id, a time, and measurements.
 
@@ -203,7 +246,8 @@ class Trajectories:
             time: the column of times: numbers, dates, datetimes, or texts that
                 `csv_files.read_csv` reads as such. Datetimes with a time zone are converted to UTC.
             values: the columns of measurements: numbers, or true and false. An empty entry was not
-                measured. With `feature`: those of its entries that are read. Default: all of them.
+                measured. Texts such as <0.5, >120 or 1..2 are `limits`. With `feature`: those of
+                its entries that are read. Default: all of them.
             feature, value: for a table with one row per measurement, the column of what was
                 measured, and that of the result. Rows of one id and time become one observation of
                 all features.
@@ -226,18 +270,23 @@ class Trajectories:
                 an id count, also those without measurements and those after the last one. A mapping
                 names their kinds, as {"dose": "event", "temp": "linear"}; see `Inputs`. Default
                 kind: constant. Several events of one id and time add up.
+            error: the column of the known standard error of each value, by the column of the value,
+                as {"bili": "bili_sd"}, in the same units. It is empty only where there is no value,
+                or a limit. In `log`, that of the logarithm is error / value.
 
         Raises:
             MalformedRows: a ValueError that lists all rows without id or time, with an infinite
-                value, with a value in `log` that is not positive, or with another static entry than
-                the rows before it; each with its number (from 0), the column and what came.
+                value, with a value in `log` that is not positive, with a limit that is none, with a
+                standard error that is negative or not there, or with another static entry than the
+                rows before it; each with its number (from 0), the column and what came.
             ValueError: if the table lacks a column, has no rows, or holds text.
         """
         names: dict[str, Any] = dict(id=id, time=time, values=values, feature=feature, value=value)
-        asked, kinds = asked_levels(static), asked_kinds(inputs)
-        columns = Columns.of(**names, start=start_column(since), static=asked, inputs=kinds)
+        asked, kinds, errors = asked_levels(static), asked_kinds(inputs), asked_errors(error)
+        names |= dict(static=asked, inputs=kinds, error=errors.values())
+        columns = Columns.of(**names, start=start_column(since))
         settings: Any = dict(log=log, since=since, origin=origin, unit=unit, static=asked)
-        return cls._from_rows(from_rows(df, columns, **settings, kinds=kinds))
+        return cls._from_rows(from_rows(df, columns, **settings, kinds=kinds, error=errors))
 
     @classmethod
     def from_file[T: Trajectories](
@@ -255,6 +304,7 @@ class Trajectories:
         unit: str = "D",
         static: Names = (),
         inputs: Kinds = (),
+        error: Any = None,
     ) -> T:
         """Trajectories from a file that holds a table; see `from_dataframe`.
 
@@ -262,7 +312,7 @@ class Trajectories:
             path: of a .csv, .tsv, .xlsx, .parquet or .nc (netCDF) file; .csv and .tsv may be
                 compressed, as .csv.gz. `csv_files.read_csv` says how texts are read; ids stay text.
                 Of .xlsx, the first sheet is read. An index and coordinates are columns.
-            id, time, values, feature, value, log, since, origin, unit, static, inputs: as in
+            id, time, values, feature, value, log, since, origin, unit, static, inputs, error: as in
                 `from_dataframe`.
 
         Raises:
@@ -277,23 +327,24 @@ class Trajectories:
 
         names = dict(id=id, time=time, values=values, feature=feature, value=value)
         settings: Any = dict(log=log, since=since, origin=origin, unit=unit, static=static)
-        return cls._from_rows(read_rows(path, **names, **settings, inputs=inputs))
+        return cls._from_rows(read_rows(path, **names, **settings, inputs=inputs, error=error))
 
     @classmethod
     def _from_rows[T: Trajectories](cls: type[T], rows: Rows) -> T:
         self = object.__new__(cls)
         given, mask = pad_rows(rows)
+        self.labels = rows.labels
         self._keep(given, mask)
         self._keep_static(rows.static)
         self._keep_inputs(rows.inputs)
-        self.labels = rows.labels
         return self
 
     def to_dataframe(self, *, backend: Any = "pandas") -> Any:
         """A table of the observations: one row per id and time, empty where not observed.
 
         Times, values, static covariates and inputs are those of the original table, to the last
-        bit. What is given at another time than that of an observation has a row of its own.
+        bit. What is given at another time than that of an observation has a row of its own. A
+        column with limits is text, such as <0.5 beside 0.7.
 
         Args:
             backend: the library of the data frame: "pandas", "polars" or "pyarrow".
@@ -328,6 +379,8 @@ class Trajectories:
             kinds = self.inputs.kinds
             given = tuple(f"u_{j}" for j in range(len(kinds)))
             labels = replace(labels, inputs=given, kinds=kinds)
+        if self.error is not None:
+            labels = replace(labels, error=tuple(f"{name}_error" for name in features))
         if self.static is None:
             return labels
         static = tuple(f"s_{c}" for c in range(self.static.shape[1]))
@@ -343,7 +396,12 @@ class Trajectories:
             return self._given
         times, values = np.asarray(self.times, float), np.asarray(self.values, float)
         values = np.where(np.asarray(self.mask), values + self.offset.row, 0.0)
-        return Given(times + self.offset.time, values)
+        error = None if self.error is None else np.asarray(self.error, float)
+        limits = self.limits and self.limits.each(
+            lambda bounds: np.asarray(bounds, float) + self.offset.row
+        )
+        given = Given(times + self.offset.time, values, error=error, limits=limits)
+        return in_table_units(given, self.labels)
 
     @property
     def given_static(self) -> np.ndarray | None:
@@ -529,6 +587,13 @@ class Trajectories:
         """True at the times where at least one feature was observed."""
         return self.mask.any(-1)
 
+    @property
+    def limited(self) -> Bool[np.ndarray, "trajectory time feature"]:
+        """True where only limits of a value are known."""
+        if self.limits is None:
+            return np.zeros(self.mask.shape, bool)
+        return ~np.isnan(np.asarray(self.limits.lower))
+
     def _per_trajectory(self, time: Numbers) -> Array:
         known = as_doubles("time", time) if is_concrete(time) else as_floats("time", time)
         time = as_floats("time", known - self.offset.time)
@@ -545,6 +610,8 @@ class Trajectories:
         return self._replace(
             values=jnp.where(mask, self.values, 0.0),
             mask=mask,
+            error=None if self.error is None else jnp.where(mask, self.error, 0.0),
+            limits=self.limits and self.limits.each(lambda x: jnp.where(mask, x, jnp.nan)),
             _given=given and given.hide(~np.asarray(mask)),
         )
 
@@ -573,8 +640,9 @@ class Trajectories:
             return xp.take_along_axis(array, index, axis=1)
 
         given = known and known.each(lambda array: pick(array, np))
-        arrays = {name: pick(getattr(self, name), jnp) for name in ("times", "values", "mask")}
-        return self._replace(**arrays, _given=given)
+        names = ("times", "values", "mask", "error", "limits")
+        arrays = {name: getattr(self, name) for name in names}
+        return self._replace(**jax.tree.map(lambda x: pick(x, jnp), arrays), _given=given)
 
     def at_offset[T: Trajectories](self: T, offset: Offset) -> T:
         """The same trajectories less another offset, where their numbers are known."""
@@ -582,12 +650,21 @@ class Trajectories:
             return self
         given = self.given
         times, values = _less(given, np.asarray(self.mask), offset)
-        inputs = None if self.inputs is None else self.inputs.at_offset(offset.time)
-        return self._replace(times=times, values=values, offset=offset, _given=given, inputs=inputs)
+        changed = dict(times=times, values=values, offset=offset, _given=given)
+        changed |= dict(inputs=None if self.inputs is None else self.inputs.at_offset(offset.time))
+        if self.limits is not None:
+            changed |= dict(limits=_beside_less(given, self.labels, offset)[1])
+        return self._replace(**changed)
 
-    def replace_arrays[T: Trajectories](self: T, times: Any, values: Any, mask: Any) -> T:
-        """Trajectories of other arrays with the same offset, unchecked: for use inside of JAX."""
-        return self._replace(times=times, values=values, mask=mask, labels=None, _given=None)
+    def replace_arrays[T: Trajectories](
+        self: T, times: Any, values: Any, mask: Any, limits: Limits | None = None
+    ) -> T:
+        """Trajectories of other arrays with the same offset, unchecked: for use inside of JAX.
+
+        Standard errors, static covariates and inputs stay; limits are those given.
+        """
+        arrays = dict(times=times, values=values, mask=mask, limits=limits)
+        return self._replace(**arrays, labels=None, _given=None)
 
     def _replace[T: Trajectories](self: T, **changes: Any) -> T:
         changed = copy.copy(self)
@@ -646,6 +723,35 @@ def _less(given: Given, mask: np.ndarray, offset: Offset) -> tuple[Array, Array]
     """Times and values for JAX: less the offset, and 0 where nothing was observed."""
     values = np.where(mask, given.values - offset.row, 0.0)
     return as_floats("times", given.times - offset.time), as_floats("values", values)
+
+
+def _beside_less(
+    given: Given, labels: Labels | None, offset: Offset
+) -> tuple[Array | None, Limits | None]:
+    """Standard errors and limits for JAX: as modelled, and limits less the offset."""
+    error, limits = modelled_error(given, labels), modelled_limits(given, labels)
+    errors = None if error is None else as_floats("error", error)
+    if limits is None:
+        return errors, None
+    less = limits.each(lambda bounds: as_floats("limits", bounds - offset.row))
+    narrow = np.asarray(less.lower) >= np.asarray(less.upper)
+    if narrow.any():
+        at = tuple(np.argwhere(narrow)[0].tolist())
+        raise ValueError(
+            "limits: lower and upper must differ in JAX's float type; got "
+            f"{limits.lower[at]} and {limits.upper[at]} at {[*at]}."
+        )
+    return errors, less
+
+
+def _with_stand_ins(values: np.ndarray, limits: Limits) -> np.ndarray:
+    if not isinstance(limits, Limits) or np.shape(limits.lower) != values.shape:
+        came = np.shape(limits.lower) if isinstance(limits, Limits) else type(limits).__name__
+        raise ValueError(
+            f"limits must be a np_latentode.Limits of the shape of values, {values.shape}; got "
+            f"{came}."
+        )
+    return np.where(limits.censored, limits.stand_in, values)
 
 
 def _checked_mask[T: (Array, np.ndarray)](mask: T, shape: tuple[int, ...]) -> T:

@@ -76,13 +76,11 @@ def window_rows(
     times = before_last - seen.ages[windows.rows]
     _check_precision(times, windows, seen, labels, span)
     i, k = (index[windows.rows] for index in seen.at)
-    own = given.table_values
-    columns = Given(
-        times,
-        np.where(mask[i, k], given.values[i, k], np.nan),
+    columns = given.select((i, k))._replace(
+        times=times,
+        values=np.where(mask[i, k], given.values[i, k], np.nan),
         # The sum of a start and a time may differ from the table's time in the last bit.
-        table_times(given, labels)[i, k],
-        None if own is None else own[i, k],
+        table_times=table_times(given, labels)[i, k],
     )
     first = windows.bounds[:-1]
     starts = (seen.last[windows.rows] - before_last)[first]

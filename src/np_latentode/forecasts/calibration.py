@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference, amortized, draw_codes, prior
 from np_latentode.forecasts.densities import log_predictive, observed_times
 from np_latentode.forecasts.mixture import join, log_mixture, widened
-from np_latentode.forecasts.prediction import draw_observed, draw_x
+from np_latentode.forecasts.prediction import as_measured, draw_observed, draw_x
 from np_latentode.programs.ensemble import Ensemble, Share, check_fit, members_of
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_context, check_data
@@ -36,12 +36,14 @@ class Calibration:
     are NaN where nothing was observed. `pit` is the share of draws below the observation; it is
     uniform if the forecasts are right. Of zeros and ones, and of counts, it is randomised: a random
     share of the draws that equal the observation counts as below (Czado et al. 2009). `error` is
-    the forecast's mean curve less the observation. `crps`, the continuous ranked probability score,
-    is in the feature's unit, and `log_score` is -log of the forecast's density, or of its
-    probability; lower is better for both. All are of the values as they are modelled: of
-    logarithms, where the table was read so. `coverage` is the share of observations inside the
-    central band of each level. For counts, an observation at the end of a band is inside with the
-    probability that makes the band's level exact.
+    the forecast's mean curve less the observation. Of limits, such as <0.5, a random share of the
+    draws in the interval counts as below, `error` and `crps` are NaN, and `log_score` is -log of
+    the probability of the interval. Draws have the standard errors of the target. `crps`, the
+    continuous ranked probability score, is in the feature's unit, and `log_score` is -log of the
+    forecast's density, or of its probability; lower is better for both. All are of the values as
+    they are modelled: of logarithms, where the table was read so. `coverage` is the share of
+    observations inside the central band of each level. For counts, an observation at the end of a
+    band is inside with the probability that makes the band's level exact.
     """
 
     levels: tuple[float, ...]
@@ -115,15 +117,18 @@ def calibration(
         return np.where(mask, everywhere, np.nan)
 
     share = np.asarray(jax.random.uniform(tie_key, mask.shape))[slots]
-    pit = where_observed(_pit(share, draws, x))
+    exact = ~target.limited[slots]
+    pit = where_observed(_pit(share, draws, *_ends(target, slots, x)))
     inside = np.abs(pit[mask] - 0.5) <= np.array(levels)[:, None] / 2
     log_density = _log_density(fitted, some, each, joined["x"], context, target)
     return Calibration(
         levels=levels,
         coverage=inside.mean(-1),
         pit=pit,
-        error=where_observed(np.asarray(forecasts["x_mean"]).mean(0) - x),
-        crps=where_observed(scoringrules.crps_ensemble(x, draws, m_axis=0)),
+        error=where_observed(np.where(exact, np.asarray(forecasts["x_mean"]).mean(0) - x, np.nan)),
+        crps=where_observed(
+            np.where(exact, scoringrules.crps_ensemble(x, draws, m_axis=0), np.nan)
+        ),
         log_score=where_observed(-log_density[slots]),
     )
 
@@ -143,22 +148,47 @@ def _log_density(
     bands = None if isinstance(fitted, Fitted) else fitted.bands
     if bands is not None:
         values, slots = np.array(target.values), np.asarray(target.observed)
-        values[slots] = bands.narrow(values[slots], np.median(draws, axis=0))
-        target = target.replace_arrays(target.times, jnp.asarray(values), target.mask)
+        median = np.median(draws, axis=0)
+        values[slots] = bands.narrow(values[slots], median)
+        limits = target.limits and target.limits.each(
+            lambda ends: _narrowed(ends, slots, lambda x: bands.narrow(x, median))
+        )
+        target = target.replace_arrays(target.times, jnp.asarray(values), target.mask, limits)
     log_p = [
         log_predictive(share.fitted, jnp.asarray(made["z0"]), context, target)
         for share, made in zip(some, each, strict=True)
     ]
     log_density = np.asarray(log_mixture(some, log_p))
-    return log_density if bands is None else log_density - np.log(bands.widths)
+    if bands is None:
+        return log_density
+    # A probability has no unit, and is not stretched.
+    wide = np.log(bands.widths)
+    return log_density - np.where(target.limited, 0, wide)
 
 
-def _pit(share: np.ndarray, draws: np.ndarray, x: np.ndarray) -> np.ndarray:
+def _ends(target: Trajectories, slots: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of the limits in these slots; the value itself where there is none."""
+    if target.limits is None:
+        return x, x
+    ends = (np.asarray(end)[slots] for end in (target.limits.lower, target.limits.upper))
+    lower, upper = (np.where(np.isnan(end), x, end) for end in ends)
+    return lower, upper
+
+
+def _narrowed(ends: Array, slots: np.ndarray, narrow: Callable[[np.ndarray], np.ndarray]) -> Array:
+    """One end of all limits, narrowed in the observed slots."""
+    changed = np.array(ends)
+    changed[slots] = narrow(changed[slots])
+    return jnp.asarray(changed, ends.dtype)
+
+
+def _pit(share: np.ndarray, draws: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """The share of draws below each observation, and the given share of the ties.
 
-    If that share were not random, counts and bits could never be calibrated.
+    If that share were not random, counts and bits could never be calibrated. Of limits, all draws
+    in the interval are ties; of values, `lower` and `upper` are the value.
     """
-    below, ties = (draws < x).sum(0), (draws == x).sum(0)
+    below, ties = (draws < lower).sum(0), ((draws >= lower) & (draws <= upper)).sum(0)
     return (below + share * (ties + 1)) / (len(draws) + 1)
 
 
@@ -215,6 +245,7 @@ def simulation_ranks(
     x = draw_x(x_key, fitted, z0[None], at, like.offset, static=like.static, inputs=like.inputs)[
         "x"
     ][0]
+    x = as_measured(x_key, x[None], like.error)[0]
     seen = like.replace_arrays(like.times, jnp.where(like.mask, x, 0.0), like.mask)
     draws = draw_codes(inference, draw_key, fitted, seen, num_samples)
     share = jax.random.uniform(tie_key, z0.shape)

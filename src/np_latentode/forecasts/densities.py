@@ -180,7 +180,7 @@ def nothing_seen(
     shape = (len(times), 1, len(model.scaling.loc))
     t0 = jnp.full(shape[:2], model.scaling.t0, times.dtype)
     arrays = (t0, jnp.zeros(shape, times.dtype), jnp.zeros(shape, bool), static, inputs)
-    return Trajectories.tree_unflatten({}, arrays)
+    return Trajectories.tree_unflatten({}, (*arrays, None, None))
 
 
 def both(times: Array, others: Array) -> Array:

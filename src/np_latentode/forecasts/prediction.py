@@ -32,10 +32,12 @@ from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import (
     check_context,
     less_offset,
+    limits_less,
     prediction_times,
 )
 
 __all__ = [
+    "as_measured",
     "check_reach",
     "decode",
     "decode_observed",
@@ -50,6 +52,9 @@ __all__ = [
     "prior_predictive",
     "warn_of_inputs",
 ]
+
+ERRORS = 2**31 - 1
+"""What is folded into the key of draws, for the errors of measurements."""
 
 Reading = Callable[[dict[str, Any], Array], dict[str, Array]]
 """`(sites, rng_key) -> arrays`: what is kept of a run of the model given z0. It may draw more."""
@@ -182,7 +187,8 @@ def draw_x(
         context, latest = nothing_seen(model.less(offset), times, static, inputs), times
     else:
         arrays = (*less_offset(context, offset), context.mask, static, inputs)
-        context = Trajectories.tree_unflatten({}, arrays)
+        beside = (context.error, limits_less(context, offset))
+        context = Trajectories.tree_unflatten({}, (*arrays, *beside))
         latest = both(times, observed_times(model.less(offset), context))
     return _draw_x(
         rng_key,
@@ -196,6 +202,20 @@ def draw_x(
         max_steps=model.steps_to(latest, offset),
         reading=reading,
     )
+
+
+def as_measured(rng_key: Array, x: Array, error: Array | None) -> Array:
+    """Draws of x with the errors of measurements whose standard errors are known.
+
+    Args:
+        rng_key: that of the draws of x, of which another key is made.
+        x: shape (draw, *shape, feature).
+        error: shape (*shape, feature). None: no error is known.
+    """
+    if error is None:
+        return x
+    noise = jax.random.normal(jax.random.fold_in(rng_key, ERRORS), x.shape, x.dtype)
+    return x + jnp.where(error > 0, error * noise, 0.0)
 
 
 def in_table_units(draws: dict[str, Any], offset: Offset, labels: Labels | None) -> dict[str, Any]:
@@ -266,7 +286,8 @@ def forecast(
         fitted: the fit; or an `Ensemble`, of which each member draws its share.
         context: the known observations of each trajectory.
         times: times to predict, in original units: (time,) for all, or (trajectory, time). Dates
-            are counted as `context.names.counted` does.
+            are counted as `context.names.counted` does. Nothing is measured then: x has no known
+            error, as if `error` were 0.
         inference: how z0 is drawn: `amortized`, `Sharpened()`, `Exact()`, or a function of yours.
         num_samples: the number of draws.
         draws_at_once: the number of draws solved side by side, which bounds the memory.
@@ -431,7 +452,8 @@ def decode_observed(
 
     Returns:
         `x_mean` and `x` (draw, slot, feature), as they are modelled and less the target's offset.
-        The slots are those of `target.observed`, one trajectory after the other.
+        The slots are those of `target.observed`, one trajectory after the other. `x` are
+        measurements: with the standard errors of the target.
     """
     model, observed = fitted.model, np.asarray(target.observed)
     place = np.full(observed.shape, -1)
@@ -442,10 +464,12 @@ def decode_observed(
     for k, (rows, part) in enumerate(some):
         key = rng_key if len(some) == 1 else jax.random.fold_in(rng_key, k)
         slots, at = np.nonzero(np.asarray(part.observed)), observed_times(model, part)
+        error = None if part.error is None else part.error[slots]
         seen = None if context is None else trimmed(context[rows])
         options: dict[str, Any] = dict(context=seen, static=part.static, slots=slots)
         options |= dict(inputs=part.inputs)
         made = draw_x(key, fitted, z0[:, rows], at, target.offset, **options)
+        made["x"] = as_measured(key, made["x"], error)
         where = place[rows[slots[0]], slots[1]]
         for name, values in draws.items():
             values[:, where] = made[name]

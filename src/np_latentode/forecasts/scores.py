@@ -57,6 +57,9 @@ def score(
 ) -> dict[str, float]:
     """RMSE, CRPS and coverage over all observations of a target, in the features' units.
 
+    Limits, such as <0.5, have no error: RMSE and CRPS leave them out, and are NaN if nothing is
+    left.
+
     Args:
         target: the observations.
         unit: the unit of each feature, such as its standard deviation in the training data.
@@ -65,16 +68,21 @@ def score(
             nothing. Default: all are numbers.
     """
     seen, inside = np.asarray(target.mask), forecasts.inside
+    exact = seen & ~target.limited
     error = forecasts.mean - target.given.values
     crps = np.abs(error) if forecasts.crps is None else forecasts.crps
     scores = {
-        "rmse": float(np.sqrt(np.mean((error / unit)[seen] ** 2))),
-        "crps": float(np.mean((crps / unit)[seen])),
+        "rmse": float(np.sqrt(_mean((error / unit)[exact] ** 2))),
+        "crps": float(_mean((crps / unit)[exact])),
     }
     banded = seen if kinds is None else seen & with_bands(kinds)
     if inside is None or not banded.any():
         return scores
     return scores | {"coverage_90": float(inside[banded].mean())}
+
+
+def _mean(numbers: np.ndarray) -> float:
+    return float(numbers.mean()) if numbers.size else np.nan
 
 
 def score_features(
@@ -134,8 +142,23 @@ def of_mixed_models(
     for name, degree in (("mixed model", 1), ("mixed model, quadratic", 2)):
         mean, sd = baselines.mixed_model(train, context, times, degree=degree)
         crps = np.asarray(scoringrules.crps_normal(x, mean, sd))
-        found[name] = Forecasts(mean, crps, within_band(norm.cdf(x, mean, sd)))
+        found[name] = Forecasts(mean, crps, within_band(_normal_pit(target, mean, sd)))
     return found
+
+
+def _normal_pit(
+    target: Trajectories,
+    mean: Float[np.ndarray, "trajectory time feature"],
+    sd: Float[np.ndarray, "trajectory time feature"],
+) -> Float[np.ndarray, "trajectory time feature"]:
+    """The PIT of normal forecasts; of limits, a random number between those of its ends."""
+    pit, limits = norm.cdf(target.given.values, mean, sd), target.limits
+    if limits is None:
+        return pit
+    ends = [np.asarray(end) + target.offset.row for end in (limits.lower, limits.upper)]
+    low, high = (norm.cdf(end, mean, sd) for end in ends)
+    between = low + np.random.default_rng(0).uniform(size=low.shape) * (high - low)
+    return np.where(target.limited, between, pit)
 
 
 def with_bands(kinds: Sequence[str]) -> Bool[np.ndarray, " feature"]:

@@ -220,7 +220,8 @@ def _resampled(weights: np.ndarray, count: int) -> np.ndarray:
 def _hidden_slots_at_t0(fitted: Fitted, part: Trajectories) -> Trajectories:
     """The trajectories up to their last slot; nothing is solved for slots that are hidden."""
     part = trimmed(part)
-    return part.replace_arrays(observed_times(fitted.model, part), part.values, part.mask)
+    times = observed_times(fitted.model, part)
+    return part.replace_arrays(times, part.values, part.mask, part.limits)
 
 
 class _Bucket:

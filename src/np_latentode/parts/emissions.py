@@ -20,7 +20,10 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike
 from numpyro.distributions import constraints
 
-__all__ = ["Groups", "Seen", "along", "joined", "of_each", "remembers", "sample_signal"]
+from np_latentode.data.limits import Limits
+from np_latentode.parts.censored import Censored, censorable
+
+__all__ = ["Groups", "Seen", "along", "joined", "measured", "of_each", "remembers", "sample_signal"]
 
 Groups = tuple[tuple[int, ...], ...]
 """The features of each part, by number: each feature is in one group."""
@@ -33,6 +36,9 @@ class Seen(NamedTuple):
     times: Array
     values: Array
     mask: Array
+    error: Array | None = None
+    """The known standard errors of the values."""
+    limits: Limits | None = None
 
 
 def remembers(emission: Any) -> bool:
@@ -55,6 +61,42 @@ def along(
     if remembers(emission):
         return emission.along(decoded, times, mask, seen)
     return emission(decoded)
+
+
+def measured(x: Any, error: Array | None, limits: Limits | None) -> Any:
+    """The distribution over x, with known standard errors and limits of its entries.
+
+    An error e adds e^2 to the variance of white noise, as that of an independent normal error. An
+    entry with limits has the probability of its interval.
+
+    Args:
+        x: the distribution over x along trajectories.
+        error: of the shape of x. None: no error is known.
+        limits: of the shape of x. None: all values are known.
+
+    Raises:
+        ValueError: if the distribution is no normal one, or for limits no Student-t one either.
+    """
+    if error is None and limits is None:
+        return x
+    if (own := getattr(x, "measured", None)) is not None:
+        return own(error, limits)
+    if error is not None:
+        if not isinstance(x, dist.Normal):
+            raise ValueError(
+                "likelihood must be Gaussian where values have standard errors (error), as the sum "
+                f"of two errors has a known distribution only then; got {type(x).__name__}."
+            )
+        variance = jnp.square(jnp.asarray(x.scale)) + jnp.square(error)
+        x = dist.Normal(x.loc, jnp.sqrt(variance))
+    if limits is None:
+        return x
+    if not censorable(x):
+        raise ValueError(
+            "likelihood must be Gaussian or Student-t where values are limits, such as <0.5; got "
+            f"{type(x).__name__}."
+        )
+    return Censored(x, limits)
 
 
 def of_each(x: Any) -> dist.Distribution:
@@ -105,8 +147,10 @@ class _MixedEmission:
         every = [*zip(columns(decoded), columns(mask), strict=True)]
         known: list[Seen | None] = [None] * len(every)
         if seen is not None:
-            each = zip(*map(columns, (seen.decoded, seen.values, seen.mask)), strict=True)
-            known = [Seen(decoded, seen.times, values, mask) for decoded, values, mask in each]
+            # All arrays but the times have an axis for features.
+            leaves, tree = jax.tree.flatten(seen._replace(times=None))
+            parts = zip(*map(columns, leaves), strict=True)
+            known = [jax.tree.unflatten(tree, part)._replace(times=seen.times) for part in parts]
         return _Features(
             self.groups,
             *(
@@ -191,6 +235,24 @@ class _Features(dist.Distribution):
         draws = [part.sample(k, sample_shape) for part, k in zip(self.parts, keys, strict=True)]
         dtype = jnp.result_type(float)
         return _in_order([jnp.asarray(draw, dtype) for draw in draws], self.groups)
+
+    def measured(self, error: Array | None, limits: Limits | None) -> _Features:
+        """The same with standard errors and limits of those features that can have some.
+
+        `check_observed` refuses them for the others.
+        """
+        none = [None] * len(self.parts)
+        errors = none if error is None else _columns(error, self.groups)
+        bounds = none
+        if limits is not None:
+            ends = (_columns(end, self.groups) for end in (limits.lower, limits.upper))
+            bounds = [Limits.tree_unflatten(None, pair) for pair in zip(*ends, strict=True)]
+        made = []
+        for part, sds, some in zip(self.parts, errors, bounds, strict=True):
+            support: Any = part.support
+            sds = None if isinstance(part, dist.StudentT) else sds
+            made.append(part if support.is_discrete else measured(part, sds, some))
+        return _Features(self.groups, *made)
 
     def sample_signal(self, key: Array) -> Array:
         """A draw without white noise; see the function of this name."""

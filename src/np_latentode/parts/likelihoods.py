@@ -395,10 +395,36 @@ def check_distribution(likelihood: Any, scaling: Scaling) -> bool:
 
 def check_observed(likelihood: Any, trajectories: Trajectories, *, name: str) -> None:
     """Refuses observed values that are impossible under the likelihood."""
+    _check_measured(likelihood, trajectories, name)
     check = getattr(likelihood, "check", None)
     if check is not None and is_concrete(trajectories.values, trajectories.mask):
         check(trajectories.given.values, np.asarray(trajectories.mask), name=name)
         _check_offset(likelihood, trajectories.offset.values, name)
+
+
+def _check_measured(likelihood: Any, trajectories: Trajectories, name: str) -> None:
+    """Refuses standard errors and limits of features whose likelihood cannot have some."""
+    error, limits = trajectories.error, trajectories.limits
+    if not is_concrete(*jax.tree.leaves((error, limits))):
+        return
+    # In NumPy: inside `jax.jit`, JAX would trace these operations even on known values.
+    given: dict[str, Any] = {
+        "standard errors (error)": None if error is None else np.asarray(error) > 0,
+        "limits, such as <0.5,": None if limits is None else trajectories.limited,
+    }
+    parts = of_features(likelihood, trajectories.num_features)
+    for what, where in given.items():
+        if where is None:
+            continue
+        for j in np.flatnonzero(np.asarray(where).any((0, 1))):
+            one = parts[j].likelihood
+            student = isinstance(one, StudentTLikelihood) and what.startswith("standard")
+            if hasattr(one, "kind") or student:
+                raise ValueError(
+                    f"{name} must have no {what} in feature {trajectories.names.features[j]!r} "
+                    f"under {type(one).__name__}; got {np.sum(where[..., j])} of them. Use a "
+                    "GaussianLikelihood for it."
+                )
 
 
 def _check_offset(likelihood: Any, offsets: tuple[float, ...], name: str) -> None:

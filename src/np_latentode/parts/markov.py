@@ -16,7 +16,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-__all__ = ["GaussMarkov", "brownian", "ornstein_uhlenbeck"]
+from np_latentode.parts.censored import standardized, truncated_normal
+
+__all__ = ["Between", "GaussMarkov", "brownian", "ornstein_uhlenbeck"]
+
+
+LEAST = 1e-6
+"""The least share of a variance that an interval takes away: one that says less says nothing."""
+
+
+class Between(NamedTuple):
+    """What intervals of y_k say, slot by slot."""
+
+    mean: Array
+    variance: Array
+    """Of y_k given the slots before."""
+    y: Array
+    precision: Array
+    """The measurement y = r_k + Normal(0, 1 / precision) that stands for the interval."""
 
 
 class GaussMarkov(NamedTuple):
@@ -53,22 +70,51 @@ class GaussMarkov(NamedTuple):
         nothing = jnp.zeros_like(self.shift[..., 0, :])
         return _along(step, (nothing, nothing), self)
 
-    def one_step_ahead(self, y: Array, mask: Array) -> tuple[Array, Array]:
-        """Mean and variance of y_k = r_k + Normal(0, 1) given the observed y before slot k.
+    def one_step_ahead(
+        self, y: Array, mask: Array, noise: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Mean and variance of y_k = r_k + Normal(0, noise_k) given the observed y before slot k.
 
-        The Kalman filter. Slots with mask False are not observed.
+        The Kalman filter. Slots with mask False are not observed. `noise` is a variance; it is 1
+        where it is not given.
         """
 
-        def step(earlier: tuple[Array, Array], slot: tuple[GaussMarkov, Array, Array]) -> Any:
-            chain, y, mask = slot
+        def step(earlier: tuple[Array, Array], slot: tuple[Any, ...]) -> Any:
+            chain, y, mask, *given = slot
             mean, variance = _moved(earlier, chain)
-            left = jnp.where(mask, 1 / (1 + variance), 1.0)
+            noise = given[0] if given else 1
+            left = jnp.where(mask, noise / (noise + variance), 1.0)
             # The gain of the filter is 1 - left.
             updated = mean + (1 - left) * (y - mean), variance * left
-            return updated, (mean, 1 + variance)
+            return updated, (mean, noise + variance)
 
         nothing = jnp.zeros_like(y[..., 0, :])
-        return _along(step, (nothing, nothing), (self, y, mask))
+        given = () if noise is None else (noise,)
+        return _along(step, (nothing, nothing), (self, y, mask, *given))
+
+    def between(self, lower: Array, upper: Array, mask: Array, noise: Array) -> Between:
+        """The same where of y_k only lower_k < y_k < upper_k is known: assumed-density filtering.
+
+        Given the earlier slots, r_k and y_k are normal. After the interval of y_k, r_k counts as
+        normal with the mean and variance that it has then (Maybeck 1982, section 12.7; Minka 2001,
+        "Expectation Propagation", section 3.1). The first slot with mask True is exact.
+        """
+
+        def step(earlier: tuple[Array, Array], slot: tuple[Any, ...]) -> Any:
+            chain, lower, upper, mask, noise = slot
+            mean, variance = _moved(earlier, chain)
+            total = noise + variance
+            root = jnp.sqrt(total)
+            within = truncated_normal(*(standardized(x, mean, root) for x in (lower, upper)))
+            # A measurement y with this noise would have the same effect on r.
+            left = jnp.maximum(1 - within.variance, LEAST)
+            y, own = mean + root * within.mean / left, total / left - variance
+            kept = jnp.where(mask, own / (own + variance), 1.0)
+            updated = mean + (1 - kept) * (y - mean), variance * kept
+            return updated, Between(mean, total, y, jnp.where(mask, 1 / own, 0.0))
+
+        nothing = jnp.zeros_like(self.shift[..., 0, :])
+        return _along(step, (nothing, nothing), (self, lower, upper, mask, noise))
 
     def sample(self, rng_key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of whole paths."""

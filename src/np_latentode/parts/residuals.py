@@ -20,7 +20,9 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike
 from numpyro.distributions import constraints
 
+from np_latentode.data.limits import Limits
 from np_latentode.data.scaling import Scaling
+from np_latentode.parts.censored import Censored, standardized
 from np_latentode.parts.emissions import Seen
 from np_latentode.parts.markov import GaussMarkov, brownian, ornstein_uhlenbeck
 from np_latentode.parts.scales import positive, positive_param
@@ -131,13 +133,32 @@ class _SerialEmission:
         order = jnp.argsort(every, axis=1)
         chain = self.chain(jnp.take_along_axis(every, order, axis=1))
         if seen is not None:
-            # In units of the noise, so that no number is too small for single precision.
-            y = (seen.values - self.scaling.unscale_values(seen.decoded)) / self.noise_scale
-            nothing = jnp.zeros_like(loc)
-            y = jnp.concatenate([jnp.where(seen.mask, y, 0.0), nothing], axis=1)
-            known = jnp.concatenate([seen.mask.astype(loc.dtype), nothing], axis=1)
-            chain = chain.given(*(_picked(a, order) for a in (y, known)))
+            chain = self._given(chain, seen, order, jnp.zeros_like(loc))
         return SerialNormal(loc, self.noise_scale, chain, order, mask)
+
+    def _given(self, chain: GaussMarkov, seen: Seen, order: Array, own: Array) -> GaussMarkov:
+        """The chain given what was seen; `own` are zeros of the shape of the entries of x."""
+        # In units of the noise, so that no number is too small for single precision.
+        loc = self.scaling.unscale_values(seen.decoded)
+        y = (seen.values - loc) / self.noise_scale
+        mask = seen.mask if seen.limits is None else seen.mask & ~seen.limits.censored
+        white = _white(seen.error, self.noise_scale)
+        precision = mask.astype(own.dtype)
+        precision = precision if white is None else precision / white
+
+        def slots(array: Array, fill: float = 0.0) -> Array:
+            return _picked(jnp.concatenate([array, jnp.full_like(own, fill)], axis=1), order)
+
+        chain = chain.given(slots(jnp.where(mask, y, 0.0)), slots(precision))
+        if seen.limits is None:
+            return chain
+        censored = seen.mask & seen.limits.censored
+        bounds = _bounds(seen.limits, censored, loc, self.noise_scale)
+        lower, upper = (slots(x, fill) for x, fill in zip(bounds, FILL, strict=True))
+        censored = slots(censored.astype(own.dtype)) > 0
+        white = jnp.ones_like(y) if white is None else white
+        found = chain.between(lower, upper, censored, slots(white, 1.0))
+        return chain.given(found.y, found.precision)
 
 
 class SerialNormal(dist.Distribution):
@@ -147,15 +168,20 @@ class SerialNormal(dist.Distribution):
     term per entry: its log density given the entries before it that `mask` does not hide. They sum
     to the log density of all. Mean and variance, and `of_each`, are those of each entry alone.
 
+    An entry with limits is given all entries without, and those with limits before it. With one of
+    them, the sum is exact; with more, it is that of `GaussMarkov.between`.
+
     Args:
         loc: shape (trajectory, time, feature).
         noise_scale: one number or one per feature.
         chain: of slots in the order of their times.
         order: the slots by their time, shape (trajectory, slot), of which those of `loc` come last.
         mask: True where an entry is observed.
+        white: the variance of the white noise of each entry, in units of noise_scale^2. Default: 1.
+        limits: of the entries, NaN where a value is known. Default: all are known.
     """
 
-    pytree_data_fields = ("loc", "noise_scale", "chain", "order", "known")
+    pytree_data_fields = ("loc", "noise_scale", "chain", "order", "known", "white", "limits")
 
     def __init__(
         self,
@@ -165,10 +191,12 @@ class SerialNormal(dist.Distribution):
         order: Array,
         mask: Array,
         *,
+        white: Array | None = None,
+        limits: Limits | None = None,
         validate_args: bool | None = None,
     ):
         self.loc, self.noise_scale, self.chain = loc, noise_scale, chain
-        self.order, self.known = order, mask
+        self.order, self.known, self.white, self.limits = order, mask, white, limits
         super().__init__(jnp.shape(loc), validate_args=validate_args)
 
     @property
@@ -181,19 +209,26 @@ class SerialNormal(dist.Distribution):
 
     @property
     def variance(self) -> Array:
-        return jnp.square(self.noise_scale) * (1 + self._own(self.chain.moments()[1]))
+        white = 1 if self.white is None else self.white
+        return jnp.square(self.noise_scale) * (white + self._own(self.chain.moments()[1]))
 
     @property
-    def of_each(self) -> dist.Normal:
+    def of_each(self) -> dist.Distribution:
         """The distribution of each entry alone."""
         mean, variance = map(self._own, self.chain.moments())
-        loc = self.loc + self.noise_scale * mean
-        return dist.Normal(loc, self.noise_scale * jnp.sqrt(1 + variance))
+        white = 1 if self.white is None else self.white
+        return self._normal(mean, white + variance)
+
+    def measured(self, error: Array | None, limits: Limits | None) -> SerialNormal:
+        """The same with standard errors and limits of the entries."""
+        parts = (self.loc, self.noise_scale, self.chain, self.order, self.known)
+        return SerialNormal(*parts, white=_white(error, self.noise_scale), limits=limits)
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
         r_key, e_key = jax.random.split(jnp.asarray(key))
         r = self._own(self.chain.sample(r_key, sample_shape))
         e = jax.random.normal(e_key, r.shape, r.dtype)
+        e = e if self.white is None else e * jnp.sqrt(self.white)
         return self.loc + self.noise_scale * (r + e)
 
     def sample_signal(self, key: Array) -> Array:
@@ -201,15 +236,42 @@ class SerialNormal(dist.Distribution):
         return self.loc + self.noise_scale * self._own(self.chain.sample(key))
 
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
-        y = jnp.where(self.known, (jnp.asarray(value) - self.loc) / self.noise_scale, 0.0)
-        others = [(0, 0)] * (y.ndim - 2) + [(self.order.shape[1] - y.shape[-2], 0), (0, 0)]
-        entries = (y, jnp.broadcast_to(self.known, y.shape))
-        y, known = (_picked(jnp.pad(a, others), self.order) for a in entries)
-        mean, variance = map(self._own, self.chain.one_step_ahead(y, known))
-        standard = dist.Normal(
-            self.loc + self.noise_scale * mean, self.noise_scale * jnp.sqrt(variance)
+        plain = self.known if self.limits is None else self.known & ~self.limits.censored
+        y = jnp.where(plain, (jnp.asarray(value) - self.loc) / self.noise_scale, 0.0)
+        y, plain = self._slots(y), self._slots(jnp.broadcast_to(plain, y.shape))
+        white = None if self.white is None else self._slots(self.white, 1.0)
+        moments = map(self._own, self.chain.one_step_ahead(y, plain, white))
+        if self.limits is None:
+            return jnp.asarray(self._normal(*moments).log_prob(value))
+        mean, variance = moments
+        # First all entries without limits, then those with: of one of these, nothing is left out.
+        precision = plain if white is None else plain / white
+        chain = GaussMarkov(*(jnp.broadcast_to(a, y.shape) for a in self.chain))
+        chain = chain.given(y, precision.astype(y.dtype))
+        censored = self.known & self.limits.censored
+        bounds = _bounds(self.limits, censored, self.loc, self.noise_scale)
+        lower, upper = (self._slots(x, fill) for x, fill in zip(bounds, FILL, strict=True))
+        white = jnp.ones_like(lower) if white is None else white
+        arrays = (
+            jnp.broadcast_to(x, y.shape) for x in (lower, upper, self._slots(censored), white)
         )
-        return standard.log_prob(value)
+        found = chain.between(*arrays)
+        mean = jnp.where(censored, self._own(found.mean), mean)
+        variance = jnp.where(censored, self._own(found.variance), variance)
+        return jnp.asarray(self._normal(mean, variance).log_prob(value))
+
+    def _normal(self, mean: Array, variance: Array) -> dist.Distribution:
+        """Entries whose residuals and noise have these moments, in units of the noise."""
+        loc = self.loc + self.noise_scale * mean
+        normal = dist.Normal(loc, self.noise_scale * jnp.sqrt(variance))
+        return normal if self.limits is None else Censored(normal, self.limits)
+
+    def _slots(self, entries: Array, fill: float = 0) -> Array:
+        """Entries of x at their slots, and `fill` at all others."""
+        others = [(0, 0)] * (entries.ndim - 2)
+        others += [(self.order.shape[1] - entries.shape[-2], 0), (0, 0)]
+        padded = jnp.pad(entries, others, constant_values=fill)
+        return _picked(padded, self.order)
 
     def _own(self, slots: Array) -> Array:
         """The entries of x, of an array over all slots."""
@@ -221,3 +283,23 @@ def _picked(array: Array, slots: Array) -> Array:
     """The given slots of each trajectory."""
     slots = jnp.broadcast_to(slots[..., None], (*array.shape[:-3], *slots.shape, 1))
     return jnp.take_along_axis(array, slots, axis=-2)
+
+
+FILL = (-1.0, 1.0)
+"""Bounds of entries without limits: any finite ones."""
+
+
+def _white(error: Array | None, noise_scale: Array) -> Array | None:
+    """The variance of noise and error together, in units of the noise; None without errors."""
+    return None if error is None else 1 + jnp.square(error / noise_scale)
+
+
+def _bounds(limits: Limits, censored: Array, loc: Array, noise_scale: Array) -> tuple[Array, Array]:
+    """The limits of what is left of x without its mean, in units of the noise."""
+
+    lower, upper = (
+        # NaN, where there is no limit, has no slope in loc and scale either.
+        standardized(jnp.where(censored, end, jnp.inf), loc, noise_scale)
+        for end in (limits.lower, limits.upper)
+    )
+    return jnp.where(censored, lower, FILL[0]), jnp.where(censored, upper, FILL[1])

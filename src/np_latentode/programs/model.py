@@ -18,7 +18,7 @@ from np_latentode.data.offset import Offset
 from np_latentode.data.scaling import Scaling, check_scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.driven import Drive, check_drivable, solve_driven
-from np_latentode.parts.emissions import Seen, along
+from np_latentode.parts.emissions import Seen, along, measured
 from np_latentode.parts.likelihoods import (
     FeatureLikelihoods,
     GaussianLikelihood,
@@ -45,6 +45,7 @@ from np_latentode.programs.plate import (
     check_call,
     check_new,
     less_offset,
+    limits_less,
     subsample,
     trajectory_plate,
 )
@@ -181,6 +182,8 @@ class LatentODE:
             decoded, before = jnp.split(decoder(z), [times.shape[1]], axis=1)
             known = None if seen is None else seen._replace(decoded=before)
             x = along(likelihood, decoded, times, mask, known)
+            if isinstance(asked, Trajectories):
+                x = measured(x, asked.error, asked.limits)
             numpyro.deterministic("x_mean", x.mean)
             if isinstance(asked, Trajectories):
                 # Masked before to_event, so that each trajectory is one term, as LOO needs.
@@ -221,7 +224,8 @@ class LatentODE:
         times, values = less_offset(seen, offset)
         # The model does not solve to slots that are hidden, which may lie far ahead.
         times = jnp.where(seen.observed, times, scaling.t0)
-        return Seen(jnp.zeros_like(values), times, values, seen.mask)
+        limits = limits_less(seen, offset)
+        return Seen(jnp.zeros_like(values), times, values, seen.mask, seen.error, limits)
 
     def _asked(self, asked: Trajectories | Array) -> tuple[Array, Array]:
         """The times at which x is modelled, and where it is observed or asked for."""

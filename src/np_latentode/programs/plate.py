@@ -10,6 +10,7 @@ import numpy as np
 import numpyro
 from jaxtyping import Array, ArrayLike, Float
 
+from np_latentode.data.limits import Limits
 from np_latentode.data.numbers import Numbers, as_doubles, as_floats, is_concrete
 from np_latentode.data.offset import Offset
 from np_latentode.data.scaling import Scaling
@@ -24,6 +25,7 @@ __all__ = [
     "check_new",
     "check_trajectories",
     "less_offset",
+    "limits_less",
     "prediction_times",
     "subsample",
     "trajectory_plate",
@@ -186,6 +188,15 @@ def less_offset(trajectories: Trajectories, offset: Offset) -> tuple[Array, Arra
     row = jnp.asarray(own.row - offset.row, trajectories.values.dtype)
     values = jnp.where(trajectories.mask, trajectories.values + row, 0.0)
     return trajectories.times + (own.time - offset.time), values
+
+
+def limits_less(trajectories: Trajectories, offset: Offset) -> Limits | None:
+    """Limits less another offset, as `less_offset` gives the values."""
+    own, limits = trajectories.offset, trajectories.limits
+    if limits is None or own == offset:
+        return limits
+    row = jnp.asarray(own.row - offset.row, trajectories.values.dtype)
+    return limits.each(lambda bounds: bounds + row)
 
 
 def trajectory_plate(context: Trajectories, batch_size: int | None) -> numpyro.plate:

@@ -18,7 +18,7 @@ from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import posterior, prior
 from np_latentode.forecasts.densities import log_likelihood, observed_times
-from np_latentode.forecasts.prediction import draw_x, in_table_units
+from np_latentode.forecasts.prediction import as_measured, draw_x, in_table_units
 from np_latentode.inference.convergence import check_exact
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data, prediction_times
@@ -50,9 +50,11 @@ def to_datatree(
     - with `times`: `predictions` of x and x_mean at all of them, and `predictions_constant_data`,
     - `constant_data`: the parameters outside the networks, such as `noise_scale`; and if there are
       some, `static` (trajectory, covariate), categories as their places among the levels; `inputs`
-      (trajectory, row, input) and `input_times` (trajectory, row), all as they were given.
+      (trajectory, row, input) and `input_times` (trajectory, row), standard errors `error`, and
+      `lower` and `upper` of limits (trajectory, slot, feature), all as they were given.
 
-    Everything but z0 is in original units. Under a likelihood with a residual process,
+    Everything but z0 is in original units. Of limits, such as <0.5, `observed_data` has the
+    stand-in, and `log_likelihood` the log probability. Under a likelihood with a residual process,
     `posterior_predictive` is drawn given the residuals of the same observations, so that it lies
     close to them.
 
@@ -119,15 +121,16 @@ def _groups(
     """The arrays of each group, from z0 and from `before`, draws of the prior."""
     x_key, before_key, future_key = keys
     mask = np.asarray(trajectories.mask)
-    seen = observed_times(fitted.model, trajectories)
+    seen, sds = observed_times(fitted.model, trajectories), trajectories.error
 
     def predict(
-        rng_key: Array, z0: Array, times: Array, context: Trajectories | None
+        rng_key: Array, z0: Array, times: Array, context: Trajectories | None, error: Array | None
     ) -> dict[str, np.ndarray]:
         offset, codes = trajectories.offset, jnp.concatenate(z0)
         options: dict[str, Any] = dict(context=context, static=trajectories.static)
         options |= dict(inputs=trajectories.inputs)
         draws = draw_x(rng_key, fitted, codes, times, offset, **options)
+        draws["x"] = as_measured(rng_key, draws["x"], error)
         draws = in_table_units(draws, trajectories.offset, trajectories.labels)
         return {name: _chains(draws[name], len(z0)) for name in ("x", "x_mean")}
 
@@ -136,28 +139,33 @@ def _groups(
 
     names, modelled = trajectories.names, trajectories.given.values
     log_prob = log_likelihood(fitted, jnp.concatenate(z0), trajectories)
-    # Of x itself: the density of a logarithm, divided by x.
-    log_prob = np.asarray(log_prob) - np.where(names.logged, modelled, 0.0)
+    # Of x itself: the density of a logarithm, divided by x. A probability stays.
+    logged = names.logged & ~trajectories.limited
+    log_prob = np.asarray(log_prob) - np.where(logged, modelled, 0.0)
     own = {name: value for name, value in fitted.params.items() if not name.endswith("$params")}
     groups: dict[str, dict[str, np.ndarray]] = {
         "posterior": {"z0": np.asarray(z0)},
         "prior": {"z0": np.asarray(before)},
-        "posterior_predictive": observed(predict(x_key, z0, seen, trajectories)),
-        "prior_predictive": observed(predict(before_key, before, seen, None)),
+        "posterior_predictive": observed(predict(x_key, z0, seen, trajectories, sds)),
+        "prior_predictive": observed(predict(before_key, before, seen, None, sds)),
         "log_likelihood": observed({"x": _chains(log_prob, len(z0))}),
         "observed_data": {"x": table_values(trajectories.given, names)[mask]},
         "constant_data": {name: np.asarray(value) for name, value in own.items()}
         | _known(trajectories),
     }
     if at is not None:
-        groups["predictions"] = predict(future_key, z0, at, trajectories)
+        groups["predictions"] = predict(future_key, z0, at, trajectories, None)
     return groups
 
 
 def _known(trajectories: Trajectories) -> dict[str, np.ndarray]:
-    """Static covariates and inputs, as they were given."""
+    """Static covariates, inputs, standard errors and limits, as they were given."""
     static, inputs = trajectories.given_static, trajectories.inputs
-    found = {} if static is None else {"static": static}
+    found, given = {} if static is None else {"static": static}, trajectories.given
+    if given.error is not None:
+        found |= {"error": given.error}
+    if given.limits is not None:
+        found |= {"lower": given.limits.lower, "upper": given.limits.upper}
     if inputs is not None:
         found |= {"inputs": inputs.given_values, "input_times": inputs.given_times}
     return found
@@ -186,6 +194,7 @@ def _labelled(
             "static": ["trajectory", "covariate"],
             "inputs": ["trajectory", "row", "input"],
             "input_times": ["trajectory", "row"],
+            **{name: ["trajectory", "slot", "feature"] for name in ("error", "lower", "upper")},
             **of_features,
         },
         pred_coords={**coords, **shared},

@@ -15,7 +15,7 @@ from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference, amortized, draw_codes
 from np_latentode.forecasts.densities import observed_times
 from np_latentode.forecasts.mixture import join
-from np_latentode.forecasts.prediction import draw_x
+from np_latentode.forecasts.prediction import as_measured, draw_x
 from np_latentode.programs.bands import Bands
 from np_latentode.programs.ensemble import Ensemble, kinds, shares, with_solver
 from np_latentode.training.cross_fit import CrossFit
@@ -37,7 +37,8 @@ def recalibrated(
     the later half of its observed times from the first half; see `Bands.fit`. Fewer members
     forecast than in the ensemble, which makes the widths rather too large; but those left out have
     also chosen the best steps and the weights, which makes them rather too small. Zeros and ones,
-    and counts, keep their bands: stretched, they would be neither.
+    and counts, keep their bands: stretched, they would be neither. Limits, such as <0.5, say
+    nothing of the widths.
 
     Args:
         rng_key: a key.
@@ -60,9 +61,10 @@ def recalibrated(
     for k, rows in enumerate(cross.left_out):
         context, target = trajectories[rows].split()
         key, slots = jax.random.fold_in(rng_key, k), np.asarray(target.observed)
-        draws.append(_draws(key, silent.fold(k), context, target, inference, num_samples)[:, slots])
+        some = _draws(key, silent.fold(k), context, target, inference, num_samples)
+        draws.append(some[:, slots])
         x.append(np.asarray(target.values)[slots])
-        mask.append(np.asarray(target.mask)[slots])
+        mask.append((np.asarray(target.mask) & ~target.limited)[slots])
         ids.append(np.asarray(trajectories.names.ids)[rows[np.nonzero(slots)[0]]])
     stretched = np.array([kind == NUMBERS for kind in kinds(cross.ensemble)])
     mask = [seen & stretched for seen in mask]
@@ -84,5 +86,7 @@ def _draws(
         one, (z0_key, x_key) = share.fitted, jax.random.split(share.rng_key)
         z0 = draw_codes(inference, z0_key, one, context, share.num_samples)
         times = observed_times(one.model, target)
-        each.append(draw_x(x_key, one, jnp.asarray(z0), times, target.offset, context=context))
+        made = draw_x(x_key, one, jnp.asarray(z0), times, target.offset, context=context)
+        made["x"] = as_measured(x_key, made["x"], target.error)
+        each.append(made)
     return np.asarray(join(some, each)["x"])

@@ -1,0 +1,98 @@
+"""The commands read known standard errors and limits, count them, and say so."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from np_latentode import Trajectories, load
+from np_latentode.app.cli import app
+from np_latentode.app.column_names import named_errors
+from np_latentode.app.summaries import trajectories_table
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+COLUMNS = ["--id", "who", "--time", "day", "--values", "y,x", "--error", "y=sd"]
+
+
+def make_table(count=24):
+    """Two columns of some patients: one with known errors and limits, one plain."""
+    rng, rows = np.random.default_rng(0), []
+    for who in range(count):
+        u, n = rng.normal(), rng.integers(4, 7)
+        days, sd = np.sort(rng.uniform(0, 10, n)), rng.uniform(0.1, 1.0, n).round(2)
+        y = (u + np.sin(days / 3) + np.hypot(0.1, sd) * rng.normal(size=n)).round(3)
+        cells = [f"<{-0.3}" if value < -0.3 else f"{value}" for value in y]
+        x = (0.5 * u + 0.2 * rng.normal(size=n)).round(3)
+        rows.append(pd.DataFrame({"who": who, "day": days, "y": cells, "sd": sd, "x": x}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_what_was_read_counts_limits_and_errors():
+    table = make_table()
+    names = dict(id="who", time="day", values=["y", "x"], error={"y": "sd"})
+    said = trajectories_table(Trajectories.from_dataframe(table, **names))
+    count = int(table["y"].str.startswith("<").sum())
+    assert f"y: {count} of {len(table)} values are limits (<-0.3)\n" in f"{said}\n"
+    assert "y: standard errors in sd, 0.1" in said
+
+
+@pytest.mark.slow
+def test_fit_and_forecast_read_errors_and_limits(tmp_path):
+    table = make_table()
+    table.to_csv(tmp_path / "visits.csv", index=False)
+    options = ["--members", 2, "--steps", 40, "--output-dir", tmp_path / "run"]
+    outcome = run("fit", tmp_path / "visits.csv", *COLUMNS, *options)
+    assert outcome.exit_code == 0, outcome.output
+    assert "values are limits (<-0.3)" in outcome.output
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["settings"]["error"] == {"y": "sd"}
+    held_out = pd.read_csv(tmp_path / "run" / "heldout.csv", dtype=str)
+    limits = held_out["observed"].str.startswith("<")
+    assert metrics["limits"] == {"y": int(limits.sum())}
+    assert f"leave out values that are limits: {limits.sum()} of y" in outcome.output
+    assert held_out["observed"][limits].eq("<-0.3").all()
+    ours = metrics["methods"]["latent ODE"]["columns"]["y"]
+    assert 0 < ours["crps"] < 3
+    assert 0 < ours["coverage_90"] <= 1
+    assert load(tmp_path / "run").scaling.labels.errors == {"y": "sd"}
+    output = tmp_path / "out.csv"
+    asked = ["--ahead", 3, "--points", 2, "--draws", 20, "-o", output]
+    outcome = run("forecast", tmp_path / "run", tmp_path / "visits.csv", *asked)
+    assert outcome.exit_code == 0, outcome.output
+    assert np.isfinite(pd.read_csv(output)["mean"]).all()
+    table.drop(columns="sd").to_csv(tmp_path / "without.csv", index=False)
+    outcome = run("forecast", tmp_path / "run", tmp_path / "without.csv", *asked, "--overwrite")
+    assert outcome.exit_code == 2
+    assert "got none of ['sd']" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--error", "y"], "error must be column=column of its errors, separated by commas"),
+        (["--error", "y=sd,y=x"], "error must name each column once; got 'y' twice"),
+        (["--error", "z=sd"], "error must name columns among values, ['y', 'x']; got ['z']"),
+        (["--error", "y=se"], "got none of ['se']"),
+        (
+            ["--kind", "y=counts"],
+            "data must hold neither limits, such as <0.5, nor standard errors",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(tmp_path, arguments, words):
+    make_table(4).to_csv(tmp_path / "visits.csv", index=False)
+    options = [*COLUMNS[:6], *arguments, "--output-dir", tmp_path / "run"]
+    outcome = run("fit", tmp_path / "visits.csv", *options)
+    assert outcome.exit_code == 2
+    assert words in outcome.output
+
+
+def test_pairs_of_columns_are_split_at_commas():
+    assert named_errors(["a=b,c=d", '"e,f"=g']) == {"a": "b", "c": "d", "e,f": "g"}
