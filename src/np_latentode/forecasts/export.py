@@ -66,7 +66,8 @@ def export_forecast(
         num_samples: draws per trajectory.
 
     Raises:
-        ValueError: naming the argument, the rule and what came; also for a fit that reads inputs.
+        ValueError: naming the argument, the rule and what came; also for a fit that reads inputs or
+            standard errors.
         ImportError: if the package flatbuffers is missing.
         OSError: if a file cannot be written; an earlier one is kept then.
     """
@@ -79,6 +80,11 @@ def export_forecast(
         raise ValueError(
             "fitted must read no inputs, as their plan has no place among the arguments of the "
             f"program; got a fit with {', '.join(scaling.inputs.names)}."
+        )
+    if scaling.labels and (errors := scaling.labels.error):
+        raise ValueError(
+            "fitted must read no standard errors, which have no place among the arguments of the "
+            f"program; got a fit with {errors}."
         )
     check_reach(fitted, np.array([latest]))
     shapes = _shapes(fitted, num_seen, num_times)
@@ -147,7 +153,8 @@ def _forecasts(
 
     def of_one(place: Array, *arrays: Any) -> dict[str, Array]:
         when, x, seen, at, s = jax.tree.map(lambda array: array[None], arrays)
-        context = Trajectories.tree_unflatten(rest, (when, jnp.where(seen, x, 0.0), seen, s, None))
+        arrays = (when, jnp.where(seen, x, 0.0), seen, s, None, None, None)
+        context = Trajectories.tree_unflatten(rest, arrays)
         options: Any = dict(inference=amortized, num_samples=num_samples)
         draws = draw_given(jax.random.fold_in(key, place), fitted, context, at, **options)
         return {name: draws[name][:, 0] for name in ("x_mean", "x")}
