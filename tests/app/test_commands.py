@@ -129,6 +129,21 @@ def test_a_fit_writes_and_prints_what_it_promises(home):
     assert metrics["time_unit"] == "D"
 
 
+def test_a_split_holds_the_same_ids_out_whatever_the_seed(labs, monkeypatch):
+    trained = []
+
+    def stop(key, candidates, train, **options):
+        trained.append([*train.names.ids])
+        raise FloatingPointError("enough")
+
+    monkeypatch.chdir(labs)
+    monkeypatch.setattr(fit_table, "cross_fit", stop)
+    for seeds in (["--seed", "1"], ["--seed", "2"], ["--seed", "2", "--split", "1"]):
+        run("fit", "labs.csv", *COLUMNS, *seeds, "--output-dir", "split")
+    of_one, of_two, of_split = trained
+    assert of_split == of_one != of_two
+
+
 @pytest.mark.slow
 def test_what_was_held_out_is_written_beside_its_forecasts_in_its_own_units(home):
     table = pd.read_csv(home / "run" / "heldout.csv", dtype={"patient": str})
@@ -257,6 +272,7 @@ def test_ahead_is_counted_from_each_last_visit(home, tmp_path):
         (["labs.csv", *COLUMNS, "--steps", "0"], "--steps"),
         (["labs.csv", *COLUMNS, "--seed", "-1"], "seed must be an integer from 0 to"),
         (["labs.csv", *COLUMNS, "--seed", str(2**70)], "seed must be an integer from 0 to"),
+        (["labs.csv", *COLUMNS, "--split", "-1"], "split must be an integer from 0 to"),
         (["named.csv", "--id", "mean", *COLUMNS[2:]], "id and time must not be called"),
         (["labs.csv", "--id", "patient"], "Missing option"),
         (["labs.csv", *COLUMNS[:4]], "and values at least one; got ['patient', 'day']."),

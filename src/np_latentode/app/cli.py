@@ -79,6 +79,7 @@ def fit(
     unit: options.Unit = None,
     window: options.Window = None,
     holdout: options.Holdout = 0.2,
+    split: options.Split = None,
     origins: options.Origins = 1,
     residual: options.Residual = "ou",
     inference: options.Inference = "auto",
@@ -97,7 +98,8 @@ def fit(
     PNG. After an interruption the same command goes on; a finished fit is not repeated.
     """
     given: dict[str, Any] = dict(id=id, time=time, feature=feature, value=value, unit=unit)
-    given |= dict(since=since, window=window, holdout=holdout, origins=origins)
+    given |= dict(since=since, window=window, holdout=holdout)
+    given |= dict(split=split, origins=origins)
     given |= dict(residual=residual, inference=inference)
     given |= dict(latent_dim=latent_dim, members=members, recalibrate=recalibrate)
     given |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)

@@ -91,6 +91,7 @@ def fit_table(
     unit: str | None = None,
     window: float | None = None,
     holdout: float = 0.2,
+    split: int | None = None,
     origins: int = 1,
     residual: str = "ou",
     inference: str = AUTO,
@@ -124,6 +125,7 @@ def fit_table(
             from, in the unit of the times; see `Trajectories.windows`. Each half of a window is in
             the next one, too. Default: trajectories are taken whole.
         holdout: the share of the trajectories to hold out; 0 for none.
+        split: the seed that chooses them, to compare fits on the same ones. Default: `seed`.
         origins: the number K of times from which each of them is forecast: from the share k / (K +
             1) of its observed times, k = 1, ..., K. Scores are those of all these forecasts, and
             metrics.json has those of each origin as well.
@@ -156,7 +158,7 @@ def fit_table(
     settings |= dict(residual=residual, inference=inference)
     settings |= dict(latent_dim=latent_dim, members=members, recalibrate=recalibrate)
     settings |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
-    settings |= dict(origins=origins)
+    settings |= dict(origins=origins, split=seed if split is None else split)
     _check(settings)
     trajectories = _read(data, columns)
     settings = {"data": hashlib.sha256(data.read_bytes()).hexdigest(), **settings}
@@ -168,7 +170,7 @@ def fit_table(
         _end(checkpoints, say, f"{output_dir} holds this fit already: {_summary(done)}")
         return done
     _check_new(output_dir, settings, overwrite=overwrite)
-    parts = divide(trajectories, holdout, seed)
+    parts = divide(trajectories, holdout, settings["split"])
     if window is not None:
         parts = parts.cut(window)
     say(_described(data, trajectories, parts, settings["kind"], unit, checkpoints))
@@ -277,7 +279,8 @@ def _check(settings: dict[str, Any]) -> None:
     counts = ("latent_dim", "members", "steps", "patience", "batch_size", "origins")
     given = {name: settings[name] for name in counts if settings.get(name) is not None}
     check_counts(**given)
-    check_seed(settings["seed"])
+    for name in ("seed", "split"):
+        check_seed(settings[name], name=name)
     residual, holdout = settings["residual"], settings["holdout"]
     window = settings["window"]
     if window is not None and not 0 < window < float("inf"):

@@ -59,6 +59,7 @@ __all__ = [
     "SeedOfAll",
     "SeedOfDraws",
     "Since",
+    "Split",
     "Splits",
     "Static",
     "Steps",
@@ -242,6 +243,13 @@ BatchSize = Annotated[
 ]
 SeedOfAll = Annotated[
     int, typer.Option(help="Seed of the networks, of training, and of the ids held out.")
+]
+Split = Annotated[
+    int | None,
+    typer.Option(
+        "--split",
+        help="Seed of the ids held out, to compare fits on the same ones.  [default: --seed]",
+    ),
 ]
 OverwriteFit = Annotated[
     bool, typer.Option("--overwrite", help="Replace the results of another fit as a whole.")

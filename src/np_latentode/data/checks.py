@@ -18,11 +18,11 @@ def check_counts(**counts: Any) -> None:
             raise ValueError(f"{name} must be a positive integer; got {count!r}.")
 
 
-def check_seed(seed: Any) -> None:
+def check_seed(seed: Any, *, name: str = "seed") -> None:
     """Refuses a seed that NumPy or JAX cannot use.
 
     Raises:
         ValueError: naming the rule and what came.
     """
     if not (isinstance(seed, int) and 0 <= seed < 2**32):
-        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1; got {seed!r}.")
+        raise ValueError(f"{name} must be an integer from 0 to 2**32 - 1; got {seed!r}.")
