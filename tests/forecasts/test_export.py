@@ -31,6 +31,7 @@ TABLE = pd.DataFrame(
         "day": np.tile([0.0, 1.0, 2.5, 4.0], 5),
         "bili": np.exp(RNG.normal(size=20)),
         "age": np.repeat(RNG.normal(50, 10, 5), 4),
+        "arm": np.repeat(["drug", "placebo", "drug", "placebo", "drug"], 4),
     }
 )
 RUN = """
@@ -67,7 +68,7 @@ def run(tmp_path, given):
 
 def test_it_runs_without_this_package_for_any_number_of_trajectories(tmp_path):
     train = Trajectories.from_dataframe(
-        TABLE, id="id", time="day", values="bili", log=["bili"], static=["age"]
+        TABLE, id="id", time="day", values="bili", log=["bili"], static=["age", "arm"]
     )
     one = fit(train)
     fitted = Ensemble((one, one), bands=Bands([1.5]))
@@ -90,7 +91,8 @@ def test_it_runs_without_this_package_for_any_number_of_trajectories(tmp_path):
                 np.testing.assert_allclose(draws[name][i], own[name][:, 0], rtol=2e-3)
     said = json.loads((tmp_path / "forecast.stablehlo.json").read_text())
     assert said["features"] == said["logarithms"] == ["bili"]
-    assert said["static"] == ["age"]
+    assert said["static"] == {"age": "number", "arm": ["drug", "placebo"]}
+    assert said["clock"] == {"unit": None, "origin": None, "since": None, "span": None}
     assert said["arguments"]["times"] == ["(n, 4)", "float32"]
 
 
@@ -120,6 +122,16 @@ def test_times_beyond_reach_and_wrong_numbers_are_refused(tmp_path):
         export_forecast(path, fitted, latest=1e6, **options)
     with pytest.raises(ValueError, match="latest must be a finite time; got nan"):
         export_forecast(path, fitted, latest=float("nan"), **options)
+    with_sd = Trajectories.from_dataframe(
+        TABLE.assign(sd=0.1), id="id", time="day", values="bili", error={"bili": "sd"}
+    )
+    with pytest.raises(ValueError, match=r"fitted must read no standard errors, .* a fit with sd"):
+        export_forecast(path, fit(with_sd), latest=5.0, **options)
+    doses = Trajectories.from_dataframe(
+        TABLE.assign(dose=1.0), id="id", time="day", values="bili", inputs={"dose": "event"}
+    )
+    with pytest.raises(ValueError, match=r"fitted must read no inputs, .* a fit with dose"):
+        export_forecast(path, fit(doses), latest=5.0, **options)
     with pytest.raises(ValueError, match="num_seen"):
         export_forecast(path, fitted, latest=5.0, **options | {"num_seen": 0})
     assert not [*tmp_path.iterdir()]

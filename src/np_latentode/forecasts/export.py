@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from np_latentode.data.atomic import write_bytes
 from np_latentode.data.checks import check_counts
+from np_latentode.data.scaling import Scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import amortized
 from np_latentode.forecasts.prediction import check_reach, draw_given
@@ -49,13 +50,13 @@ def export_forecast(
     `Trajectories`: numbers as they are modelled, logarithms where the table was read so. All times,
     and values, are less the offset that is written beside; it is mostly 0. What is returned is in
     the units of the table. Slots whose mask is False are not read. Where a solve fails, draws are
-    NaN. To run it:
+    NaN. Every value counts as exact: errors and limits have no argument. To run it:
 
         from jax import export
         program = export.deserialize(open("forecast.stablehlo", "rb").read())
         draws = program.call(seed, times, values, mask, asked)
 
-    `{path}.json` says the shapes, names and offsets of all arguments.
+    `{path}.json` says the shapes, names, categories, offsets and clocks of all arguments.
 
     Args:
         path: the file of the program.
@@ -81,10 +82,10 @@ def export_forecast(
             "fitted must read no inputs, as their plan has no place among the arguments of the "
             f"program; got a fit with {', '.join(scaling.inputs.names)}."
         )
-    if scaling.labels and (errors := scaling.labels.error):
+    if scaling.labels and (errors := scaling.labels.errors):
         raise ValueError(
             "fitted must read no standard errors, which have no place among the arguments of the "
-            f"program; got a fit with {errors}."
+            f"program; got a fit with {', '.join(errors.values())}."
         )
     check_reach(fitted, np.array([latest]))
     shapes = _shapes(fitted, num_seen, num_times)
@@ -103,13 +104,21 @@ def export_forecast(
     write_bytes(path, data)
 
 
-def _names(scaling: Any) -> dict[str, Any]:
-    """The names of the columns, where the table had some."""
-    covariates = () if scaling.covariates is None else scaling.covariates.names
+def _names(scaling: Scaling) -> dict[str, Any]:
+    """What the table called its columns, and how it counted time."""
+    covariates, named = scaling.covariates, {}
+    if covariates is not None:
+        # A category is given as its place in this list, a number as it is.
+        named["static"] = {
+            name: [*levels] or "number"
+            for name, levels in zip(covariates.names, covariates.levels, strict=True)
+        }
     if (labels := scaling.labels) is None:
-        return {"static": [*covariates]}
+        return named
     logged = [name for name, log in zip(labels.features, labels.logged, strict=True) if log]
-    return {"features": [*labels.features], "logarithms": logged, "static": [*covariates]}
+    origin = None if labels.origin is None else str(labels.origin)
+    clock = dict(unit=labels.unit, origin=origin, since=labels.since, span=labels.span)
+    return named | {"features": [*labels.features], "logarithms": logged, "clock": clock}
 
 
 def _shapes(

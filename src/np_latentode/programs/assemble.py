@@ -66,7 +66,8 @@ def candidates(
     see `MixedModel.parts`. It is left out for so many features that a line for each has more than
     24 coefficients. `network` has an `MLPDynamics`, an `MLPDecoder`, an `ODERNN` and a
     `DiagonalNormal`, and two latent dimensions for each feature, from 4 to 16. Both read static
-    covariates and inputs, if train has some.
+    covariates and inputs, if train has some; the field of a backbone reads inputs only, as its z0
+    has the slopes.
 
     Args:
         train: all that may be trained on.
