@@ -333,6 +333,7 @@ def test_a_forecast_that_cannot_be_is_refused(home, arguments, message, monkeypa
     assert not [*tmp_path.glob("out*")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "kind"), [("none", GaussianLikelihood), ("ou", OrnsteinUhlenbeckLikelihood)]
 )
@@ -532,6 +533,7 @@ def test_a_forecast_reads_a_new_table_as_the_fit_did(home, of_long, tmp_path):
     assert len(of_bili) == len(of_all)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_tests_is_warned_of_in_one_line(home, monkeypatch):
     monkeypatch.setattr(
         fit_table, "cross_fit", lambda *_, **__: (_ for _ in ()).throw(OSError("stop"))
@@ -547,6 +549,7 @@ def test_a_mixture_of_tests_is_warned_of_in_one_line(home, monkeypatch):
     assert stopped == "np-latentode fit: stop"
 
 
+@pytest.mark.slow
 def test_a_picture_beside_a_compressed_table_has_its_name(home, tmp_path):
     (tmp_path / "out.png").touch()
     outcome = run(

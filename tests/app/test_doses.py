@@ -48,6 +48,7 @@ def run(patients, tmp_path_factory):
     return directory, done.output
 
 
+@pytest.mark.slow
 def test_fit_says_what_is_given_and_keeps_the_kinds(run):
     directory, said = run
     assert "input dose (event): 1." in said
@@ -56,6 +57,7 @@ def test_fit_says_what_is_given_and_keeps_the_kinds(run):
     assert settings["inputs"] == {"dose": "event", "temp,c": "linear", "treated": "constant"}
 
 
+@pytest.mark.slow
 def test_forecasts_depend_on_a_plan(run, patients):
     directory, _ = run
     known = patients[patients["day"] <= 2]
@@ -79,6 +81,7 @@ def test_forecasts_depend_on_a_plan(run, patients):
     np.testing.assert_array_equal(differ, planned & (one["day"] > 2.5))
 
 
+@pytest.mark.slow
 def test_inputs_that_end_before_the_horizon_are_held_with_a_warning(run):
     directory, _ = run
     done = call(
@@ -89,6 +92,7 @@ def test_inputs_that_end_before_the_horizon_are_held_with_a_warning(run):
     assert "inputs (temp,c, treated) end before the forecast of 14 of 14 ids" in done.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
@@ -133,6 +137,7 @@ def test_bad_inputs_are_refused(patients, tmp_path, inputs, rule):
     assert rule in done.output
 
 
+@pytest.mark.slow
 def test_a_table_without_them_is_refused(run, patients):
     directory, _ = run
     patients.drop(columns="dose").to_csv(directory / "none.csv", index=False)
@@ -141,6 +146,7 @@ def test_a_table_without_them_is_refused(run, patients):
     assert "got none of ['dose']" in done.output
 
 
+@pytest.mark.slow
 def test_a_dose_before_the_table_fitted_is_refused_with_its_id_and_time(run, patients):
     directory, _ = run
     patients.replace({"day": {-0.5: -9.5}}).iloc[7:14].to_csv(directory / "early.csv", index=False)

@@ -36,6 +36,7 @@ def run(readings, tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_held_out_windows_are_of_machines_that_were_not_trained_on(run, readings):
     metrics = json.loads((run / "run" / "metrics.json").read_text())
     # Two machines are held out, cut every 20 hours; the others are cut every 10.
@@ -47,6 +48,7 @@ def test_held_out_windows_are_of_machines_that_were_not_trained_on(run, readings
     np.testing.assert_array_equal(joined["observed"], joined["load"])
 
 
+@pytest.mark.slow
 def test_forecasts_begin_after_the_last_reading_in_the_clock_of_the_table(run, readings):
     table = forecast_table(
         run / "run", run / "readings.csv", run / "forecast.csv", ahead=5.0, points=5
@@ -57,6 +59,7 @@ def test_forecasts_begin_after_the_last_reading_in_the_clock_of_the_table(run, r
     assert set(table["machine"]) == set(readings["machine"])
 
 
+@pytest.mark.slow
 def test_readings_before_the_last_window_change_no_forecast(run, readings):
     recent = readings.groupby("machine").tail(20)
     recent.to_csv(run / "recent.csv", index=False)
@@ -66,6 +69,7 @@ def test_readings_before_the_last_window_change_no_forecast(run, readings):
     pd.testing.assert_frame_equal(whole, part)
 
 
+@pytest.mark.slow
 def test_dates_are_asked_of_the_last_window_and_none_before_it(run):
     options = dict(draws=4, overwrite=True)
     date = "2024-01-03T12:00"
@@ -82,6 +86,7 @@ def test_dates_are_asked_of_the_last_window_and_none_before_it(run):
         )
 
 
+@pytest.mark.slow
 def test_windows_of_one_trajectory_are_left_out_together(readings):
     windows = Trajectories.from_dataframe(readings, **COLUMNS, unit="h").windows(20.0, 10.0)
     seen = []
@@ -98,12 +103,14 @@ def test_windows_of_one_trajectory_are_left_out_together(readings):
         assert not set(np.asarray(windows.names.ids)[rows]) & kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [0.0, -1.0, float("inf")])
 def test_a_window_without_length_is_refused(run, tmp_path, window):
     with pytest.raises(ValueError, match="window must be positive and finite"):
         fit_table(run / "readings.csv", tmp_path / "run", **COLUMNS, window=window)
 
 
+@pytest.mark.slow
 def test_windows_are_proposed_for_long_series(tmp_path, capsys):
     rows = [dict(machine=k, time=t, load=np.sin(t + k)) for k in range(8) for t in range(200)]
     pd.DataFrame(rows).to_csv(tmp_path / "long.csv", index=False)

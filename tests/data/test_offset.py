@@ -65,6 +65,7 @@ def test_in_scaled_units_any_origin_and_unit_are_the_same_numbers(start, level, 
         np.testing.assert_allclose(ours, plain, atol=5e-4)
 
 
+@pytest.mark.slow
 def test_forecasts_scores_and_loss_move_with_the_origin():
     plain, other = moved(), moved(**far)
     asked = far["start"] + far["unit"] * ASKED

@@ -66,6 +66,7 @@ def run(tmp_path, given):
     return np.load(tmp_path / "draws.npz")
 
 
+@pytest.mark.slow
 def test_it_runs_without_this_package_for_any_number_of_trajectories(tmp_path):
     train = Trajectories.from_dataframe(
         TABLE, id="id", time="day", values="bili", log=["bili"], static=["age", "arm"]

@@ -69,6 +69,7 @@ def shares(fitted, data):
     return variance_shares(KEY, fitted, data)
 
 
+@pytest.mark.slow
 def test_the_shares_are_those_of_the_variances(fitted, data, shares):
     z0 = posterior(fitted, data).sample(jax.random.split(KEY)[0], (20,))
     # Decoded without a context, the mean curve is the path.

@@ -21,6 +21,7 @@ def split(problem):
     return problem.data.before(middle), problem.data.after(middle)
 
 
+@pytest.mark.slow
 def test_sharpened_posteriors_are_chosen_where_the_guide_is_wrong(problem):
     choice = choose_inference(jax.random.key(0), problem.with_guide("displaced"), *split(problem))
     assert choice.name == "sharpened"

@@ -239,6 +239,7 @@ def test_hidden_slots_change_nothing(problem):
     np.testing.assert_array_equal(*draws)
 
 
+@pytest.mark.slow
 def test_nuts_ends_the_chain_where_no_weights_can_be_trusted(problem, monkeypatch):
     monkeypatch.setattr(sharpening, "GUIDE_TRUSTED", -np.inf)
     monkeypatch.setattr(sharpening, "most_trusted", lambda num_draws: -np.inf)
@@ -255,6 +256,7 @@ def test_nuts_ends_the_chain_where_no_weights_can_be_trusted(problem, monkeypatc
         np.testing.assert_allclose(z0.std(0) / sd, 1.0, atol=0.15)
 
 
+@pytest.mark.slow
 def test_an_angle_beside_the_end_of_its_range_is_no_problem():
     posterior = CirclePosterior(32, rngs=nnx.Rngs(0))
     fitted = still_model(

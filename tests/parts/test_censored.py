@@ -50,6 +50,7 @@ def test_a_limit_has_the_probability_of_its_interval(kind, double):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BASES)
 def test_slopes_are_those_of_the_probability_and_finite_far_out(kind):
     def total(loc, scale):

@@ -304,6 +304,7 @@ def exact(rng_key, fitted, context, num_samples):
     return sharpen(rng_key, fitted, context, num_samples=num_samples).z0
 
 
+@pytest.mark.slow
 def test_forecasts_of_what_has_errors_and_limits_are_calibrated(forecasts):
     fitted, context, target = forecasts
     found = calibration(KEY, fitted, context, target, inference=exact, num_samples=200)
@@ -338,6 +339,7 @@ def test_a_forecast_of_the_future_has_no_error_of_measurement(forecasts):
     np.testing.assert_array_equal(draws, forecast(KEY, fitted, plain, [2.5], num_samples=50)["x"])
 
 
+@pytest.mark.slow
 def test_simulations_and_trees_have_the_errors_too(forecasts, tmp_path):
     fitted, context, _ = forecasts
     some = context[:6]
@@ -354,6 +356,7 @@ def test_simulations_and_trees_have_the_errors_too(forecasts, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", [GaussianLikelihood, OrnsteinUhlenbeckLikelihood])
 def test_slopes_in_all_parameters_are_those_of_differences(likelihood, x64):
     cells = [(0, 0, -np.inf, 0.5), (1, 1, 0.1, np.inf), (2, 0, 0.2, 0.9), (3, 0, -3.0, np.inf)]

@@ -94,6 +94,7 @@ def test_draws_have_the_mean(reference, getkey):
     assert np.abs(error).max() < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0.01, 0.7, 9.9, 10.1, 1e3, 1e6, 1e12])
 def test_negative_binomial_counts_go_on_to_poisson_counts(size):
     x = np.arange(60.0)
@@ -314,6 +315,7 @@ def test_a_likelihood_may_be_a_function_that_names_parameters():
 DEFAULT = {"x_1": BernoulliLikelihood(), "x_2": NegativeBinomialLikelihood()}
 
 
+@pytest.mark.slow
 def test_likelihoods_by_name_are_those_by_position():
     """The others have the default, and their parameters their own name."""
     train, decoded = make_train(), jnp.asarray(np.random.default_rng(2).normal(size=(6, 5, 3)))

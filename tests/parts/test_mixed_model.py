@@ -167,6 +167,7 @@ def test_forecasts_are_those_of_the_joint_gaussian_with_missing_values_and_witho
         assert found[i] == pytest.approx(norm.logpdf(x, rows @ mean, sd).sum(), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("degree", [1, 2])
 def test_forecasts_of_one_feature_are_those_of_statsmodels(degree):
     pytest.importorskip("statsmodels")

@@ -136,6 +136,7 @@ def test_the_log_density_is_the_dense_one(double):
             np.testing.assert_allclose(of_each.sum((1, 2)), expected, rtol=rtol, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_dense_log_density(x64):
     like, z0 = data(), z0_draws()[0]
     fitted = fitted_with(OrnsteinUhlenbeckLikelihood(), like=like)
@@ -170,6 +171,7 @@ def test_gradients_are_those_of_the_dense_log_density(x64):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_residual_it_is_the_gaussian_likelihood():
     plain, ours = GaussianLikelihood(NOISE), OrnsteinUhlenbeckLikelihood(NOISE, 0.0, TIMESCALE)
     target = data(3)
@@ -200,6 +202,7 @@ def test_a_vanishing_timescale_is_white_noise_and_an_infinite_one_a_random_inter
             np.testing.assert_allclose(terms[i, :, j].sum(), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_brownian_is_the_limit_of_ou_in_its_forecast_from_one_point(x64):
     """Given x at one time with hardly any noise, both spread by the same variance per time."""
     one = Trajectories(np.array([[1.0]]), np.array([[[0.4, 0.2]]]))
@@ -229,6 +232,7 @@ def test_forecasts_are_the_dense_conditionals(x64):
         assert (np.abs(found - covariance) < 0.06 * np.outer(size, size)).all()
 
 
+@pytest.mark.slow
 def test_a_target_is_scored_given_the_context(x64):
     context, target, z0 = data(), data(5), z0_draws()
     fitted = fitted_with(ou(), like=context)
@@ -281,6 +285,7 @@ def test_the_sites_are_those_of_every_latent_ode():
     assert sites["x_mean"]["value"].shape == (4, 6, 2)
 
 
+@pytest.mark.slow
 def test_a_minibatch_scores_its_trajectories_times_their_share():
     fitted = fitted_with(ou())
     with (
@@ -316,6 +321,7 @@ def test_other_units_of_time_and_value_change_nothing_else(x64):
     np.testing.assert_allclose(x * unit, y, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_parameters_of_simulated_data_are_found():
     rng = np.random.default_rng(0)
     n, slots = 300, 12
@@ -381,6 +387,7 @@ def evidence():
     return total, mean, sd
 
 
+@pytest.mark.slow
 def test_refinement_importance_and_elpd_know_the_residual(evidence):
     log_p, mean, sd = evidence
     fitted = fitted_with(ou())
@@ -426,6 +433,7 @@ def test_data_at_other_offsets_are_scored_as_the_same_data():
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_hidden_slots_far_ahead_change_nothing():
     times = np.array([[0.0, 1.0, 1e5]])
     whole = Trajectories(times, np.ones((1, 3, 2)))
@@ -444,6 +452,7 @@ def test_hidden_slots_far_ahead_change_nothing():
         assert jnp.isfinite(sites["x_mean"]["value"]).all()
 
 
+@pytest.mark.slow
 def test_observed_times_are_forecast_as_any_times_and_rows_stay_together():
     early, late = SEEN.split()
     fitted = fitted_with(OrnsteinUhlenbeckLikelihood(0.01, 5.0, 50.0))
@@ -472,6 +481,7 @@ def test_a_density_of_draws_has_one_row_per_draw():
     np.testing.assert_allclose(x.log_prob(draws), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_fit_is_saved_and_a_tree_made(tmp_path):
     fitted = fitted_with(OrnsteinUhlenbeckLikelihood(NOISE))
     tree = to_datatree(KEY, fitted, SEEN, times=[1.0, 9.0], num_samples=5)

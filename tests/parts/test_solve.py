@@ -253,6 +253,7 @@ def test_direct_and_checkpointed_adjoints_give_the_same_gradients(x64):
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCANNED)
 def test_a_scan_gives_the_states_and_gradients_of_diffrax(x64, name):
     # Of 32 steps, 18 are taken.
@@ -278,6 +279,7 @@ def test_few_explicit_constant_steps_with_the_default_adjoint_are_scanned():
     assert _can_scan(Solver())
 
 
+@pytest.mark.slow
 def test_a_field_that_ends_with_the_solve_has_finite_gradients(x64):
     def loss(z0, end):
         def field(z0, t, z):
@@ -293,6 +295,7 @@ def test_a_field_that_ends_with_the_solve_has_finite_gradients(x64):
     assert np.isfinite(slopes).all()
 
 
+@pytest.mark.slow
 def test_solves_of_several_lengths_can_be_mapped(x64):
     def loss(numbers, times):
         z = solve(
@@ -464,6 +467,7 @@ def test_neither_max_steps_nor_the_number_of_times_changes_what_is_read():
     np.testing.assert_allclose(one, few, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_memory_of_a_solve_does_not_grow_with_max_steps_at_each_time():
     def needed(num_times, max_steps):
         def squared(z0, times):

@@ -45,6 +45,7 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_a_backbone_has_the_degree_that_the_data_choose_and_starts_at_its_noise():
     mixed = choose_degree(DATA, Scaling.fit(DATA), most_coefficients=24)
     model, guide = candidates(DATA)["backbone"](DATA, nnx.Rngs(0))
@@ -130,6 +131,7 @@ MIXED = mixed_kinds()
 NAMED = {"x_1": BernoulliLikelihood(), "x_2": NegativeBinomialLikelihood()}
 
 
+@pytest.mark.slow
 def test_both_candidates_have_the_likelihoods_by_name_and_a_residual_for_the_others():
     for build in candidates(MIXED, likelihood=NAMED).values():
         likelihood = build(MIXED, nnx.Rngs(0))[0].likelihood
@@ -150,6 +152,7 @@ def test_both_candidates_have_the_likelihoods_by_name_and_a_residual_for_the_oth
     assert float(one["x_0.noise_scale"][0]) == pytest.approx(noise, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_backbone_starts_at_the_linear_model_of_zeros_and_ones_and_of_counts():
     scaling = Scaling.fit(MIXED)
     mixed = choose_degree(MIXED, scaling, most_coefficients=24)

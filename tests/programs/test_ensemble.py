@@ -100,6 +100,7 @@ def test_draws_are_those_of_the_members_one_after_the_other():
         same(own, {name: draws[name][rows] for name in own})
 
 
+@pytest.mark.slow
 def test_members_of_different_latent_dimensions_forecast_without_z0():
     mixed = Ensemble((ONE, WIDER))
     for name in ("forecast", "forecast_observed", "prior_predictive"):

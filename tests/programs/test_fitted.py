@@ -66,6 +66,7 @@ def result():
     return svi.run(jax.random.key(0), 3, TRAIN, progress_bar=False)
 
 
+@pytest.mark.slow
 def test_the_result_of_svi_is_a_fit_and_forecasts_as_predictive_does(result):
     fitted = Fitted(MODEL, GUIDE, result.params)
     times = np.array([1.5, 2.0])
@@ -88,6 +89,7 @@ def test_unknown_parameters_are_refused_by_name():
         Fitted(MODEL, GUIDE, PARAMS | {"stale": jnp.ones(2)})
 
 
+@pytest.mark.slow
 def test_parameters_of_another_shape_are_refused_with_both_shapes():
     with pytest.raises(ValueError, match=r"params must be those .* shape \(1,\) .*\(2, 1\)"):
         Fitted(MODEL, GUIDE, PARAMS | {"noise_scale": jnp.ones((2, 1))})

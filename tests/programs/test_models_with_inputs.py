@@ -188,6 +188,7 @@ def test_in_a_window_what_was_given_before_is_part_of_the_state(plain):
     np.testing.assert_allclose(whole, rest, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_inference_reads_them(plain):
     other = Inputs(DATA.inputs.given_times, -2 * DATA.inputs.given_values, "event")
     changed = posterior(plain, DATA.with_inputs(other)).mean
@@ -207,6 +208,7 @@ def test_inference_reads_them(plain):
     assert np.abs(error).max() < 0.25
 
 
+@pytest.mark.slow
 def test_default_parts_learn_from_doses_and_come_back_from_disk(tmp_path):
     train = data(static=np.arange(6.0)[:, None])
     model, guide = latent_ode(train, latent_dim=2, rngs=nnx.Rngs(0))
@@ -231,6 +233,7 @@ def test_default_parts_learn_from_doses_and_come_back_from_disk(tmp_path):
     assert np.isfinite(tree["log_likelihood"]["x"].values).all()
 
 
+@pytest.mark.slow
 def test_both_candidates_read_them():
     inputs = Inputs([[0.5, 2.0]] * 6, np.arange(24.0).reshape(6, 2, 2), ("linear", "event"))
     train = Trajectories(DATA.given.times, DATA.given.values, inputs=inputs)
@@ -241,6 +244,7 @@ def test_both_candidates_read_them():
         assert isinstance(model.jump, LinearJump), name
 
 
+@pytest.mark.slow
 def test_the_guide_of_a_backbone_reads_them_and_comes_back_from_disk(tmp_path):
     train = data(static=np.arange(6.0)[:, None])
     model, guide = candidates(train)["backbone"](train, nnx.Rngs(0))
@@ -301,6 +305,7 @@ def test_the_jumps_of_a_mixed_model_are_found():
     np.testing.assert_allclose(found * scaling.scale / scaling.inputs.scale, [[1.5]], rtol=0.03)
 
 
+@pytest.mark.slow
 def test_a_forecast_beyond_the_last_row_holds_the_last_value_and_says_so():
     inputs = Inputs([[0.0, 2.0]] * 6, np.arange(12.0).reshape(6, 2, 1), "linear")
     train = Trajectories(DATA.given.times, DATA.given.values, inputs=inputs)

@@ -179,6 +179,7 @@ def test_the_effects_of_a_mixed_model_are_those_of_statsmodels():
     np.testing.assert_allclose(found.effects, expected, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"latent_dim": 3}])
 def test_default_parts_read_covariates_and_come_back_from_disk(options, tmp_path):
     model, guide = latent_ode(DATA, rngs=nnx.Rngs(0), **options)
@@ -198,6 +199,7 @@ def test_default_parts_read_covariates_and_come_back_from_disk(options, tmp_path
     assert not np.allclose(one, changed)
 
 
+@pytest.mark.slow
 def test_numpyro_trains_and_predicts_with_them():
     model, guide = latent_ode(DATA, latent_dim=2, rngs=nnx.Rngs(0))
     svi = SVI(model, guide, __import__("optax").adam(1e-2), Trace_ELBO(), batch_size=3)

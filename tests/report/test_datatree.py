@@ -76,6 +76,7 @@ def at(points):
     return Trajectories(np.zeros((len(points), 1)), points[:, None])
 
 
+@pytest.mark.slow
 def test_codes_that_follow_the_prior_have_no_marginal_kl():
     # x ~ N(0, 1 - s^2) and z | x ~ N(x, s^2) make z ~ N(0, 1), with I(x; z) = -log s per dimension.
     scale = 0.5
@@ -196,6 +197,7 @@ def test_the_tree_survives_the_disk(tree, tmp_path):
             xarray.testing.assert_equal(before, after.load())
 
 
+@pytest.mark.slow
 def test_dimensions_and_coordinates_have_names(tree):
     assert tree.posterior["z0"].dims == ("chain", "draw", "trajectory", "latent")
     assert tree.posterior.trajectory.values[0] == "patient 0"

@@ -179,6 +179,7 @@ def ensemble_of(**parts):
     return nl.Ensemble((one, other, wider), [0.2, 0.3, 0.5])
 
 
+@pytest.mark.slow
 def test_an_ensemble_forecasts_the_same_when_it_is_loaded(tmp_path):
     ensemble = ensemble_of()
     save(tmp_path / "fit", ensemble)

@@ -65,6 +65,7 @@ def problem():
     return Problem()
 
 
+@pytest.mark.slow
 def test_the_noise_is_found_whatever_the_guide(problem):
     before, after = (one.params["noise_scale"] for one in (problem.fitted, problem.polished))
     np.testing.assert_allclose(before, 0.4)
