@@ -10,7 +10,14 @@ from matplotlib.dates import date2num
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
-from np_latentode import History, Trajectories, plot_forecasts, plot_latent, plot_training
+from np_latentode import (
+    History,
+    Limits,
+    Trajectories,
+    plot_forecasts,
+    plot_latent,
+    plot_training,
+)
 from np_latentode.report.panels import DATA, MODEL, TRUTH
 
 RNG = np.random.default_rng(0)
@@ -67,6 +74,26 @@ def test_context_and_target_are_distinguished_and_missing_values_are_left_out():
             shown = points(axis, label)
             np.testing.assert_allclose(shown[:, 0], WHEN[i, expected], rtol=1e-6)
             np.testing.assert_allclose(shown[:, 1], VALUES[i, expected, j], rtol=1e-6)
+
+
+def test_limits_and_errors_are_told_from_values_that_are_known():
+    lower, upper = np.full((2, 3, 6, 2), np.nan)
+    lower[0, 0, 0], upper[0, 0, 0] = -np.inf, 0.5
+    lower[0, 2, 0], upper[0, 2, 0] = 2.0, np.inf
+    lower[0, 3, 0], upper[0, 3, 0] = 1.0, 2.0
+    some = Trajectories(
+        WHEN, VALUES, error=np.full(VALUES.shape, 0.25), limits=Limits(lower, upper)
+    )
+    axis = plot_forecasts(some, DRAWS, TIMES).axes[0]
+    for k, (kind, marker, x) in enumerate((("below", "v", 0.5), ("above", "^", 2.0))):
+        (line,) = [line for line in axis.get_lines() if line.get_label() == f"seen, {kind}"]
+        assert line.get_marker() == marker
+        np.testing.assert_allclose(line.get_xydata(), [[WHEN[0, 2 * k], x]])
+    np.testing.assert_allclose(points(axis, "seen, between"), [[WHEN[0, 3], 1.5]])
+    np.testing.assert_allclose(points(axis, "seen")[:, 0], WHEN[0, [4, 5]])
+    (bars,) = axis.collections[-1:]
+    heights = [np.ptp(segment[:, 1]) for segment in bars.get_segments()]
+    np.testing.assert_allclose(heights, 0.5)
 
 
 def test_panels_have_the_given_names():

@@ -13,6 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from np_latentode.data.given import table_times, table_values
 from np_latentode.data.kinds import BERNOULLI, all_fit
+from np_latentode.data.limits import Limits
 from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.report.panels import DATA, GIVEN, MODEL, TRUTH, marker_of, panels
@@ -21,6 +22,9 @@ __all__ = ["fan", "plot_forecasts", "with_dates"]
 
 EVENTS = "^vD*"
 """The markers of events, one for each input."""
+
+LIMITS = {"below": "v", "above": "^", "between": "d"}
+"""The markers of limits, which stand where the encoder sees a value."""
 
 Middle = tuple[str, Callable[..., Any]]
 
@@ -125,12 +129,12 @@ def plot_forecasts(
             axis.set_ylabel(str(rows[j]))
         for axis in axes[-1]:
             axis.set_xlabel(f"{names.time} (UTC)" if names.zone else names.time)
-        _legend(figure, axes[:, 0], ncols=len(levels) + 3)
+        _legend(figure, axes.T.flat, ncols=len(levels) + 3)
         return figure
 
 
 def _legend(figure: Figure, axes: Iterable[Axes], *, ncols: int) -> None:
-    """One legend of all rows; what several rows show is in it once."""
+    """One legend of all panels; what several of them show is in it once."""
     named: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -161,7 +165,17 @@ def _plot_observations(
             seen = np.asarray(data.mask[i, :, j])
             at = table_times(data.given, names)[i, seen]
             values = table_values(data.given, names)[i, seen, j]
-            axis.plot(at, values, "o", ms=4, mec=DATA, mew=0.8, mfc=face, label=label)
+            style: Any = dict(ls="none", ms=4, mec=DATA, mew=0.8, mfc=face, zorder=2)
+            error, limits = data.given.error, data.given.limits
+            kinds = _kinds_of_limits(limits and limits[i, seen, j], len(at))
+            known = kinds == ""
+            axis.plot(at[known], values[known], marker="o", label=label, **style)
+            if error is not None:
+                bars: Any = dict(fmt="none", ecolor=DATA, elinewidth=0.8, zorder=2)
+                axis.errorbar(at[known], values[known], error[i, seen, j][known], **bars)
+            for kind in [kind for kind in LIMITS if kind in kinds]:
+                mine, marker = kinds == kind, LIMITS[kind]
+                axis.plot(at[mine], values[mine], marker=marker, label=f"{label}, {kind}", **style)
     if bool(context.observed[i].any()):
         at = table_times(context.given, names)[i]
         end = at[np.asarray(context.observed[i])].max()
@@ -170,6 +184,16 @@ def _plot_observations(
         with_dates(axis)
     if names.features[j] in names.log:
         _in_log_scale(axis)
+
+
+def _kinds_of_limits(limits: Limits | None, count: int) -> np.ndarray:
+    """Of each value what its limits say, in the words of `LIMITS`; "" where it is known."""
+    kinds = np.full(count, "", dtype="<U7")
+    if limits is not None:
+        lower, upper = np.asarray(limits.lower), np.asarray(limits.upper)
+        kinds[limits.censored] = "between"
+        kinds[np.isneginf(lower)], kinds[np.isposinf(upper)] = "below", "above"
+    return kinds
 
 
 def _plot_events(axis: Axes, context: Trajectories, i: int) -> None:
@@ -182,7 +206,7 @@ def _plot_events(axis: Axes, context: Trajectories, i: int) -> None:
     low, high = axis.get_xlim()
     for k, j in enumerate(inputs.events):
         given = np.nan_to_num(inputs.given_values[..., j]) != 0
-        # An empty line as well: the legend is that of the first column.
+        # An empty line as well, so that the legend does not depend on the panels.
         if given.any():
             x = at[given[i] & (low <= at) & (at <= high)]
             marker, foot = EVENTS[k % len(EVENTS)], axis.get_xaxis_transform()
