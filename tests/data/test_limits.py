@@ -1,6 +1,7 @@
 """Limits and known standard errors: from any table to arrays, and back to the last bit."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -125,8 +126,70 @@ def test_series_of_unequal_lengths_have_errors_and_limits():
     table = found.to_dataframe()
     assert [*table["x_0"]] == ["1", "<0.5", "2"]
     assert [*table["x_0_error"]] == [0.1, 0.2, 0.3]
-    with pytest.raises(ValueError, match=r"error must have an array .* for each of 2"):
-        Trajectories.from_ragged(pairs, error=[[0.1, 0.2]])
+
+
+def test_an_empty_series_has_empty_errors_and_limits():
+    pairs = [([0, 1], [1.0, 3.0]), ([], [])]
+    none = Limits(np.full(2, np.nan), np.full(2, np.nan)), Limits([], [])
+    found = Trajectories.from_ragged(pairs, error=[[0.1, 0.2], []], limits=none)
+    np.testing.assert_allclose(found.error[..., 0], [[0.1, 0.2], [0, 0]])
+    assert not found.mask[1].any()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"error": [[0.1, 0.2]]}, "error must have an array .* for each of 2 trajectories; got 1"),
+        ({"error": [0.1, 0.2]}, r"error\[0\] must have the shape .* \(2, 1\); got \(\)"),
+        ({"error": [[0.1, 0.2], [0.1, 0.2]]}, r"error\[1\] must .* \(1, 1\); got \(2, 1\)"),
+        ({"error": [[0.1], [0.1]]}, r"error\[0\] must have the shape .* got \(1, 1\)"),
+        ({"error": [[[0.1, 1], [0.2, 1]], [0.1]]}, r"error\[0\] must .* got \(2, 2\)"),
+        ({"error": [["a", "b"], [0.1]]}, r"error\[0\] must be a rectangular array of numbers"),
+        (
+            {"limits": [Limits([0, np.nan], [1, np.nan]), Limits([np.nan, 0], [np.nan, 1])]},
+            r"limits\[1\] must have the shape of the values of its trajectory, \(1, 1\)",
+        ),
+        ({"limits": [None, None]}, r"limits\[0\] must be a np_latentode.Limits; got NoneType"),
+    ],
+)
+def test_errors_and_limits_of_another_shape_than_their_series_are_refused(untyped, given, words):
+    """A longer one would become an observation that was never made."""
+    with pytest.raises(ValueError, match=words):
+        Trajectories.from_ragged([([0, 1], [1.0, 3.0]), ([0], [2.0])], **given)
+
+
+def test_what_is_built_under_jit_is_what_is_built_outside():
+    """NaN with a limit is observed, and what the mask hides leaves nothing, errors neither."""
+    values = np.array([[[1.0], [np.nan], [3.0], [np.nan], [5.0]]])
+    mask = np.array([[[True], [True], [False], [True], [False]]])
+    error = np.array([[[0.1], [0.2], [np.nan], [np.nan], [0.5]]])
+    lower = np.array([[[np.nan], [-np.inf], [2.0], [np.nan], [np.nan]]])
+    limits = Limits(lower, np.array([[[np.nan], [2.0], [4.0], [np.nan], [np.nan]]]))
+    times = np.arange(5.0)[None]
+    outside = Trajectories(times, values, mask, error=error, limits=limits)
+
+    def build(values, error, limits):
+        return Trajectories(times, values, mask, error=error, limits=limits)
+
+    inside = jax.jit(build)(values, error, limits)
+    for a, b in zip(jax.tree.leaves(inside), jax.tree.leaves(outside), strict=True):
+        np.testing.assert_array_equal(a, b)
+    slope = jax.grad(lambda e: jnp.sqrt(1 + build(values, e, limits).error ** 2).sum())
+    assert np.isfinite(slope(jnp.asarray(error))).all()
+    with pytest.raises(ValueError, match="error must have the shape of values"):
+        jax.jit(build)(values, error[0], limits)
+    with pytest.raises(ValueError, match=r"limits must be a np_latentode\.Limits of the shape"):
+        jax.jit(build)(values, error, limits[0])
+
+
+@pytest.mark.parametrize("error", [1e39, 1e300])
+def test_an_error_that_is_infinite_for_jax_is_refused(tmp_path, error):
+    with pytest.raises(ValueError, match=r"error must be 0 or more and finite .* got inf at"):
+        Trajectories([[0.0]], [[[1.0]]], error=[[[error]]])
+    path = tmp_path / "a.csv"
+    path.write_text(f"who,day,y,sd\n1,0,1,{error}\n")
+    with pytest.raises(MalformedRows, match=r"'sd' must be at most 3\.4e\+38 in size, .* line 2"):
+        Trajectories.from_file(path, id="who", time="day", values=["y"], error={"y": "sd"})
 
 
 @pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame])

@@ -6,6 +6,7 @@ The path is known: z(t) = exp(-t / 2) z0, and feature j is weight_j z.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from diffrax import Tsit5
 from flax import nnx
@@ -40,6 +41,7 @@ from np_latentode import (
 )
 from np_latentode.forecasts.densities import _log_likelihood, run_given
 from np_latentode.forecasts.scores import of_calibration, score
+from np_latentode.parts.emissions import measured
 from np_latentode.programs.params import initial_params
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -100,6 +102,21 @@ def test_a_known_error_adds_to_the_variance():
     found = terms(GaussianLikelihood(NOISE), data)
     expected = norm.logpdf(VALUES[0], path(0.5, TIMES[0]), np.hypot(NOISE, ERROR[0]))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-23, 0.3, 1e23])
+@pytest.mark.parametrize("ratio", [0.0, 1e-9, 0.5, 1.0, 3.0])
+def test_scale_and_error_are_added_without_a_square_that_is_no_float(scale, ratio):
+    def total(scale, error):
+        return measured(dist.Normal(0.0, scale), error, None).scale
+
+    scale, error = jnp.asarray(scale), jnp.asarray(ratio * scale)
+    np.testing.assert_allclose(total(scale, error), scale * np.hypot(1, ratio), rtol=1e-6)
+    slopes = jax.grad(total, (0, 1))(scale, error)
+    expected = np.array([1, ratio]) / np.hypot(1, ratio)
+    np.testing.assert_allclose(slopes, expected, rtol=1e-5, atol=1e-8)
+    curvature = jax.grad(jax.grad(total))(scale, error) * scale
+    np.testing.assert_allclose(curvature, ratio**2 / np.hypot(1, ratio) ** 3, rtol=1e-4, atol=1e-6)
 
 
 def test_with_a_residual_the_errors_are_on_the_diagonal_of_the_dense_covariance():
@@ -235,8 +252,6 @@ def test_likelihoods_without_errors_or_limits_refuse_them(likelihood, given, wor
 
 
 def test_a_likelihood_of_ones_own_that_is_not_normal_refuses_them():
-    import numpyro.distributions as dist
-
     data = Trajectories(TIMES, VALUES, error=ERROR)
     fitted = fitted_with(lambda scaling: lambda decoded: dist.Laplace(decoded, 1.0), data)
     with pytest.raises(ValueError, match="likelihood must be Gaussian where values have standard"):

@@ -169,6 +169,7 @@ def _errors(
     rule = "must be 0 or more and finite, as a standard error is"
     bad = measured & ((numbers < 0) | np.isinf(numbers))
     problems.check(name, rule, bad, lambda row: numbers[row])
+    _check_size(np.where(measured, numbers, np.nan), name, problems)
     return np.where(measured & ~empty, numbers, 0.0)
 
 

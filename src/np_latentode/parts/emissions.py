@@ -87,8 +87,7 @@ def measured(x: Any, error: Array | None, limits: Limits | None) -> Any:
                 "likelihood must be Gaussian where values have standard errors (error), as the sum "
                 f"of two errors has a known distribution only then; got {type(x).__name__}."
             )
-        variance = jnp.square(jnp.asarray(x.scale)) + jnp.square(error)
-        x = dist.Normal(x.loc, jnp.sqrt(variance))
+        x = dist.Normal(x.loc, _hypot(jnp.asarray(x.scale), error))
     if limits is None:
         return x
     if not censorable(x):
@@ -97,6 +96,13 @@ def measured(x: Any, error: Array | None, limits: Limits | None) -> Any:
             f"{type(x).__name__}."
         )
     return Censored(x, limits)
+
+
+def _hypot(scale: Array, error: Array) -> Array:
+    """sqrt(scale^2 + error^2), of which no square is too large or too small for a float."""
+    # With `jnp.hypot`, second derivatives are wrong where both are equal. The unit drops out.
+    unit = jax.lax.stop_gradient(jnp.maximum(scale, error))
+    return unit * jnp.sqrt(jnp.square(scale / unit) + jnp.square(error / unit))
 
 
 def of_each(x: Any) -> dist.Distribution:
