@@ -1,5 +1,7 @@
 """Limits and known standard errors: from any table to arrays, and back to the last bit."""
 
+from datetime import datetime
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,6 +214,52 @@ def test_decimal_commas_are_read_in_limits_too(tmp_path):
     path.write_text("who;day;y\n1;0;<0,3\n1;1;2,5\n1;2;1,5..2,5\n")
     found = Trajectories.from_file(path, id="who", time="day", values=["y"])
     assert [*found.to_dataframe()["y"]] == ["<0.3", "2.5", "1.5..2.5"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (["0,5", "<1.000"], r"with a decimal comma as in other rows; got '<1\.000' in line 3"),
+        (["0,5", "1.0..2,5"], r"with a decimal comma .* got '1\.0\.\.2,5' in line 3"),
+        (["<0,3", "2.5"], r"'y' must hold numbers, with a decimal comma .* got '2\.5' in line 3"),
+        (["<0,3", "<2.5"], r"with a decimal comma .* got '<2\.5' in line 3"),
+    ],
+)
+def test_a_column_has_decimal_commas_or_points_in_numbers_and_limits(tmp_path, cells, words):
+    path = tmp_path / "visits.csv"
+    path.write_text("who;day;y\n" + "".join(f"1;{k};{x}\n" for k, x in enumerate(cells)))
+    with pytest.raises(MalformedRows, match=words):
+        Trajectories.from_file(path, id="who", time="day", values=["y"])
+
+
+def test_where_commas_separate_a_limit_has_a_point(tmp_path):
+    with pytest.raises(MalformedRows, match=r"or limits such as <0\.5.* got '<0,3' in line 3"):
+        read(tmp_path / "a.csv", ["2.5", "<0,3"])
+
+
+@pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame])
+def test_texts_that_are_numbers_are_read_without_a_limit_too(library):
+    """As those of a later table, whose values are all within the limits."""
+    columns = {"who": [1, 1, 2, 2], "day": [0, 1, 0, 1]}
+    names = dict(id="who", time="day", values=["y"])
+    for cells in (["0.5", "2", " 1e-3 ", None], ["0.5", "2", "0.001", "NA"]):
+        found = Trajectories.from_dataframe(library(columns | {"y": cells}), **names)
+        np.testing.assert_array_equal(found.given.values[..., 0], [[0.5, 2], [0.001, 0]])
+        assert found.limits is None
+    with pytest.raises(ValueError, match="column 'y' must hold numbers, or true and false"):
+        Trajectories.from_dataframe(library(columns | {"y": ["1", "2", "low", None]}), **names)
+    long = {"who": [1, 1, 2], "day": [0, 0, 1], "test": ["a", "b", "a"], "y": ["1", "neg", "2"]}
+    found = Trajectories.from_dataframe(
+        library(long), id="who", time="day", feature="test", value="y", values=["a"]
+    )
+    np.testing.assert_array_equal(found.given.values[..., 0], [[1], [2]])
+
+
+@pytest.mark.parametrize("entry", [datetime(2020, 1, 1), [1, 2], {"a": 1}])
+def test_an_entry_that_is_no_number_beside_a_limit_is_refused_with_its_row(entry):
+    table = pd.DataFrame({"who": 1, "day": [0, 1, 2], "y": ["<1", entry, 2]})
+    with pytest.raises(MalformedRows, match=r"or limits such as <0\.5, .* in row 1"):
+        Trajectories.from_dataframe(table, id="who", time="day", values=["y"])
 
 
 def test_the_error_of_a_logarithm_is_relative(path):
