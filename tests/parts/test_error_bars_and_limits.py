@@ -251,11 +251,43 @@ def test_likelihoods_without_errors_or_limits_refuse_them(likelihood, given, wor
         sites_of(fitted.model, data)
 
 
-def test_a_likelihood_of_ones_own_that_is_not_normal_refuses_them():
-    data = Trajectories(TIMES, VALUES, error=ERROR)
-    fitted = fitted_with(lambda scaling: lambda decoded: dist.Laplace(decoded, 1.0), data)
-    with pytest.raises(ValueError, match="likelihood must be Gaussian where values have standard"):
-        sites_of(fitted.model, data)
+def laplace(scaling):
+    return lambda decoded: dist.Laplace(decoded, 1.0)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"error": ERROR}, {"limits": limits_at((0, 0, -np.inf, 1.0))}],
+    ids=["error", "limits"],
+)
+def test_a_likelihood_of_ones_own_that_is_not_normal_refuses_them(given):
+    data = Trajectories(TIMES, VALUES, **given)
+    for likelihood in (laplace, FeatureLikelihoods(laplace, GaussianLikelihood(0.5))):
+        fitted = fitted_with(likelihood, data)
+        with pytest.raises(ValueError, match="context must have no .* under Laplace; got 1|3 of"):
+            sites_of(fitted.model, data)
+
+
+@pytest.mark.parametrize(
+    "other", [laplace, StudentTLikelihood(4.0, 0.5), BernoulliLikelihood()], ids=str
+)
+def test_a_feature_without_errors_and_limits_may_have_any_likelihood(other):
+    """Beside one that has them, and with arrays that say nothing: zeros and NaN."""
+    values = VALUES.copy()
+    values[..., 1] = [[0, 1, 1, 0]]
+    plain = Trajectories(TIMES, values)
+    nothing = Trajectories(TIMES, values, error=0 * ERROR, limits=Limits(NONE, NONE))
+    some = Trajectories(TIMES, values, error=ERROR * [1, 0], limits=limits_at((3, 0, -np.inf, 0.0)))
+    both = FeatureLikelihoods(GaussianLikelihood(NOISE[0]), other)
+    expected = terms(both, plain)
+    np.testing.assert_allclose(terms(both, nothing), expected, rtol=1e-5, atol=1e-6)
+    found = terms(both, some)
+    np.testing.assert_allclose(found[:, 1], expected[:, 1], rtol=1e-5, atol=1e-6)
+    assert (found[[0, 2, 3], 0] != expected[[0, 2, 3], 0]).all()
+    if other is not laplace:
+        bits = Trajectories(TIMES, values[..., [1, 1]])
+        none = Trajectories(TIMES, values[..., [1, 1]], error=0 * ERROR, limits=Limits(NONE, NONE))
+        np.testing.assert_allclose(terms(other, none), terms(other, bits), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
