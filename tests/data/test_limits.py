@@ -209,6 +209,20 @@ def test_a_long_table_has_one_column_of_errors(library):
     np.testing.assert_array_equal(table["alb_sd"], [0.2, np.nan])
 
 
+def test_a_made_up_name_of_a_column_of_errors_never_replaces_another_column():
+    table = pd.DataFrame({"who": [1, 1], "day": [0, 0], "test": ["a", "b"], "y": [1.0, 2.0]})
+    table = table.assign(sd=[0.1, 0.2], a_sd=[7.0, 7.0])
+    names = dict(feature="test", value="y", error={"a": "sd", "b": "sd"}, static=["a_sd"])
+    found = Trajectories.from_dataframe(table, id="who", time="day", **names).to_dataframe()
+    assert found[["a", "a_sd", "a_sd_2", "b_sd"]].to_numpy().tolist() == [[1.0, 7.0, 0.1, 0.2]]
+    # A feature has the name.
+    table["test"] = ["a", "a_sd"]
+    names = dict(feature="test", value="y", error={"a": "sd", "a_sd": "sd"})
+    found = Trajectories.from_dataframe(table, id="who", time="day", **names).to_dataframe()
+    expected = [[1.0, 2.0, 0.1, 0.2]]
+    assert found[["a", "a_sd", "a_sd_2", "a_sd_sd"]].to_numpy().tolist() == expected
+
+
 def test_decimal_commas_are_read_in_limits_too(tmp_path):
     path = tmp_path / "visits.csv"
     path.write_text("who;day;y\n1;0;<0,3\n1;1;2,5\n1;2;1,5..2,5\n")

@@ -377,6 +377,9 @@ def test_a_score_of_limits_alone_is_no_number(forecasts):
     assert np.isnan(scores["rmse"])
     assert np.isnan(scores["crps"])
     assert np.isfinite(found.log_score[np.asarray(only.mask)]).all()
+    count = int(only.mask.sum())
+    assert f"coverage of {count} observations, {count} of them limits: " in str(found)
+    assert "\nCRPS -, log score " in str(found)
 
 
 def test_a_forecast_of_the_future_has_no_error_of_measurement(forecasts):
