@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from flax import nnx
 from still import make_fitted
 from typer.testing import CliRunner
 
-from np_latentode import Limits, Trajectories, load
+from np_latentode import Ensemble, Fitted, Limits, Trajectories, load
+from np_latentode.app import fit_table
 from np_latentode.app.cli import app
 from np_latentode.app.column_names import named_errors
 from np_latentode.app.held_out import score_held_out
@@ -22,6 +24,8 @@ from np_latentode.app.summaries import (
     verdicts,
 )
 from np_latentode.forecasts.scores import Forecasts
+from np_latentode.programs.params import initial_params
+from np_latentode.training.cross_fit import CrossFit
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -91,6 +95,36 @@ def test_an_origin_of_limits_alone_has_no_scores():
     made = {"constant": Forecasts(np.zeros(origins.target.mask.shape))}
     found = origins.scored(made, np.ones(2), ["numbers"] * 2)
     assert found[-1]["methods"]["constant"] == {"rmse": None, "crps": None}
+
+
+def untrained(rng_key, found, train, **options):
+    """In place of `cross_fit`: the first candidate as it starts."""
+    candidate = next(iter(found.values()))
+    model, guide = candidate(train, nnx.Rngs(0))
+    member = Fitted(model, guide, initial_params(model, guide))
+    left_out = (np.arange(4), np.arange(4, len(train)))
+    ensemble = Ensemble((member, member))
+    return CrossFit(ensemble, left_out, {"network": -1.0}, {"network": 1.0}, len(train), 0.0)
+
+
+def test_fit_reads_errors_and_limits_and_saves_them(tmp_path, monkeypatch):
+    """All of `fit` but the training: from the options to files that `forecast` reads."""
+    monkeypatch.setattr(fit_table, "cross_fit", untrained)
+    monkeypatch.setattr(fit_table, "_draw", lambda *_: None)
+    make_table(10).to_csv(tmp_path / "visits.csv", index=False)
+    options = ["--latent-dim", 1, "--residual", "none", "--inference", "guide", "--no-recalibrate"]
+    options += ["--output-dir", tmp_path / "run"]
+    outcome = run("fit", tmp_path / "visits.csv", *COLUMNS, *options)
+    assert outcome.exit_code == 0, outcome.output
+    assert "values are limits (<-0.3)" in outcome.output
+    assert "y: standard errors in sd" in outcome.output
+    text = (tmp_path / "run" / "metrics.json").read_text()
+    assert "NaN" not in text
+    metrics = json.loads(text)
+    assert metrics["settings"]["error"] == {"y": "sd"}
+    held_out = pd.read_csv(tmp_path / "run" / "heldout.csv", dtype=str)
+    assert metrics["limits"] == {"y": int((held_out["observed"] == "<-0.3").sum())}
+    assert load(tmp_path / "run").scaling.labels.errors == {"y": "sd"}
 
 
 @pytest.mark.slow
