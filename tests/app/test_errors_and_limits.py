@@ -2,15 +2,30 @@
 
 import json
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
+from flax import nnx
+from still import make_fitted
 from typer.testing import CliRunner
 
-from np_latentode import Trajectories, load
+from np_latentode import Ensemble, Fitted, Limits, Trajectories, load
+from np_latentode.app import fit_table
 from np_latentode.app.cli import app
 from np_latentode.app.column_names import named_errors
-from np_latentode.app.summaries import trajectories_table
+from np_latentode.app.held_out import score_held_out
+from np_latentode.app.origins import Origins
+from np_latentode.app.summaries import (
+    coverage_table,
+    horizons_table,
+    scores_table,
+    trajectories_table,
+    verdicts,
+)
+from np_latentode.forecasts.scores import Forecasts
+from np_latentode.programs.params import initial_params
+from np_latentode.training.cross_fit import CrossFit
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -41,6 +56,75 @@ def test_what_was_read_counts_limits_and_errors():
     count = int(table["y"].str.startswith("<").sum())
     assert f"y: {count} of {len(table)} values are limits (<-0.3)\n" in f"{said}\n"
     assert "y: standard errors in sd, 0.1" in said
+
+
+def make_series(columns=(0, 1), count=12):
+    """Series with known errors whose later values are limits, in these columns of two."""
+    rng = np.random.default_rng(2)
+    times, values = np.tile(np.arange(4.0), (count, 1)), rng.normal(size=(count, 4, 2))
+    below = np.zeros(values.shape, bool)
+    below[:, 2:, list(columns)] = True
+    limits = Limits(np.where(below, -np.inf, np.nan), np.where(below, 0.3, np.nan))
+    return Trajectories(times, values, error=np.full(values.shape, 0.2), limits=limits)
+
+
+@pytest.mark.parametrize("columns", [(0,), (0, 1)])
+def test_held_out_values_that_are_all_limits_have_no_sd_and_no_rmse(columns):
+    test = make_series(columns)
+    keys = jax.random.key(0), jax.random.key(1)
+    found = score_held_out(keys, make_fitted(), make_series(()), test, 0.0, num_origins=2)
+    # What JSON cannot say is refused.
+    metrics = json.loads(json.dumps(found.metrics, allow_nan=False))
+    # The first origin forecasts three visits, of which one is exact; the second only limits.
+    for one in metrics["origins"][1:]:
+        assert (one["methods"]["latent ODE"]["crps"] is None) == (columns == (0, 1))
+        assert 0 <= one["methods"]["latent ODE"]["coverage_90"] <= 1
+    alone = score_held_out(keys, make_fitted(), make_series(()), test, 0.0).metrics
+    assert json.dumps(alone, allow_nan=False)
+    assert alone["observed_sd"]["x_0"] is None
+    assert alone["methods"]["constant"]["columns"]["x_0"]["rmse"] is None
+    for said in (scores_table, coverage_table, horizons_table, verdicts):
+        assert "nan" not in str(said(alone | {"time_unit": None}))
+    lines = [line.split() for line in scores_table(alone).splitlines()]
+    assert ["x_0", "-"] in lines
+
+
+def test_an_origin_of_limits_alone_has_no_scores():
+    test = make_series()
+    origins = Origins.of(test, 3)
+    made = {"constant": Forecasts(np.zeros(origins.target.mask.shape))}
+    found = origins.scored(made, np.ones(2), ["numbers"] * 2)
+    assert found[-1]["methods"]["constant"] == {"rmse": None, "crps": None}
+
+
+def untrained(rng_key, found, train, **options):
+    """In place of `cross_fit`: the first candidate as it starts."""
+    candidate = next(iter(found.values()))
+    model, guide = candidate(train, nnx.Rngs(0))
+    member = Fitted(model, guide, initial_params(model, guide))
+    left_out = (np.arange(4), np.arange(4, len(train)))
+    ensemble = Ensemble((member, member))
+    return CrossFit(ensemble, left_out, {"network": -1.0}, {"network": 1.0}, len(train), 0.0)
+
+
+def test_fit_reads_errors_and_limits_and_saves_them(tmp_path, monkeypatch):
+    """All of `fit` but the training: from the options to files that `forecast` reads."""
+    monkeypatch.setattr(fit_table, "cross_fit", untrained)
+    monkeypatch.setattr(fit_table, "_draw", lambda *_: None)
+    make_table(10).to_csv(tmp_path / "visits.csv", index=False)
+    options = ["--latent-dim", 1, "--residual", "none", "--inference", "guide", "--no-recalibrate"]
+    options += ["--output-dir", tmp_path / "run"]
+    outcome = run("fit", tmp_path / "visits.csv", *COLUMNS, *options)
+    assert outcome.exit_code == 0, outcome.output
+    assert "values are limits (<-0.3)" in outcome.output
+    assert "y: standard errors in sd" in outcome.output
+    text = (tmp_path / "run" / "metrics.json").read_text()
+    assert "NaN" not in text
+    metrics = json.loads(text)
+    assert metrics["settings"]["error"] == {"y": "sd"}
+    held_out = pd.read_csv(tmp_path / "run" / "heldout.csv", dtype=str)
+    assert metrics["limits"] == {"y": int((held_out["observed"] == "<-0.3").sum())}
+    assert load(tmp_path / "run").scaling.labels.errors == {"y": "sd"}
 
 
 @pytest.mark.slow

@@ -258,6 +258,7 @@ def methods(ours, other, covered):
         (0.3, 0.4, 0.9, []),
         (0.4, 0.3, 0.9, ["last value for a (crps 0.300 against 0.400)"]),
         (None, 0.3, 0.9, ["last value for a (crps 0.300 against -)"]),
+        (None, None, 0.9, []),
         (
             0.3,
             0.4,

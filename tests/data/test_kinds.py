@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from np_latentode import Trajectories
+from np_latentode import Limits, Trajectories
 from np_latentode.data.guesses import check_kinds, choose_kinds, guess_kinds
 from np_latentode.data.kinds import all_fit
 
@@ -107,3 +107,23 @@ def test_draws_of_zeros_and_ones_are_told_from_others():
     np.testing.assert_array_equal(all_fit("counts", draws), [True, True, False])
     assert not all_fit("bernoulli", np.where(draws == 1, np.nan, draws)).any()
     assert not all_fit("bernoulli", draws[:0]).any()
+
+
+@pytest.mark.parametrize(
+    ("given", "came"),
+    [
+        ({"error": [[[0.1], [0.0]]]}, "1 standard errors"),
+        ({"limits": Limits([[[np.nan], [1.0]]], [[[np.nan], [3.0]]])}, "1 limits"),
+        (
+            {"error": [[[0.1], [0.2]]], "limits": Limits([[[1.0], [np.nan]]], [[[3.0], [np.nan]]])},
+            "1 limits and 2 standard errors",
+        ),
+    ],
+)
+def test_what_is_inexact_is_named_and_only_a_fit_gives_advice(given, came):
+    data = Trajectories([[0.0, 1.0]], [[[1.0], [2.0]]], **given)
+    rule = "must hold neither limits, such as <0.5, nor standard errors in column 'x_0', as its"
+    with pytest.raises(ValueError, match=f"{rule} .* got {came}[.] Say --kind x_0=numbers[.]$"):
+        choose_kinds(data, {"x_0": "counts"})
+    with pytest.raises(ValueError, match=f"{rule} .* got {came}[.]$"):
+        check_kinds(data, {"x_0": "counts"})

@@ -1,6 +1,9 @@
 """Limits and known standard errors: from any table to arrays, and back to the last bit."""
 
+from datetime import datetime
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -125,8 +128,70 @@ def test_series_of_unequal_lengths_have_errors_and_limits():
     table = found.to_dataframe()
     assert [*table["x_0"]] == ["1", "<0.5", "2"]
     assert [*table["x_0_error"]] == [0.1, 0.2, 0.3]
-    with pytest.raises(ValueError, match=r"error must have an array .* for each of 2"):
-        Trajectories.from_ragged(pairs, error=[[0.1, 0.2]])
+
+
+def test_an_empty_series_has_empty_errors_and_limits():
+    pairs = [([0, 1], [1.0, 3.0]), ([], [])]
+    none = Limits(np.full(2, np.nan), np.full(2, np.nan)), Limits([], [])
+    found = Trajectories.from_ragged(pairs, error=[[0.1, 0.2], []], limits=none)
+    np.testing.assert_allclose(found.error[..., 0], [[0.1, 0.2], [0, 0]])
+    assert not found.mask[1].any()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"error": [[0.1, 0.2]]}, "error must have an array .* for each of 2 trajectories; got 1"),
+        ({"error": [0.1, 0.2]}, r"error\[0\] must have the shape .* \(2, 1\); got \(\)"),
+        ({"error": [[0.1, 0.2], [0.1, 0.2]]}, r"error\[1\] must .* \(1, 1\); got \(2, 1\)"),
+        ({"error": [[0.1], [0.1]]}, r"error\[0\] must have the shape .* got \(1, 1\)"),
+        ({"error": [[[0.1, 1], [0.2, 1]], [0.1]]}, r"error\[0\] must .* got \(2, 2\)"),
+        ({"error": [["a", "b"], [0.1]]}, r"error\[0\] must be a rectangular array of numbers"),
+        (
+            {"limits": [Limits([0, np.nan], [1, np.nan]), Limits([np.nan, 0], [np.nan, 1])]},
+            r"limits\[1\] must have the shape of the values of its trajectory, \(1, 1\)",
+        ),
+        ({"limits": [None, None]}, r"limits\[0\] must be a np_latentode.Limits; got NoneType"),
+    ],
+)
+def test_errors_and_limits_of_another_shape_than_their_series_are_refused(untyped, given, words):
+    """A longer one would become an observation that was never made."""
+    with pytest.raises(ValueError, match=words):
+        Trajectories.from_ragged([([0, 1], [1.0, 3.0]), ([0], [2.0])], **given)
+
+
+def test_what_is_built_under_jit_is_what_is_built_outside():
+    """NaN with a limit is observed, and what the mask hides leaves nothing, errors neither."""
+    values = np.array([[[1.0], [np.nan], [3.0], [np.nan], [5.0]]])
+    mask = np.array([[[True], [True], [False], [True], [False]]])
+    error = np.array([[[0.1], [0.2], [np.nan], [np.nan], [0.5]]])
+    lower = np.array([[[np.nan], [-np.inf], [2.0], [np.nan], [np.nan]]])
+    limits = Limits(lower, np.array([[[np.nan], [2.0], [4.0], [np.nan], [np.nan]]]))
+    times = np.arange(5.0)[None]
+    outside = Trajectories(times, values, mask, error=error, limits=limits)
+
+    def build(values, error, limits):
+        return Trajectories(times, values, mask, error=error, limits=limits)
+
+    inside = jax.jit(build)(values, error, limits)
+    for a, b in zip(jax.tree.leaves(inside), jax.tree.leaves(outside), strict=True):
+        np.testing.assert_array_equal(a, b)
+    slope = jax.grad(lambda e: jnp.sqrt(1 + build(values, e, limits).error ** 2).sum())
+    assert np.isfinite(slope(jnp.asarray(error))).all()
+    with pytest.raises(ValueError, match="error must have the shape of values"):
+        jax.jit(build)(values, error[0], limits)
+    with pytest.raises(ValueError, match=r"limits must be a np_latentode\.Limits of the shape"):
+        jax.jit(build)(values, error, limits[0])
+
+
+@pytest.mark.parametrize("error", [1e39, 1e300])
+def test_an_error_that_is_infinite_for_jax_is_refused(tmp_path, error):
+    with pytest.raises(ValueError, match=r"error must be 0 or more and finite .* got inf at"):
+        Trajectories([[0.0]], [[[1.0]]], error=[[[error]]])
+    path = tmp_path / "a.csv"
+    path.write_text(f"who,day,y,sd\n1,0,1,{error}\n")
+    with pytest.raises(MalformedRows, match=r"'sd' must be at most 3\.4e\+38 in size, .* line 2"):
+        Trajectories.from_file(path, id="who", time="day", values=["y"], error={"y": "sd"})
 
 
 @pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame])
@@ -144,11 +209,71 @@ def test_a_long_table_has_one_column_of_errors(library):
     np.testing.assert_array_equal(table["alb_sd"], [0.2, np.nan])
 
 
+def test_a_made_up_name_of_a_column_of_errors_never_replaces_another_column():
+    table = pd.DataFrame({"who": [1, 1], "day": [0, 0], "test": ["a", "b"], "y": [1.0, 2.0]})
+    table = table.assign(sd=[0.1, 0.2], a_sd=[7.0, 7.0])
+    names = dict(feature="test", value="y", error={"a": "sd", "b": "sd"}, static=["a_sd"])
+    found = Trajectories.from_dataframe(table, id="who", time="day", **names).to_dataframe()
+    assert found[["a", "a_sd", "a_sd_2", "b_sd"]].to_numpy().tolist() == [[1.0, 7.0, 0.1, 0.2]]
+    # A feature has the name.
+    table["test"] = ["a", "a_sd"]
+    names = dict(feature="test", value="y", error={"a": "sd", "a_sd": "sd"})
+    found = Trajectories.from_dataframe(table, id="who", time="day", **names).to_dataframe()
+    expected = [[1.0, 2.0, 0.1, 0.2]]
+    assert found[["a", "a_sd", "a_sd_2", "a_sd_sd"]].to_numpy().tolist() == expected
+
+
 def test_decimal_commas_are_read_in_limits_too(tmp_path):
     path = tmp_path / "visits.csv"
     path.write_text("who;day;y\n1;0;<0,3\n1;1;2,5\n1;2;1,5..2,5\n")
     found = Trajectories.from_file(path, id="who", time="day", values=["y"])
     assert [*found.to_dataframe()["y"]] == ["<0.3", "2.5", "1.5..2.5"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (["0,5", "<1.000"], r"with a decimal comma as in other rows; got '<1\.000' in line 3"),
+        (["0,5", "1.0..2,5"], r"with a decimal comma .* got '1\.0\.\.2,5' in line 3"),
+        (["<0,3", "2.5"], r"'y' must hold numbers, with a decimal comma .* got '2\.5' in line 3"),
+        (["<0,3", "<2.5"], r"with a decimal comma .* got '<2\.5' in line 3"),
+    ],
+)
+def test_a_column_has_decimal_commas_or_points_in_numbers_and_limits(tmp_path, cells, words):
+    path = tmp_path / "visits.csv"
+    path.write_text("who;day;y\n" + "".join(f"1;{k};{x}\n" for k, x in enumerate(cells)))
+    with pytest.raises(MalformedRows, match=words):
+        Trajectories.from_file(path, id="who", time="day", values=["y"])
+
+
+def test_where_commas_separate_a_limit_has_a_point(tmp_path):
+    with pytest.raises(MalformedRows, match=r"or limits such as <0\.5.* got '<0,3' in line 3"):
+        read(tmp_path / "a.csv", ["2.5", "<0,3"])
+
+
+@pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame])
+def test_texts_that_are_numbers_are_read_without_a_limit_too(library):
+    """As those of a later table, whose values are all within the limits."""
+    columns = {"who": [1, 1, 2, 2], "day": [0, 1, 0, 1]}
+    names = dict(id="who", time="day", values=["y"])
+    for cells in (["0.5", "2", " 1e-3 ", None], ["0.5", "2", "0.001", "NA"]):
+        found = Trajectories.from_dataframe(library(columns | {"y": cells}), **names)
+        np.testing.assert_array_equal(found.given.values[..., 0], [[0.5, 2], [0.001, 0]])
+        assert found.limits is None
+    with pytest.raises(ValueError, match="column 'y' must hold numbers, or true and false"):
+        Trajectories.from_dataframe(library(columns | {"y": ["1", "2", "low", None]}), **names)
+    long = {"who": [1, 1, 2], "day": [0, 0, 1], "test": ["a", "b", "a"], "y": ["1", "neg", "2"]}
+    found = Trajectories.from_dataframe(
+        library(long), id="who", time="day", feature="test", value="y", values=["a"]
+    )
+    np.testing.assert_array_equal(found.given.values[..., 0], [[1], [2]])
+
+
+@pytest.mark.parametrize("entry", [datetime(2020, 1, 1), [1, 2], {"a": 1}])
+def test_an_entry_that_is_no_number_beside_a_limit_is_refused_with_its_row(entry):
+    table = pd.DataFrame({"who": 1, "day": [0, 1, 2], "y": ["<1", entry, 2]})
+    with pytest.raises(MalformedRows, match=r"or limits such as <0\.5, .* in row 1"):
+        Trajectories.from_dataframe(table, id="who", time="day", values=["y"])
 
 
 def test_the_error_of_a_logarithm_is_relative(path):

@@ -16,6 +16,7 @@ INTERVALS = np.array(
         *[(x, np.inf) for x in (-7.0, -2.0, 0.0, 0.5, 5.0, 6.0, 30.0)],
         *[(-1.0, 1.0), (-3.0, -2.0), (1.0, 1.1), (8.0, 9.0), (-20.0, -19.99), (-40.0, 40.0)],
         *[(0.1, 0.101), (-0.25, 0.25), (4.9, 5.3), (-5.3, -4.9), (-30.0, 29.0)],
+        *[(6.0, 6.1), (10.0, 10.1), (50.0, 50.2), (-50.2, -50.0), (20.0, 26.0)],
     ]
 )
 LOC, SCALE, DF = 0.7, 1.7, 4.0
@@ -95,3 +96,48 @@ def test_values_beside_limits_keep_their_density():
     np.testing.assert_allclose(
         slope, [0.3, -norm.pdf(0.5) / norm.cdf(0.5), -2.0], rtol=1e-5, atol=1e-7
     )
+
+
+@pytest.mark.parametrize("df", [0.05, 0.5, 1.0, 2.5, 30.0, 300.0])
+@pytest.mark.parametrize("double", [False, True])
+def test_a_limit_under_a_student_t_is_right_for_few_and_many_degrees_of_freedom(df, double):
+    middle, width = np.meshgrid([0.0, 0.3, 2.0, 6.0, 10.0, 50.0, 300.0], [0.01, 0.1, 0.2, 1.0, 3.0])
+    lower, upper = (middle - width / 2).ravel(), (middle + width / 2).ravel()
+    expected = student_log_p(df, lower, upper)
+    with jax.enable_x64(double):
+        ones = jnp.ones(len(lower))
+        base = dist.StudentT(df, 0 * ones, ones)
+        found = np.asarray(Censored(base, Limits(lower, upper)).log_prob(0 * ones))
+    # Single precision rounds the bounds themselves.
+    tolerance = 1e-6 if double else 2e-3
+    np.testing.assert_allclose(found, expected, rtol=1e-8 if double else 2e-5, atol=tolerance)
+
+
+def student_log_p(df, lower, upper):
+    """By the logarithm of the density, in many nodes: no probability underflows."""
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    half = ((upper - lower) / 2)[:, None]
+    terms = t.logpdf(((upper + lower) / 2)[:, None] + half * nodes, df) + np.log(weights * half)
+    return np.logaddexp.reduce(terms, axis=1)
+
+
+@pytest.mark.parametrize("df", [0.5, 4.0, 30.0, 300.0, 3000.0])
+def test_one_sided_limits_far_out_have_their_probability_and_slope(df):
+    """Where the distribution function underflows, and before."""
+    x = np.array([5.0, 8.0, 12.0, 20.0, 40.0, 100.0, 1e3, 1e5])
+    limits = Limits(x, np.full(len(x), np.inf))
+
+    def found(loc):
+        base = dist.StudentT(df, loc, jnp.ones(len(x)))
+        return Censored(base, limits).log_prob(jnp.zeros(len(x)))
+
+    # f(y) dy falls at least as fast as exp(-rate v), with y = x e^v.
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    end = 40 / ((df + 1) * x**2 / (df + x**2) - 1)[:, None]
+    v = end * (nodes + 1) / 2
+    y = x[:, None] * np.exp(v)
+    terms = t.logpdf(y, df) + np.log(y) + np.log(weights * end / 2)
+    expected = np.logaddexp.reduce(terms, axis=1)
+    np.testing.assert_allclose(found(jnp.zeros(len(x))), expected, rtol=2e-5, atol=2e-4)
+    slope = jax.grad(lambda loc: found(loc).sum())(jnp.zeros(len(x)))
+    np.testing.assert_allclose(slope, np.exp(t.logpdf(x, df) - expected), rtol=2e-3)

@@ -6,6 +6,7 @@ The path is known: z(t) = exp(-t / 2) z0, and feature j is weight_j z.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from diffrax import Tsit5
 from flax import nnx
@@ -40,6 +41,7 @@ from np_latentode import (
 )
 from np_latentode.forecasts.densities import _log_likelihood, run_given
 from np_latentode.forecasts.scores import of_calibration, score
+from np_latentode.parts.emissions import measured
 from np_latentode.programs.params import initial_params
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -100,6 +102,21 @@ def test_a_known_error_adds_to_the_variance():
     found = terms(GaussianLikelihood(NOISE), data)
     expected = norm.logpdf(VALUES[0], path(0.5, TIMES[0]), np.hypot(NOISE, ERROR[0]))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-23, 0.3, 1e23])
+@pytest.mark.parametrize("ratio", [0.0, 1e-9, 0.5, 1.0, 3.0])
+def test_scale_and_error_are_added_without_a_square_that_is_no_float(scale, ratio):
+    def total(scale, error):
+        return measured(dist.Normal(0.0, scale), error, None).scale
+
+    scale, error = jnp.asarray(scale), jnp.asarray(ratio * scale)
+    np.testing.assert_allclose(total(scale, error), scale * np.hypot(1, ratio), rtol=1e-6)
+    slopes = jax.grad(total, (0, 1))(scale, error)
+    expected = np.array([1, ratio]) / np.hypot(1, ratio)
+    np.testing.assert_allclose(slopes, expected, rtol=1e-5, atol=1e-8)
+    curvature = jax.grad(jax.grad(total))(scale, error) * scale
+    np.testing.assert_allclose(curvature, ratio**2 / np.hypot(1, ratio) ** 3, rtol=1e-4, atol=1e-6)
 
 
 def test_with_a_residual_the_errors_are_on_the_diagonal_of_the_dense_covariance():
@@ -234,13 +251,45 @@ def test_likelihoods_without_errors_or_limits_refuse_them(likelihood, given, wor
         sites_of(fitted.model, data)
 
 
-def test_a_likelihood_of_ones_own_that_is_not_normal_refuses_them():
-    import numpyro.distributions as dist
+def laplace(scaling):
+    return lambda decoded: dist.Laplace(decoded, 1.0)
 
-    data = Trajectories(TIMES, VALUES, error=ERROR)
-    fitted = fitted_with(lambda scaling: lambda decoded: dist.Laplace(decoded, 1.0), data)
-    with pytest.raises(ValueError, match="likelihood must be Gaussian where values have standard"):
-        sites_of(fitted.model, data)
+
+@pytest.mark.parametrize(
+    "given", [{"error": ERROR}, {"limits": limits_at((0, 0, -np.inf, 1.0))}], ids=[*"el"]
+)
+def test_a_likelihood_of_ones_own_that_is_not_normal_refuses_them(given):
+    data, plain = Trajectories(TIMES, VALUES, **given), Trajectories(TIMES, VALUES)
+    for likelihood in (laplace, FeatureLikelihoods(laplace, GaussianLikelihood(0.5))):
+        with pytest.raises(
+            ValueError, match=r"train must have no .* in feature 'x_0' under Laplace"
+        ):
+            fitted_with(likelihood, data)
+        fitted = fitted_with(likelihood, plain)
+        with pytest.raises(ValueError, match=r"context must have no .* under Laplace"):
+            sites_of(fitted.model, data)
+
+
+@pytest.mark.parametrize(
+    "other", [laplace, StudentTLikelihood(4.0, 0.5), BernoulliLikelihood()], ids=str
+)
+def test_a_feature_without_errors_and_limits_may_have_any_likelihood(other):
+    """Beside one that has them, and with arrays that say nothing: zeros and NaN."""
+    values = VALUES.copy()
+    values[..., 1] = [[0, 1, 1, 0]]
+    plain = Trajectories(TIMES, values)
+    nothing = Trajectories(TIMES, values, error=0 * ERROR, limits=Limits(NONE, NONE))
+    some = Trajectories(TIMES, values, error=ERROR * [1, 0], limits=limits_at((3, 0, -np.inf, 0.0)))
+    both = FeatureLikelihoods(GaussianLikelihood(NOISE[0]), other)
+    expected = terms(both, plain)
+    np.testing.assert_allclose(terms(both, nothing), expected, rtol=1e-5, atol=1e-6)
+    found = terms(both, some)
+    np.testing.assert_allclose(found[:, 1], expected[:, 1], rtol=1e-5, atol=1e-6)
+    assert (found[[0, 2, 3], 0] != expected[[0, 2, 3], 0]).all()
+    if other is not laplace:
+        bits = Trajectories(TIMES, values[..., [1, 1]])
+        none = Trajectories(TIMES, values[..., [1, 1]], error=0 * ERROR, limits=Limits(NONE, NONE))
+        np.testing.assert_allclose(terms(other, none), terms(other, bits), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -329,6 +378,9 @@ def test_a_score_of_limits_alone_is_no_number(forecasts):
     assert np.isnan(scores["rmse"])
     assert np.isnan(scores["crps"])
     assert np.isfinite(found.log_score[np.asarray(only.mask)]).all()
+    count = int(only.mask.sum())
+    assert f"coverage of {count} observations, {count} of them limits: " in str(found)
+    assert "\nCRPS -, log score " in str(found)
 
 
 def test_a_forecast_of_the_future_has_no_error_of_measurement(forecasts):

@@ -15,7 +15,8 @@ import jax
 from jaxtyping import Array
 
 from np_latentode.app.division import Parts, check_columns, divide
-from np_latentode.app.held_out import finite, score_held_out
+from np_latentode.app.held_out import score_held_out
+from np_latentode.app.horizons import finite
 from np_latentode.app.summaries import (
     candidates_table,
     coverage_table,

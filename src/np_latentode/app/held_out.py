@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, Float
 
-from np_latentode.app.horizons import scored_by_thirds, thirds
+from np_latentode.app.horizons import all_finite, finite, scored_by_thirds, thirds
 from np_latentode.app.origins import Origins
 from np_latentode.data.far import warn_user
 from np_latentode.data.given import table_times, table_values
@@ -39,7 +39,7 @@ from np_latentode.forecasts.scores import (
 from np_latentode.programs.ensemble import Ensemble, heaviest, kinds
 from np_latentode.programs.fitted import Fitted
 
-__all__ = ["QUANTILES", "HeldOutScores", "finite", "score_held_out"]
+__all__ = ["QUANTILES", "HeldOutScores", "score_held_out"]
 
 MOST_MIXED = 3_000
 """The highest number of trajectories to which mixed models are fitted for comparison."""
@@ -173,23 +173,20 @@ def _scored(
 ) -> dict[str, Any]:
     """The scores of each method, over all features and for each, with the observed spread."""
 
-    def known(scores: dict[str, float]) -> dict[str, float | None]:
-        return {key: finite(number) for key, number in scores.items()}
-
     values, mask, names = target.given.values, np.asarray(target.mask), target.names.features
     exact = mask & ~target.limited
     observed = {
         name: values[..., j][exact[..., j]] for j, name in enumerate(names) if mask[..., j].any()
     }
     return {
-        "observed_sd": {n: float(x.std()) if x.size else 0.0 for n, x in observed.items()},
+        "observed_sd": {n: float(x.std()) if x.size else None for n, x in observed.items()},
         "observed_count": {n: int(mask[..., names.index(n)].sum()) for n in observed},
         **_limits_counted(target),
         "methods": {
             name: {
-                **known(score(target, unit, forecasts, kind)),
+                **all_finite(score(target, unit, forecasts, kind)),
                 "columns": {
-                    column: known(scores)
+                    column: all_finite(scores)
                     for column, scores in score_features(target, unit, forecasts, kind).items()
                 },
             }
@@ -264,8 +261,3 @@ def _observed(what: np.ndarray, target: Trajectories, seen: np.ndarray) -> Any:
     if (limits := target.given.limits) is None:
         return what.ravel()
     return cells_as_texts(what.ravel(), limits.lower[seen].ravel(), limits.upper[seen].ravel())
-
-
-def finite(number: float) -> float | None:
-    """The number, or None where JSON has no word for it."""
-    return float(number) if np.isfinite(number) else None

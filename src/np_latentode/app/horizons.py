@@ -10,7 +10,7 @@ from jaxtyping import Float
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.scores import Forecasts, score
 
-__all__ = ["gaps", "scored_by_thirds", "thirds"]
+__all__ = ["all_finite", "finite", "gaps", "scored_by_thirds", "thirds"]
 
 
 def gaps(context: Trajectories, target: Trajectories) -> Float[np.ndarray, " value"]:
@@ -50,6 +50,15 @@ def scored_by_thirds(
         for name, forecasts in made.items():
             found = score(part, unit, forecasts) if third.size else {}
             for key, numbers in scores[name].items():
-                number = found.get(key, np.nan)
-                numbers.append(number if np.isfinite(number) else None)
+                numbers.append(finite(found.get(key, np.nan)))
     return {"longest_gap": longest, "methods": scores}
+
+
+def finite(number: float) -> float | None:
+    """The number, or None where JSON has no word for it."""
+    return float(number) if np.isfinite(number) else None
+
+
+def all_finite(scores: dict[str, float]) -> dict[str, float | None]:
+    """Scores, of which those that are no number are None."""
+    return {key: finite(number) for key, number in scores.items()}

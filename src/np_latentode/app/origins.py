@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from np_latentode.app.horizons import all_finite
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.scores import Forecasts, score
 
@@ -60,7 +61,10 @@ class Origins(NamedTuple):
         unit: Float[np.ndarray, " feature"],
         kind: Sequence[str],
     ) -> list[dict[str, Any]]:
-        """The scores of each origin: the share that is known, and those of each method."""
+        """The scores of each origin: the share that is known, and those of each method.
+
+        RMSE and CRPS are None where all values are limits.
+        """
         found = []
         for k, share in enumerate(self.shares, 1):
             rows = np.flatnonzero(self.number == k)
@@ -68,7 +72,7 @@ class Origins(NamedTuple):
             if rows.size:
                 target = self.target[rows]
                 methods = {
-                    name: score(target, unit, forecasts.select(rows), kind)
+                    name: all_finite(score(target, unit, forecasts.select(rows), kind))
                     for name, forecasts in made.items()
                 }
             values = int(np.asarray(self.target.mask)[rows].sum())

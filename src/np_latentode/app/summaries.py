@@ -273,12 +273,12 @@ def scores_table(metrics: dict[str, Any]) -> str:
         )
         rows.append((name, "", *(_cell(found.get(key)) for key in shown)))
     for column, sd in columns.items() if len(columns) > 1 else ():
-        rows.append((column, f"{sd:.3g}", *[""] * len(shown)))
+        rows.append((column, _short_or_none(sd), *[""] * len(shown)))
         for name, scores in methods.items():
             of_column = scores["columns"][column]
             rows.append((f"  {name}", "", *(_cell(of_column.get(key)) for key in shown)))
     if len(columns) == 1:
-        rows[1] = (rows[1][0], f"{next(iter(columns.values())):.3g}", *rows[1][2:])
+        rows[1] = (rows[1][0], _short_or_none(next(iter(columns.values()))), *rows[1][2:])
     of = "Of the later half of the observed times"
     if origins := metrics.get("origins"):
         of = f"Of forecasts from {len(origins)} origins, all together"
@@ -402,10 +402,16 @@ def _beaten(column: str, scores: dict[str, dict[str, Any]]) -> str:
     for key in ("brier",) if "brier" in scores[OURS] else ("crps", "rmse"):
         ours = scores[OURS][key]
         others = {n: s[key] for n, s in scores.items() if n != OURS and s[key] is not None}
+        if not others:
+            continue
         best = min(others, key=lambda name: others[name])
         if ours is None or others[best] < ours:
             return f"{best} for {column} ({key} {others[best]:.3f} against {_cell(ours)})"
     return ""
+
+
+def _short_or_none(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3g}"
 
 
 def _cell(number: float | None) -> str:

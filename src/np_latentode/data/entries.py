@@ -17,6 +17,7 @@ from np_latentode.data.problems import Problems
 __all__ = [
     "BLANKS",
     "MISSING",
+    "number_reader",
     "point_for_comma",
     "read_number",
     "read_numbers",
@@ -39,7 +40,12 @@ shown = Repr(maxstring=60, maxlist=20).repr
 
 
 def read_numbers(
-    entries: Sequence[str], name: str, problems: Problems, *, comma: bool = False
+    entries: Sequence[str],
+    name: str,
+    problems: Problems,
+    *,
+    comma: bool = False,
+    beside: Sequence[str] = (),
 ) -> np.ndarray:
     """Floats, NaN where an entry is in `MISSING` or is an error.
 
@@ -49,10 +55,10 @@ def read_numbers(
         problems: collects the errors.
         comma: whether the column may have decimal commas. If it has one, points are errors, as they
             may stand for thousands.
+        beside: further numbers of the column, which have decimal commas if these entries have.
     """
-    parse, rule = read_number, "must hold numbers"
-    if comma and _has_decimal_comma(entries):
-        parse, rule = _comma_number, "must hold numbers, with a decimal comma as in other rows"
+    parse, with_comma = number_reader([*entries, *beside], comma=comma)
+    rule = f"must hold numbers{with_comma}"
     numbers = np.full(len(entries), np.nan)
     bad = np.zeros(len(entries), bool)
     for row, entry in enumerate(entries):
@@ -64,6 +70,20 @@ def read_numbers(
                 numbers[row] = number
     problems.check(name, rule, bad, lambda row: shown(entries[row]))
     return numbers
+
+
+def number_reader(
+    texts: Sequence[str], *, comma: bool
+) -> tuple[Callable[[str], float | None], str]:
+    """What reads the numbers of a column, and what a rule says of their decimal comma.
+
+    Args:
+        texts: all numbers of the column.
+        comma: whether the column may have decimal commas.
+    """
+    if comma and _has_decimal_comma(texts):
+        return _comma_number, ", with a decimal comma as in other rows"
+    return read_number, ""
 
 
 def point_for_comma(entries: Sequence[str]) -> list[str]:

@@ -15,7 +15,6 @@ from np_latentode.data.limits import Limits
 __all__ = [
     "Given",
     "Rows",
-    "in_table_units",
     "modelled_error",
     "modelled_limits",
     "pad_rows",
@@ -118,13 +117,3 @@ def modelled_limits(given: Given, labels: Labels | None) -> Limits | None:
             return np.where(logged, np.log(np.where(logged, np.maximum(bounds, 0), 1)), bounds)
 
     return given.limits.each(log)
-
-
-def in_table_units(given: Given, labels: Labels | None) -> Given:
-    """What is modelled, with error and limits as the table would have them."""
-    if labels is None or not labels.log:
-        return given
-    error, logged = given.error, labels.logged
-    if error is not None:
-        error = np.where(logged, error * np.exp(np.where(logged, given.values, 0.0)), error)
-    return given._replace(error=error, limits=given.limits and given.limits.each(labels.own_units))

@@ -45,6 +45,16 @@ def _inexact(trajectories: Trajectories) -> Bool[np.ndarray, " feature"]:
     return found if error is None else found | (error > 0).any((0, 1))
 
 
+def _counted(trajectories: Trajectories, j: int) -> str:
+    """The limits and standard errors of a feature, in words."""
+    error = trajectories.given.error
+    counts = {
+        "limits": trajectories.limited[..., j].sum(),
+        "standard errors": 0 if error is None else (error[..., j] > 0).sum(),
+    }
+    return " and ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
 def _guess(x: Float[np.ndarray, " value"]) -> str:
     found = {*np.unique(x).tolist()}
     if found == {0, 1}:
@@ -77,7 +87,7 @@ def choose_kinds(trajectories: Trajectories, given: Mapping[str, str]) -> dict[s
                 f"{name!r}."
             )
     kinds = guess_kinds(trajectories) | {**given}
-    check_kinds(trajectories, kinds)
+    check_kinds(trajectories, kinds, advice=f" Say --kind {{name}}={NUMBERS}.")
     return kinds
 
 
@@ -88,7 +98,11 @@ def check_kind(name: str, kind: str) -> None:
 
 
 def check_kinds(
-    trajectories: Trajectories, kinds: Mapping[str, str], *, data: object = "data"
+    trajectories: Trajectories,
+    kinds: Mapping[str, str],
+    *,
+    data: object = "data",
+    advice: str = "",
 ) -> None:
     """Refuses values that are not of the kind of their feature.
 
@@ -96,6 +110,8 @@ def check_kinds(
         trajectories: of a table.
         kinds: by the name of the feature.
         data: what the table is called.
+        advice: what to do about limits and errors, with {name} for the column. Default: nothing, as
+            where the kinds are those of a fit.
     """
     names, offsets = trajectories.names, trajectories.offset.values
     values, mask = trajectories.given.values, np.asarray(trajectories.mask)
@@ -106,7 +122,7 @@ def check_kinds(
         if kind != NUMBERS and inexact[j]:
             raise ValueError(
                 f"{data} must hold neither limits, such as <0.5, nor standard errors {where}; got "
-                f"{trajectories.limited[..., j].sum()} limits. Say --kind {name}={NUMBERS}."
+                f"{_counted(trajectories, j)}.{advice.format(name=name)}"
             )
         wrong = np.argwhere(mask[..., j] & ~fits(kind, values[..., j]))
         if wrong.size:

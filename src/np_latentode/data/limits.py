@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from np_latentode.data.entries import (
     BLANKS,
     MISSING,
-    point_for_comma,
+    number_reader,
     read_number,
     read_numbers,
     shown,
@@ -115,16 +115,20 @@ LIKE = re.compile(r"[<>\[(]|.*\.\.")
 """How an entry begins that is meant as a limit, rightly written or not."""
 
 _NUMBER = r"([+-]?\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?)"
+NUMBER = re.compile(_NUMBER, re.ASCII)
 ONE_SIDED = re.compile(rf"([<>])=?\s*{_NUMBER}", re.ASCII)
 BETWEEN = re.compile(rf"{_NUMBER}\s*\.\.\s*{_NUMBER}", re.ASCII)
 
 
-def read_limit(text: str, *, comma: bool = False) -> tuple[float, float] | None:
-    """The lower and the upper bound that a text says; None if it says none."""
+def read_limit(
+    text: str, number: Callable[[str], float | None] = read_number
+) -> tuple[float, float] | None:
+    """The lower and the upper bound that a text says; None if it says none.
 
-    def number(part: str) -> float | None:
-        return read_number(point_for_comma([part])[0] if comma else part)
-
+    Args:
+        text: of a cell.
+        number: reads each bound.
+    """
     if found := ONE_SIDED.fullmatch(text):
         bound = number(found[2])
         if bound is None or not np.isfinite(bound):
@@ -150,19 +154,23 @@ def read_entries(
 ) -> np.ndarray:
     """Floats, as `entries.read_numbers` gives them; with limits, objects: floats and their texts.
 
-    Arguments are those of `read_numbers`. Limits have a point before the fraction afterwards.
+    Arguments are those of `read_numbers`. A decimal comma in one entry, number or bound, is one in
+    all of them. Limits have a point before the fraction afterwards.
     """
     like = [LIKE.match(entry) is not None for entry in entries]
     plain = ["" if limit else entry for entry, limit in zip(entries, like, strict=True)]
-    numbers = read_numbers(plain, name, problems, comma=comma)
-    if not any(like):
+    limits = [entry for entry, limit in zip(entries, like, strict=True) if limit]
+    bounds = [bound for entry in limits for bound in NUMBER.findall(entry)]
+    numbers = read_numbers(plain, name, problems, comma=comma, beside=bounds)
+    if not limits:
         return numbers
+    number, with_comma = number_reader([*plain, *bounds], comma=comma)
     found, bad = numbers.astype(object), np.zeros(len(entries), bool)
     for row in np.flatnonzero(like).tolist():
-        pair = read_limit(entries[row], comma=comma)
+        pair = read_limit(entries[row], number)
         bad[row] = pair is None
         found[row] = np.nan if pair is None else limit_text(*pair)
-    problems.check(name, RULE, bad, lambda row: shown(entries[row]))
+    problems.check(name, f"{RULE}{with_comma}", bad, lambda row: shown(entries[row]))
     return found
 
 
@@ -175,14 +183,17 @@ class Column(NamedTuple):
 
 
 def read_column(entries: Sequence[Any], name: str, problems: Problems) -> Column | None:
-    """A column of which some texts are limits, and all others numbers; None if there is no limit.
+    """A column of texts that are numbers or limits; None if it holds no text, or other texts only.
+
+    A column without any limit is read where all its texts are numbers: a later table of the same
+    column may hold none.
 
     Args:
         entries: of a data frame, of any type; None and NaN where it is empty.
         name: of the column.
         problems: collects the rows that are neither.
     """
-    if not has_limits(entries):
+    if not (has_limits(entries) or _are_numbers(entries)):
         return None
     numbers, bad = np.full(len(entries), np.nan), np.zeros(len(entries), bool)
     bounds = np.full((2, len(entries)), np.nan)
@@ -191,7 +202,7 @@ def read_column(entries: Sequence[Any], name: str, problems: Problems) -> Column
         if entry is None or text in MISSING:
             continue
         pair = None if text is None else read_limit(text)
-        number = float(entry) if text is None else read_number(text)
+        number = _as_number(entry) if text is None else read_number(text)
         if pair is not None:
             bounds[:, row] = pair
         elif number is None:
@@ -199,8 +210,25 @@ def read_column(entries: Sequence[Any], name: str, problems: Problems) -> Column
         else:
             numbers[row] = number
     problems.check(name, RULE, bad, lambda row: shown(entries[row]))
+    if np.isnan(bounds).all():
+        return Column(numbers, None)
     limits = Limits(*bounds)
     return Column(np.where(limits.censored, limits.stand_in, numbers), limits)
+
+
+def _as_number(entry: Any) -> float | None:
+    """The number that an entry is, which is no text; None if it is none, as a date."""
+    try:
+        return float(entry)
+    except (TypeError, ValueError):
+        return None
+
+
+def _are_numbers(entries: Sequence[Any]) -> bool:
+    """Whether some entries are texts, and all texts numbers."""
+    texts = [x.strip(BLANKS) for x in entries if isinstance(x, str)]
+    known = [text for text in texts if text not in MISSING]
+    return bool(known) and all(read_number(text) is not None for text in known)
 
 
 def has_limits(entries: Sequence[Any]) -> bool:

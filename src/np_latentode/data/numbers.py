@@ -15,6 +15,7 @@ __all__ = [
     "Numbers",
     "as_doubles",
     "as_floats",
+    "check_error_shape",
     "check_errors",
     "check_shapes",
     "check_times",
@@ -97,12 +98,17 @@ def check_values(values: np.ndarray, observed: np.ndarray) -> None:
         )
 
 
-def check_errors(error: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Standard errors, 0 where nothing was observed; those that are negative or NaN are refused."""
+def check_error_shape(error: Array | np.ndarray, observed: Array | np.ndarray) -> None:
+    """Refuses standard errors of another shape than the values."""
     if error.shape != observed.shape:
         raise ValueError(
             f"error must have the shape of values, {observed.shape}; got {error.shape}."
         )
+
+
+def check_errors(error: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """Standard errors, 0 where nothing was observed; those that are negative or NaN are refused."""
+    check_error_shape(error, observed)
     bad = observed & ~((error >= 0) & np.isfinite(error))
     if bad.any():
         i, k, d = np.argwhere(bad)[0]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from np_latentode.data.numbers import Numbers
+from np_latentode.data.numbers import Numbers, as_doubles
 
 __all__ = ["pad", "pad_beside"]
 
 
 def pad(
     sequences: Iterable[tuple[Numbers, Numbers]], num_features: int | None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Times (trajectory, time) and values (trajectory, time, feature), with NaN in padded slots.
+
+    The length of each trajectory comes last.
 
     Arguments and errors are those of `Trajectories.from_ragged`.
     """
@@ -39,7 +41,7 @@ def pad(
         if len(times):
             all_times[i, : len(times)], all_times[i, len(times) :] = times, times[-1]
             all_values[i, : len(times)] = values
-    return all_times, all_values
+    return all_times, all_values, [len(times) for times, _ in pairs]
 
 
 def _ragged_pair(i: int, pair: tuple[Numbers, Numbers]) -> tuple[np.ndarray, np.ndarray]:
@@ -66,22 +68,39 @@ def _ragged_pair(i: int, pair: tuple[Numbers, Numbers]) -> tuple[np.ndarray, np.
 
 
 def pad_beside(
-    name: str, sequences: Iterable[Numbers], shape: tuple[int, ...]
+    name: str, sequences: Iterable[Numbers], lengths: Sequence[int], width: int
 ) -> Float[np.ndarray, "trajectory time feature"]:
     """What belongs to the values of each trajectory, with NaN in padded slots.
 
     Args:
         name: the argument that errors name.
         sequences: one array (time, feature) or (time,) per trajectory.
-        shape: of the padded values.
+        lengths: of each trajectory.
+        width: the number of features.
+
+    Raises:
+        ValueError: if there is not one for each trajectory, of its own shape.
     """
-    padded, each = np.full(shape, np.nan), [np.asarray(x, float) for x in sequences]
-    for i, array in enumerate(each):
-        array = array.reshape(len(array), -1)
-        if len(each) != shape[0] or len(array) > shape[1] or array.shape[1] != shape[2]:
+    each = [_as_columns(f"{name}[{i}]", x, width) for i, x in enumerate(sequences)]
+    if len(each) != len(lengths):
+        raise ValueError(
+            f"{name} must have an array of the shape of the values for each of {len(lengths)} "
+            f"trajectories; got {len(each)}."
+        )
+    padded = np.full((len(lengths), max(1, *lengths), width), np.nan)
+    for i, (array, length) in enumerate(zip(each, lengths, strict=True)):
+        if array.shape != (length, width):
             raise ValueError(
-                f"{name} must have an array of the shape of the values for each of {shape[0]} "
-                f"trajectories; got {len(each)}, and {name}[{i}] of shape {array.shape}."
+                f"{name}[{i}] must have the shape of the values of its trajectory, "
+                f"{(length, width)}; got {array.shape}."
             )
-        padded[i, : len(array)] = array
+        padded[i, :length] = array
     return padded
+
+
+def _as_columns(name: str, numbers: Numbers, width: int) -> np.ndarray:
+    """An array (time, feature) of one that may be without features, or empty."""
+    array = as_doubles(name, numbers)
+    if not array.size:
+        return array.reshape(0, width)
+    return array[:, None] if array.ndim == 1 else array

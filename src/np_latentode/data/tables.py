@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -71,46 +72,89 @@ def from_rows(
     id, time, error = columns.id, columns.time, error or {}
     frame, values = _wide(df, columns, log, problems)
     who = as_ids(frame[id], id, problems)
-    clock = read_clock(frame[time], time, as_numbers, problems, origin=origin, unit=unit)
-    _check_size(clock.times, time, problems)
+    clock = _clock(frame, time, problems, origin, unit)
     cells = _read_cells(frame, values, log, error, problems)
     own, kinds = cells.own, kinds or {}
     given_inputs = read_inputs(frame, [*kinds], problems)
     problems.raise_if_any()
-    events = np.array([kind == EVENT for kind in kinds.values()], bool)
-    giving = (np.nan_to_num(given_inputs[:, events]) != 0).any(1)
+    giving = _giving(given_inputs, kinds)
     _warn_of_far_rows(clock, own, giving, (time, *values), log, problems)
     ids, codes = numbered(who)
     found = read_static(frame, static, codes, problems) if static else None
     problems.raise_if_any()
-    if since is not None:
-        measured = ~np.isnan(own).all(1)
-        clock = _with_own_starts(clock, codes, measured, since, frame, unit, problems)
+    clock = _with_own_starts(clock, codes, own, since, frame, unit, problems)
     when = clock.times
-    if columns.feature is not None:
-        cells = gather(codes, when, own, cells)
-        own = cells.own
+    cells = cells if columns.feature is None else gather(codes, when, own, cells)
+    own = cells.own
     warn_of_mixture(codes, when, own, columns)
-    logged = tuple(name for name in values if name in log)
-    pair = (columns.feature, columns.value)
-    count = (clock.origin, clock.unit)
-    labels = Labels(
-        tuple(ids), values, id, time, *count, logged, *pair, since, clock.zone, clock.starts
-    )
-    errors = tuple(error.get(name, "") for name in values) if error else ()
-    beside: dict[str, Any] = dict(error=errors, inputs=tuple(kinds), kinds=tuple(kinds.values()))
-    if found is not None:
-        beside |= dict(static=columns.static, levels=found.levels)
-    labels = replace(labels, **beside)
-    inputs = None
-    if kinds:
-        inputs = pad_inputs(codes, when, given_inputs, labels.kinds, clock.table_times)
+    labels = _labels(ids, values, columns, clock, log, since)
+    labels = _with_more(labels, columns, found, kinds, error)
+    inputs = _inputs(codes, given_inputs, labels, clock)
     what = labels.modelled(own)
     of_each = _rows_by_id(codes, when, what)
     _check_precision(frame[time], id, time, when, of_each, problems)
-    table_values = own if logged else None
-    given = Given(when, what, clock.table_times, table_values, cells.error, cells.limits)
-    return Rows(given, of_each, labels, None if found is None else found.numbers, inputs)
+    given = Given(when, what, clock.table_times, own if labels.log else None, *cells[1:])
+    return Rows(given, of_each, labels, found and found.numbers, inputs)
+
+
+def _inputs(codes: np.ndarray, amounts: np.ndarray, labels: Labels, clock: Clock) -> Inputs | None:
+    """The inputs of each trajectory; None if the table has none."""
+    if not labels.kinds:
+        return None
+    return pad_inputs(codes, clock.times, amounts, labels.kinds, clock.table_times)
+
+
+def _clock(frame: nw.DataFrame, time: str, problems: Problems, origin: Any, unit: str) -> Clock:
+    """The times of all rows."""
+    clock = read_clock(frame[time], time, as_numbers, problems, origin=origin, unit=unit)
+    _check_size(clock.times, time, problems)
+    return clock
+
+
+def _giving(amounts: np.ndarray, kinds: Mapping[str, str]) -> np.ndarray:
+    """True for the rows with an event."""
+    events = np.array([kind == EVENT for kind in kinds.values()], bool)
+    return (np.nan_to_num(amounts[:, events]) != 0).any(1)
+
+
+def _labels(
+    ids: Sequence[Any],
+    values: tuple[str, ...],
+    columns: Columns,
+    clock: Clock,
+    log: Sequence[str],
+    since: str | None,
+) -> Labels:
+    """The labels of times and values."""
+    return Labels(
+        ids=tuple(ids),
+        features=values,
+        id=columns.id,
+        time=columns.time,
+        origin=clock.origin,
+        unit=clock.unit,
+        log=tuple(name for name in values if name in log),
+        feature=columns.feature,
+        value=columns.value,
+        since=since,
+        zone=clock.zone,
+        starts=clock.starts,
+    )
+
+
+def _with_more(
+    labels: Labels,
+    columns: Columns,
+    found: Any,
+    kinds: Mapping[str, str],
+    error: Mapping[str, str],
+) -> Labels:
+    """The labels with those of static covariates, inputs and standard errors."""
+    errors = tuple(error.get(name, "") for name in labels.features) if error else ()
+    labels = replace(labels, error=errors, inputs=tuple(kinds), kinds=tuple(kinds.values()))
+    if found is None:
+        return labels
+    return replace(labels, static=columns.static, levels=found.levels)
 
 
 class _Cells(NamedTuple):
@@ -169,6 +213,7 @@ def _errors(
     rule = "must be 0 or more and finite, as a standard error is"
     bad = measured & ((numbers < 0) | np.isinf(numbers))
     problems.check(name, rule, bad, lambda row: numbers[row])
+    _check_size(np.where(measured, numbers, np.nan), name, problems)
     return np.where(measured & ~empty, numbers, 0.0)
 
 
@@ -241,15 +286,17 @@ def _warn_of_far_rows(
 def _with_own_starts(
     clock: Clock,
     codes: np.ndarray,
-    measured: np.ndarray,
-    since: str,
+    own: np.ndarray,
+    since: str | None,
     frame: nw.DataFrame,
     unit: str,
     problems: Problems,
 ) -> Clock:
-    """The times of the rows since the start of their id."""
+    """The times of the rows since the start of their id, if they are counted so."""
+    if since is None:
+        return clock
     if since == FIRST:
-        starts = first_times(clock.times, codes, measured)
+        starts = first_times(clock.times, codes, ~np.isnan(own).all(1))
     else:
         starts = read_clock(frame[since], since, as_numbers, problems, unit=unit)
         problems.raise_if_any()
@@ -346,12 +393,28 @@ def _cell_columns(
     limits = every[-2:] if len(every) > 2 else ()
     for j, name in enumerate(labels.features):
         found[name] = cells_as_texts(values[:, j], *(bounds[:, j] for bounds in limits))
-    counts = Counter(labels.error)
-    for j, (feature, column) in enumerate(zip(labels.features, labels.error, strict=False)):
-        if errors and column:
-            # A long table has one column for all features.
-            found[column if counts[column] == 1 else f"{feature}_{column}"] = every[1][:, j]
+    for j, name in _error_columns(labels).items() if errors else ():
+        found[name] = every[1][:, j]
     return found
+
+
+def _error_columns(labels: Labels) -> dict[int, str]:
+    """The name of the column of standard errors of each feature that has one.
+
+    A long table has one column for all features. Each feature then has one of its own,
+    `{feature}_{column}`. A name that another column has is numbered, as in sd_2.
+    """
+    counts, found = Counter(labels.error), {}
+    taken = {labels.id, labels.time, *labels.features, *labels.static, *labels.inputs}
+    pairs = [*enumerate(zip(labels.features, labels.error, strict=False))]
+    # First those that keep their names.
+    for j, (feature, column) in sorted(pairs, key=lambda pair: counts[pair[1][1]] > 1):
+        if column:
+            wanted = column if counts[column] == 1 else f"{feature}_{column}"
+            names = itertools.chain([wanted], (f"{wanted}_{k}" for k in itertools.count(2)))
+            found[j] = next(name for name in names if name not in taken)
+            taken.add(found[j])
+    return dict(sorted(found.items()))
 
 
 def cells_as_texts(

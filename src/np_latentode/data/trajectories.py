@@ -20,7 +20,6 @@ from np_latentode.data.covariates import Names, asked_levels
 from np_latentode.data.given import (
     Given,
     Rows,
-    in_table_units,
     modelled_error,
     modelled_limits,
     pad_rows,
@@ -32,6 +31,7 @@ from np_latentode.data.numbers import (
     Numbers,
     as_doubles,
     as_floats,
+    check_error_shape,
     check_errors,
     check_shapes,
     check_times,
@@ -113,8 +113,7 @@ class Trajectories:
     ):
         bounds = jax.tree.leaves(limits)
         if not is_concrete(times, values, mask, static, error, *bounds):
-            self._trace(as_floats("times", times), as_floats("values", values), mask)
-            self._trace_beside(error, limits)
+            self._trace(as_floats("times", times), as_floats("values", values), mask, error, limits)
             self.static = None if static is None else as_floats("static", static)
             self._keep_inputs(inputs)
             return
@@ -133,21 +132,25 @@ class Trajectories:
         self._keep_static(None if static is None else as_doubles("static", static))
         self._keep_inputs(inputs)
 
-    def _trace(self, times: Array, values: Array, mask: Any) -> None:
+    def _trace(
+        self, times: Array, values: Array, mask: Any, error: Numbers | None, limits: Limits | None
+    ) -> None:
         """Keeps what a transformation of JAX computes: its numbers cannot be checked."""
+        if limits is not None:
+            values = _with_stand_ins(values, limits).astype(values.dtype)
         observed = ~jnp.isnan(values)
         if mask is not None:
             observed &= _checked_mask(jnp.asarray(mask), values.shape)
         check_shapes(times, values)
         self.times, self.values, self.mask = times, jnp.where(observed, values, 0.0), observed
-
-    def _trace_beside(self, error: Numbers | None, limits: Limits | None) -> None:
-        """Keeps standard errors and limits that a transformation of JAX computes."""
-        self.error = None if error is None else as_floats("error", error)
+        if error is not None:
+            sds = as_floats("error", error)
+            check_error_shape(sds, observed)
+            self.error = jnp.where(observed, sds, 0.0)
         if limits is not None:
-            self.limits = limits.each(lambda bounds: as_floats("limits", bounds))
-            known = ~self.limits.censored
-            self.values = jnp.where(known, self.values, self.limits.stand_in)
+            self.limits = limits.each(
+                lambda bounds: jnp.where(observed, as_floats("limits", bounds), jnp.nan)
+            )
 
     def _keep(self, given: Given, mask: np.ndarray) -> None:
         """Keeps what was given in double precision, and for JAX the same less the offset."""
@@ -158,6 +161,8 @@ class Trajectories:
         # Numbers may be finite in double precision only.
         check_times(np.asarray(self.times))
         check_values(np.asarray(self.values), mask)
+        if self.error is not None:
+            check_errors(np.asarray(self.error), mask)
 
     def _keep_static(self, static: np.ndarray | None) -> None:
         """Keeps static covariates in double precision, and for JAX in its own."""
@@ -200,18 +205,25 @@ class Trajectories:
                 shape (time,) are one feature. NaN means unobserved. A pair of empty sequences is a
                 trajectory without observations.
             num_features: the number of features; needed only if no trajectory has a value.
-            error, limits: one per trajectory, of the shape of its values. Default: none.
+            error, limits: one per trajectory, of the shape of its values. An empty series has an
+                empty one. Default: none.
 
         Raises:
             ValueError: if there is no trajectory, or one is malformed; it is named by its index.
         """
-        times, values = pad(sequences, num_features)
-        errors = None if error is None else pad_beside("error", error, values.shape)
-        pairs = None if limits is None else [*limits]
+        times, values, lengths = pad(sequences, num_features)
+        width = values.shape[2]
+        errors = None if error is None else pad_beside("error", error, lengths, width)
         bounds = None
-        if pairs is not None:
+        if limits is not None:
+            pairs = [*limits]
+            for i, one in enumerate(pairs):
+                if not isinstance(one, Limits):
+                    raise ValueError(
+                        f"limits[{i}] must be a np_latentode.Limits; got {type(one).__name__}."
+                    )
             each = ([x.lower for x in pairs], [x.upper for x in pairs])
-            bounds = Limits(*(pad_beside("limits", one, values.shape) for one in each))
+            bounds = Limits(*(pad_beside("limits", one, lengths, width) for one in each))
         return cls(times, values, error=errors, limits=bounds)
 
     @classmethod
@@ -400,8 +412,7 @@ class Trajectories:
         limits = self.limits and self.limits.each(
             lambda bounds: np.asarray(bounds, float) + self.offset.row
         )
-        given = Given(times + self.offset.time, values, error=error, limits=limits)
-        return in_table_units(given, self.labels)
+        return Given(times + self.offset.time, values, error=error, limits=limits)
 
     @property
     def given_static(self) -> np.ndarray | None:
@@ -744,14 +755,15 @@ def _beside_less(
     return errors, less
 
 
-def _with_stand_ins(values: np.ndarray, limits: Limits) -> np.ndarray:
+def _with_stand_ins(values: Any, limits: Limits) -> Any:
     if not isinstance(limits, Limits) or np.shape(limits.lower) != values.shape:
         came = np.shape(limits.lower) if isinstance(limits, Limits) else type(limits).__name__
         raise ValueError(
             f"limits must be a np_latentode.Limits of the shape of values, {values.shape}; got "
             f"{came}."
         )
-    return np.where(limits.censored, limits.stand_in, values)
+    xp: Any = np if isinstance(values, np.ndarray) else jnp
+    return xp.where(limits.censored, limits.stand_in, values)
 
 
 def _checked_mask[T: (Array, np.ndarray)](mask: T, shape: tuple[int, ...]) -> T:

@@ -58,9 +58,13 @@ class Calibration:
             f"{level:.0%} band {share:.3f}"
             for level, share in zip(self.levels, self.coverage, strict=True)
         )
+        observed, exact = np.isfinite(self.pit), np.isfinite(self.crps)
+        limits = (observed & ~exact).sum()
+        crps = f"{self.crps[exact].mean():.5f}" if exact.any() else "-"
         return (
-            f"coverage of {np.isfinite(self.pit).sum()} observations: {covered}\n"
-            f"CRPS {np.nanmean(self.crps):.5f}, log score {np.nanmean(self.log_score):.4f}"
+            f"coverage of {observed.sum()} observations"
+            + (f", {limits} of them limits" if limits else "")
+            + f": {covered}\nCRPS {crps}, log score {np.nanmean(self.log_score):.4f}"
         )
 
 
@@ -98,11 +102,7 @@ def calibration(
         ValueError: naming the argument, the rule and what came.
     """
     check_fit(fitted)
-    levels = tuple(float(level) for level in levels)
-    if not levels or not all(0 < level < 1 for level in levels):
-        raise ValueError(f"levels must be numbers between 0 and 1; got {levels}.")
-    if not (isinstance(num_samples, int) and num_samples >= 2):
-        raise ValueError(f"num_samples must be an integer of at least 2; got {num_samples!r}.")
+    levels = _checked(levels, num_samples)
     for member in members_of(fitted):
         context, target = check_data(member.model, context, target, targets=True)
     forecast_key, tie_key = jax.random.split(rng_key)
@@ -131,6 +131,16 @@ def calibration(
         ),
         log_score=where_observed(-log_density[slots]),
     )
+
+
+def _checked(levels: Sequence[float], num_samples: int) -> tuple[float, ...]:
+    """The levels, if they and the number of draws are possible."""
+    levels = tuple(float(level) for level in levels)
+    if not levels or not all(0 < level < 1 for level in levels):
+        raise ValueError(f"levels must be numbers between 0 and 1; got {levels}.")
+    if not (isinstance(num_samples, int) and num_samples >= 2):
+        raise ValueError(f"num_samples must be an integer of at least 2; got {num_samples!r}.")
+    return levels
 
 
 def _log_density(
@@ -223,7 +233,8 @@ def simulation_ranks(
 
     z0 ~ prior,  x ~ likelihood at the observed times of `like`,  rank of z0 among draws of q(. | x)
 
-    The ranks of an exact posterior are uniform in every coordinate, for any data.
+    The ranks of an exact posterior are uniform in every coordinate, for any data. The simulated
+    data have the standard errors of `like`, and values where `like` has limits.
 
     Args:
         rng_key: a key.

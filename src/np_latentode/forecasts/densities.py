@@ -45,7 +45,8 @@ def log_likelihood(
 
     NumPyro's function of this name does not substitute params, and sums over each trajectory.
     Under a likelihood with a residual process, each term is given the earlier observations:
-    log p(x_k | x_1, ..., x_k-1, z0).
+    log p(x_k | x_1, ..., x_k-1, z0). Limits, such as <0.5, come after all other observations of
+    their trajectory: a limit is given those and the limits before it.
 
     Args:
         fitted: the fit.

@@ -36,8 +36,11 @@ TAIL = 5.0
 """Beyond so many standard deviations, the normal distribution function is a continued fraction."""
 
 NARROW = 0.5
-"""A width, beside 1 + |middle|, below which the density is integrated in place of a difference of
-F, which loses digits."""
+"""A width, in units of the length on which the density changes, below which the density is
+integrated in place of a difference of F, which loses digits."""
+
+UNDERFLOW = 1e-30
+"""Below such a probability, that of a Student-t distribution is a continued fraction."""
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(7)
 """Of Gauss and Legendre, on the interval from -1 to 1."""
@@ -81,8 +84,27 @@ def _log_student(df: Array, x: Array) -> Array:
 def _log_student_cdf(df: Array, x: Array) -> Array:
     """log F of the standard Student-t distribution, by the incomplete beta function."""
     half = 0.5 * betainc(df / 2, 0.5 * jnp.ones_like(x), df / (df + jnp.square(x)))
-    half = jnp.maximum(half, jnp.finfo(half.dtype).tiny)
-    return jnp.where(x < 0, jnp.log(half), jnp.log1p(-half))
+    near = jnp.where(x < 0, jnp.log(jnp.maximum(half, UNDERFLOW)), jnp.log1p(-half))
+    return jnp.where((half < UNDERFLOW) & (x < 0), _log_student_tail(df, x), near)
+
+
+def _log_student_tail(df: Array, x: Array) -> Array:
+    """The same far below 0, where the incomplete beta function itself underflows.
+
+    F(-t) = f(t) t / df / (1 + d_1 / (1 + d_2 / (1 + ...))),  y = df / (df + t^2),  a = df / 2
+
+    d_2m = m (1/2 - m) y / ((a + 2m - 1) (a + 2m)),  and d_2m+1 in the same way; f is the density.
+                                                                 (Abramowitz & Stegun 26.5.8)
+    """
+    t, a = jnp.maximum(-x, 1.0), df / 2
+    y, fraction = df / (df + jnp.square(t)), jnp.ones_like(t)
+    for m in range(20, -1, -1):
+        even = m * (0.5 - m) / ((a + 2 * m - 1) * (a + 2 * m)) if m else 0.0
+        odd = -(a + m) * (a + 0.5 + m) / ((a + 2 * m) * (a + 2 * m + 1))
+        fraction = 1 + odd * y / fraction
+        fraction = 1 + even * y / fraction if m else fraction
+    fraction = jnp.maximum(fraction, jnp.finfo(t.dtype).eps)
+    return _log_student(df, t) + jnp.log(t / df) - jnp.log(fraction)
 
 
 @_log_student_cdf.defjvp
@@ -92,6 +114,17 @@ def _log_student_cdf_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (df, x), (_, dx) = primals, tangents
     value = _log_student_cdf(df, x)
     return value, jnp.exp(_log_student(df, x) - value) * dx
+
+
+def _normal_length(x: Array) -> Array:
+    """The length on which the normal density changes about x."""
+    return 1 / (1 + jnp.abs(x))
+
+
+def _student_length(df: Array, x: Array) -> Array:
+    """That of the Student-t density: far out it grows with |x|, as the density is a power of x."""
+    square = df + jnp.square(x)
+    return jnp.minimum(jnp.sqrt(square), square / (df * (1 + jnp.abs(x))))
 
 
 class Truncated(NamedTuple):
@@ -128,11 +161,23 @@ class _Interval(NamedTuple):
     log_weights: Array
 
     @classmethod
-    def of(cls, low: Array, high: Array, log_density: Callable[[Array], Array]) -> _Interval:
+    def of(
+        cls,
+        low: Array,
+        high: Array,
+        log_density: Callable[[Array], Array],
+        length: Callable[[Array], Array],
+    ) -> _Interval:
+        """
+        Args:
+            low, high: the ends.
+            log_density: of the standard distribution.
+            length: that on which the density changes about a place.
+        """
         open = jnp.isinf(low)
         low = jnp.where(open, high - 1.0, low)
         middle, half = (low + high) / 2, (high - low) / 2
-        narrow = ~open & (2 * half * (1 + jnp.abs(middle)) < NARROW)
+        narrow = ~open & (2 * half < NARROW * length(middle))
         # A width that is not narrow is replaced: its nodes may lie where the density underflows.
         least = jnp.finfo(middle.dtype).eps * (1 + jnp.abs(middle))
         short = jnp.where(narrow, jnp.maximum(half, least), NARROW)
@@ -145,8 +190,8 @@ class _Interval(NamedTuple):
 def _log_probability(of: _Interval, log_cdf: Callable[[Array], Array]) -> tuple[Array, Array]:
     """log(F(high) - F(low)), without loss of digits, and F(low) / F(high)."""
     below = log_cdf(of.high)
-    # The logarithm is far below 0 where the width is not narrow, but for rounding.
-    gap = jnp.minimum(log_cdf(of.low) - below, -0.1)
+    # Negative where the width is not narrow, but for rounding.
+    gap = jnp.minimum(log_cdf(of.low) - below, -jnp.finfo(below.dtype).eps)
     ratio = jnp.exp(jnp.where(of.narrow | of.open, -1.0, gap))
     log_p = jnp.where(of.narrow, jax.nn.logsumexp(of.log_weights, axis=0), below)
     return jnp.where(of.narrow | of.open, log_p, below + jnp.log1p(-ratio)), ratio
@@ -155,7 +200,7 @@ def _log_probability(of: _Interval, log_cdf: Callable[[Array], Array]) -> tuple[
 def truncated_normal(lower: Array, upper: Array) -> Truncated:
     """The standard normal distribution on an interval, of which one end may be infinite."""
     low, high, mirrored = _mirrored(lower, upper)
-    of = _Interval.of(low, high, _log_normal)
+    of = _Interval.of(low, high, _log_normal, _normal_length)
     log_p, ratio = _log_probability(of, _log_normal_cdf)
     # phi(end) / P of both ends.
     ratio = jnp.where(of.open, 0.0, ratio)
@@ -176,11 +221,11 @@ def _log_p(x: Any, lower: Array, upper: Array) -> Array:
     a, b = (standardized(bound, x.loc, x.scale) for bound in (lower, upper))
     low, high, _ = _mirrored(a, b)
     if isinstance(x, dist.Normal):
-        density, cdf = _log_normal, _log_normal_cdf
-    else:
-        df = jnp.broadcast_to(x.df, low.shape)
-        density, cdf = partial(_log_student, df), partial(_log_student_cdf, df)
-    return _log_probability(_Interval.of(low, high, density), cdf)[0]
+        of = _Interval.of(low, high, _log_normal, _normal_length)
+        return _log_probability(of, _log_normal_cdf)[0]
+    df = jnp.broadcast_to(x.df, low.shape)
+    of = _Interval.of(low, high, partial(_log_student, df), partial(_student_length, df))
+    return _log_probability(of, partial(_log_student_cdf, df))[0]
 
 
 def censorable(x: Any) -> bool:

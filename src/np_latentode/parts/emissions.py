@@ -23,7 +23,19 @@ from numpyro.distributions import constraints
 from np_latentode.data.limits import Limits
 from np_latentode.parts.censored import Censored, censorable
 
-__all__ = ["Groups", "Seen", "along", "joined", "measured", "of_each", "remembers", "sample_signal"]
+__all__ = [
+    "Groups",
+    "Seen",
+    "along",
+    "by_feature",
+    "joined",
+    "measured",
+    "of_each",
+    "remembers",
+    "sample_signal",
+    "takes_error",
+    "takes_limits",
+]
 
 Groups = tuple[tuple[int, ...], ...]
 """The features of each part, by number: each feature is in one group."""
@@ -67,36 +79,44 @@ def measured(x: Any, error: Array | None, limits: Limits | None) -> Any:
     """The distribution over x, with known standard errors and limits of its entries.
 
     An error e adds e^2 to the variance of white noise, as that of an independent normal error. An
-    entry with limits has the probability of its interval.
+    entry with limits has the probability of its interval. What cannot have them stays as it is:
+    `check_observed` refuses errors and limits there.
 
     Args:
         x: the distribution over x along trajectories.
         error: of the shape of x. None: no error is known.
         limits: of the shape of x. None: all values are known.
-
-    Raises:
-        ValueError: if the distribution is no normal one, or for limits no Student-t one either.
     """
-    if error is None and limits is None:
-        return x
     if (own := getattr(x, "measured", None)) is not None:
         return own(error, limits)
-    if error is not None:
-        if not isinstance(x, dist.Normal):
-            raise ValueError(
-                "likelihood must be Gaussian where values have standard errors (error), as the sum "
-                f"of two errors has a known distribution only then; got {type(x).__name__}."
-            )
-        variance = jnp.square(jnp.asarray(x.scale)) + jnp.square(error)
-        x = dist.Normal(x.loc, jnp.sqrt(variance))
-    if limits is None:
-        return x
-    if not censorable(x):
-        raise ValueError(
-            "likelihood must be Gaussian or Student-t where values are limits, such as <0.5; got "
-            f"{type(x).__name__}."
-        )
-    return Censored(x, limits)
+    if error is not None and takes_error(x):
+        x = dist.Normal(x.loc, _hypot(jnp.asarray(x.scale), error))
+    return Censored(x, limits) if limits is not None and takes_limits(x) else x
+
+
+def takes_error(x: Any) -> bool:
+    """Whether the sum with a normal error has a known distribution too."""
+    return isinstance(x, dist.Normal) or hasattr(x, "measured")
+
+
+def takes_limits(x: Any) -> bool:
+    """Whether the probability of an interval is known."""
+    return censorable(x) or hasattr(x, "measured")
+
+
+def by_feature(x: Any, num_features: int) -> list[Any]:
+    """The distribution of each feature, of those over all of them."""
+    if not isinstance(x, _Features):
+        return [x] * num_features
+    found = {j: part for group, part in zip(x.groups, x.parts, strict=True) for j in group}
+    return [found[j] for j in range(num_features)]
+
+
+def _hypot(scale: Array, error: Array) -> Array:
+    """sqrt(scale^2 + error^2), of which no square is too large or too small for a float."""
+    # With `jnp.hypot`, second derivatives are wrong where both are equal. The unit drops out.
+    unit = jax.lax.stop_gradient(jnp.maximum(scale, error))
+    return unit * jnp.sqrt(jnp.square(scale / unit) + jnp.square(error / unit))
 
 
 def of_each(x: Any) -> dist.Distribution:
@@ -237,22 +257,14 @@ class _Features(dist.Distribution):
         return _in_order([jnp.asarray(draw, dtype) for draw in draws], self.groups)
 
     def measured(self, error: Array | None, limits: Limits | None) -> _Features:
-        """The same with standard errors and limits of those features that can have some.
-
-        `check_observed` refuses them for the others.
-        """
+        """The same with standard errors and limits of those features that can have some."""
         none = [None] * len(self.parts)
         errors = none if error is None else _columns(error, self.groups)
         bounds = none
         if limits is not None:
             ends = (_columns(end, self.groups) for end in (limits.lower, limits.upper))
             bounds = [Limits.tree_unflatten(None, pair) for pair in zip(*ends, strict=True)]
-        made = []
-        for part, sds, some in zip(self.parts, errors, bounds, strict=True):
-            support: Any = part.support
-            sds = None if isinstance(part, dist.StudentT) else sds
-            made.append(part if support.is_discrete else measured(part, sds, some))
-        return _Features(self.groups, *made)
+        return _Features(self.groups, *map(measured, self.parts, errors, bounds))
 
     def sample_signal(self, key: Array) -> Array:
         """A draw without white noise; see the function of this name."""

@@ -39,7 +39,14 @@ from np_latentode.data.numbers import is_concrete
 from np_latentode.data.scaling import Scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.distributions import NegativeBinomial
-from np_latentode.parts.emissions import along, joined, remembers
+from np_latentode.parts.emissions import (
+    along,
+    by_feature,
+    joined,
+    remembers,
+    takes_error,
+    takes_limits,
+)
 from np_latentode.parts.links import Link, log_link, logit_link
 from np_latentode.parts.scales import positive, positive_param
 
@@ -363,10 +370,28 @@ def check_distribution(likelihood: Any, scaling: Scaling) -> bool:
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
+    shape = (1, 1, len(scaling.loc))
+    x, memory = _made(likelihood, scaling)
+    if not isinstance(x, dist.Distribution):
+        raise ValueError(
+            f"likelihood must make a distribution of decoded numbers; got {type(x).__name__}."
+        )
+    if (x.batch_shape, x.event_shape) != (shape, ()):
+        raise ValueError(
+            f"likelihood must make a distribution of batch shape {shape} of as many decoded "
+            f"numbers, without event axes; got batch shape {x.batch_shape}, event shape "
+            f"{x.event_shape}."
+        )
+    return memory
+
+
+def _made(likelihood: Any, scaling: Scaling) -> tuple[Any, bool]:
+    """What a likelihood makes at one time, without numbers, and whether it remembers."""
     shape, made = (1, 1, len(scaling.loc)), []
 
     def call(decoded: Array) -> Array:
-        with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace():
+        # Blocked, as no model around it has these parameters.
+        with numpyro.handlers.block(), numpyro.handlers.seed(rng_seed=0):
             emission = likelihood(scaling)
             times, mask = decoded[..., 0], jnp.ones(shape, bool)
             made.extend([along(emission, decoded, times, mask, None), remembers(emission)])
@@ -379,18 +404,7 @@ def check_distribution(likelihood: Any, scaling: Scaling) -> bool:
             "likelihood must be called as likelihood(scaling) and return a function of decoded "
             f"numbers, shape (trajectory, time, feature): {error}."
         ) from error
-    x, memory = made
-    if not isinstance(x, dist.Distribution):
-        raise ValueError(
-            f"likelihood must make a distribution of decoded numbers; got {type(x).__name__}."
-        )
-    if (x.batch_shape, x.event_shape) != (shape, ()):
-        raise ValueError(
-            f"likelihood must make a distribution of batch shape {shape} of as many decoded "
-            f"numbers, without event axes; got batch shape {x.batch_shape}, event shape "
-            f"{x.event_shape}."
-        )
-    return memory
+    return made[0], made[1]
 
 
 def check_observed(likelihood: Any, trajectories: Trajectories, *, name: str) -> None:
@@ -412,17 +426,18 @@ def _check_measured(likelihood: Any, trajectories: Trajectories, name: str) -> N
         "standard errors (error)": None if error is None else np.asarray(error) > 0,
         "limits, such as <0.5,": None if limits is None else trajectories.limited,
     }
-    parts = of_features(likelihood, trajectories.num_features)
+    given = {what: where for what, where in given.items() if where is not None and where.any()}
+    if not given:
+        return
+    count = trajectories.num_features
+    parts = by_feature(_made(likelihood, Scaling.identity(count))[0], count)
     for what, where in given.items():
-        if where is None:
-            continue
-        for j in np.flatnonzero(np.asarray(where).any((0, 1))):
-            one = parts[j].likelihood
-            student = isinstance(one, StudentTLikelihood) and what.startswith("standard")
-            if hasattr(one, "kind") or student:
+        able = takes_limits if what.startswith("limits") else takes_error
+        for j in np.flatnonzero(where.any((0, 1))):
+            if not able(parts[j]):
                 raise ValueError(
                     f"{name} must have no {what} in feature {trajectories.names.features[j]!r} "
-                    f"under {type(one).__name__}; got {np.sum(where[..., j])} of them. Use a "
+                    f"under {type(parts[j]).__name__}; got {np.sum(where[..., j])} of them. Use a "
                     "GaussianLikelihood for it."
                 )
 

@@ -62,6 +62,7 @@ def to_datatree(
     `az.plot_loo_pit` need draws from the posterior itself. Pass `exact` if the guide is too narrow,
     that is, if Pareto k of `importance` is large. Under a likelihood with a residual process they
     leave nothing out: each term is given the earlier observations, and later terms know it.
+    Limits come after all other observations of their trajectory.
 
     Args:
         rng_key: a key.

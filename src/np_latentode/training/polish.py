@@ -75,6 +75,8 @@ def polish(
     It is for many observations per trajectory. With few, the networks overfit the training data:
     compare held-out scores before and after. Short trajectories are padded to the longest.
 
+    The simulations have values where `train` has limits: the guide then sees no stand-ins.
+
     Args:
         rng_key: a key.
         fitted: the fit.
