@@ -3,6 +3,8 @@
 The path is known: z(t) = exp(-t / 2) z0, and feature j is weight_j z.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,7 @@ from np_latentode import (
 from np_latentode.forecasts.densities import _log_likelihood, run_given
 from np_latentode.forecasts.scores import of_calibration, score
 from np_latentode.parts.emissions import measured
+from np_latentode.parts.likelihoods import check_observed
 from np_latentode.programs.params import initial_params
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -432,3 +435,15 @@ def test_slopes_in_all_parameters_are_those_of_differences(likelihood, x64):
             up[k], down[k] = logs[k].at[j].add(1e-5), logs[k].at[j].add(-1e-5)
             expected = (total(up) - total(down)) / 2e-5
             np.testing.assert_allclose(slope[j], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_checks_in_several_threads_do_not_disturb_each_other():
+    """NumPyro has one stack of handlers for all threads, and a check runs a likelihood."""
+    some = Trajectories(TIMES, VALUES, error=ERROR)
+    likelihood = FeatureLikelihoods(OrnsteinUhlenbeckLikelihood(), GaussianLikelihood())
+
+    def check(_):
+        check_observed(likelihood, some, name="train")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(check, range(40))] == [None] * 40

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.modules import bind_prior
+from np_latentode.parts.threads import one_at_a_time
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_context
-from np_latentode.programs.threads import one_at_a_time
 
 __all__ = ["Inference", "amortized", "draw_and_score", "draw_codes", "posterior", "prior"]
 

@@ -15,10 +15,10 @@ from np_latentode.data.inputs import Inputs
 from np_latentode.data.numbers import is_concrete
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.emissions import of_each
+from np_latentode.parts.threads import one_at_a_time
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.plate import check_context, check_new
-from np_latentode.programs.threads import one_at_a_time
 
 __all__ = [
     "DRAWS_AT_ONCE",

@@ -49,6 +49,7 @@ from np_latentode.parts.emissions import (
 )
 from np_latentode.parts.links import Link, log_link, logit_link
 from np_latentode.parts.scales import positive, positive_param
+from np_latentode.parts.threads import one_at_a_time
 
 __all__ = [
     "BernoulliLikelihood",
@@ -385,6 +386,7 @@ def check_distribution(likelihood: Any, scaling: Scaling) -> bool:
     return memory
 
 
+@one_at_a_time
 def _made(likelihood: Any, scaling: Scaling) -> tuple[Any, bool]:
     """What a likelihood makes at one time, without numbers, and whether it remembers."""
     shape, made = (1, 1, len(scaling.loc)), []

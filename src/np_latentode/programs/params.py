@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.handlers as handlers
 
+from np_latentode.parts.threads import one_at_a_time
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
-from np_latentode.programs.threads import one_at_a_time
 
 __all__ = ["check_params", "initial_params", "named_leaves"]
 

@@ -22,11 +22,11 @@ from np_latentode.data.folds import folds
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import amortized
 from np_latentode.forecasts.densities import log_predictive
+from np_latentode.parts.threads import cores, side_by_side
 from np_latentode.programs.assemble import Candidate
 from np_latentode.programs.ensemble import Ensemble
 from np_latentode.programs.fitted import Fitted, History
 from np_latentode.programs.plate import check_trajectories
-from np_latentode.programs.threads import cores, side_by_side
 from np_latentode.training.ensemble import starting_alike
 from np_latentode.training.plan import Plan, make_plan
 from np_latentode.training.progress import Progress, train_all

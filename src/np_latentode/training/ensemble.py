@@ -15,12 +15,12 @@ from jaxtyping import Array, ArrayLike
 from np_latentode.data.checks import check_counts
 from np_latentode.data.conditioning import Conditioning, random_context
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.parts.threads import cores
 from np_latentode.programs.ensemble import Ensemble
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.params import initial_params
-from np_latentode.programs.threads import cores
 from np_latentode.training.plan import Plan, make_plan
 from np_latentode.training.progress import train_all
 from np_latentode.training.stacking import stack

@@ -17,12 +17,12 @@ from np_latentode.data.buckets import buckets
 from np_latentode.data.checks import check_counts
 from np_latentode.data.conditioning import Conditioning
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.parts.threads import one_at_a_time
 from np_latentode.programs.fitted import Fitted, History, check_fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.params import initial_params
 from np_latentode.programs.plate import check_call, check_data
-from np_latentode.programs.threads import one_at_a_time
 from np_latentode.storage.arrays import digest
 from np_latentode.storage.saving import describe_parts
 from np_latentode.training.checkpoints import Checkpoints

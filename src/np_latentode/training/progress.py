@@ -13,8 +13,8 @@ import numpy as np
 from numpyro.infer.svi import SVIState
 from tqdm import tqdm
 
+from np_latentode.parts.threads import side_by_side
 from np_latentode.programs.fitted import History
-from np_latentode.programs.threads import side_by_side
 from np_latentode.storage.arrays import fill
 from np_latentode.training.plan import Plan
 from np_latentode.training.steps import STEPS_AT_ONCE, dispatches

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
-from np_latentode.programs.threads import one_at_a_time
+from np_latentode.parts.threads import one_at_a_time
 
 __all__ = ["STEPS_AT_ONCE", "dispatches", "steps_of"]
 
