@@ -16,7 +16,6 @@ from np_latentode import (
     latent_ode,
     posterior,
 )
-from np_latentode.data.covariates import Covariates
 from np_latentode.data.scaling import SPAN
 from np_latentode.forecasts import baselines
 from np_latentode.parts.mixed_model import _Moments
@@ -167,7 +166,6 @@ def test_forecasts_are_those_of_the_joint_gaussian_with_missing_values_and_witho
         assert found[i] == pytest.approx(norm.logpdf(x, rows @ mean, sd).sum(), rel=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("degree", [1, 2])
 def test_forecasts_of_one_feature_are_those_of_statsmodels(degree):
     pytest.importorskip("statsmodels")
@@ -252,22 +250,3 @@ def test_of_an_empty_context_the_guide_is_the_prior(started):
     found, dim = posterior(fitted, data[4:]), len(mixed.mean)
     np.testing.assert_allclose(found.mean[0], np.zeros(dim), atol=1e-6)
     np.testing.assert_allclose(found.covariance_matrix[0], np.eye(dim), atol=1e-5)
-
-
-def test_effects_of_covariates_are_found_and_those_of_noise_are_shrunk_away():
-    count, rng = 200, np.random.default_rng(0)
-    s = rng.normal(size=(count, 8))
-    u = 0.5 * rng.normal(size=(count, 2)) + s[:, :1] * [0.8, -0.6]
-    times = np.tile(np.linspace(0.0, SPAN, 6), (count, 1))
-    values = (u[:, :1] + u[:, 1:] * times / SPAN + 0.1 * rng.normal(size=times.shape))[..., None]
-    data = Trajectories(times, values, static=s)
-    units = Covariates.fit(s, data.names)
-    scaling = Scaling(np.zeros(1), np.ones(1), t0=0.0, time_unit=1.0, covariates=units)
-    found = MixedModel.fit(data, scaling, degree=1)
-    entries = np.asarray(scaling.scale_static(data.static), float)
-    by_least_squares = np.linalg.lstsq(np.column_stack([np.ones(count), entries]), u)[0][1:].T
-    np.testing.assert_allclose(found.effects[:, 0], by_least_squares[:, 0], rtol=0.05)
-    # Least squares finds effects of noise, too.
-    noise = np.abs(by_least_squares[:, 1:]).mean()
-    assert np.abs(found.effects[:, 1:]).mean() < noise / 3
-    assert found.relevance[0] > 100 * found.relevance[1:].max()

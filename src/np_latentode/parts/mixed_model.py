@@ -109,11 +109,6 @@ class MixedModel(NamedTuple):
     correlated. Numbers are in scaled units, and time in units of the span of the training data. The
     coefficients are ordered by feature, then by power. Static covariates s have fixed effects on
     all of them. amounts(t) is what events, such as doses, gave before t.
-
-    Most covariates say little, and there may be many. So their effects are shrunk, each column by
-    as much as the data say (automatic relevance determination, MacKay 1994; Tipping 2001):
-
-    effects_c ~ Normal(0, relevance_c covariance),   relevance_c of highest likelihood
     """
 
     mean: Float[np.ndarray, " coefficient"]
@@ -121,7 +116,6 @@ class MixedModel(NamedTuple):
     noise: Float[np.ndarray, " feature"]
     effects: Float[np.ndarray, "coefficient entry"] = np.zeros((0, 0))
     jumps: Float[np.ndarray, "feature event"] = np.zeros((0, 0))
-    relevance: Float[np.ndarray, " entry"] = np.zeros(0)
 
     @classmethod
     def fit(
@@ -134,7 +128,8 @@ class MixedModel(NamedTuple):
         """The estimates of the EM algorithm (Laird & Ware 1982), under a weak prior.
 
         The prior is worth one trajectory for each coefficient, and pulls correlations towards 0. So
-        a covariance is estimated from few trajectories as well.
+        a covariance is estimated from few trajectories as well. The prior of the effects of
+        covariates is worth one trajectory each, and pulls them towards 0.
 
         Args:
             trajectories: the training data.
@@ -151,9 +146,7 @@ class MixedModel(NamedTuple):
         none = np.zeros((size, moments.s.shape[1]))
         still = np.zeros(moments.amount_products.shape)
         start = np.diag(1 / (1.0 + powers))
-        relevance = np.ones(moments.s.shape[1])
-        noise = np.full(features, 0.3)
-        estimate = cls(np.zeros(size), start, noise, none, still, relevance)
+        estimate = cls(np.zeros(size), start, np.full(features, 0.3), none, still)
         for _ in range(ITERATIONS):
             estimate = estimate._improved(moments)
         return estimate
@@ -287,7 +280,7 @@ class MixedModel(NamedTuple):
         """The estimates after one more iteration of EM."""
         each, covariance = self._given(moments)
         count, size = each.shape
-        mean, effects, unsure = _regressed(each, moments.s, self.relevance)
+        mean, effects = _regressed(each, moments.s)
         apart = each - mean - moments.s @ effects.T
         total = covariance.sum(0) + apart.T @ apart
         spread = total + size * np.diag(np.diag(total) / count)
@@ -302,9 +295,7 @@ class MixedModel(NamedTuple):
         seen = moments.count > 0
         variance = np.where(seen, squares / np.maximum(moments.count, 1), self.noise**2)
         variance = np.maximum(variance, LEAST_VARIANCE)
-        lengths = np.einsum("ae,ae->e", effects, np.linalg.solve(self.covariance, effects))
-        relevance = lengths / size + np.diag(unsure)
-        return MixedModel(mean, spread, np.sqrt(variance), effects, jumps, relevance)
+        return MixedModel(mean, spread, np.sqrt(variance), effects, jumps)
 
     def _jumps(self, moments: _Moments, means: np.ndarray) -> np.ndarray:
         """By how much amounts move values, by ridge regression of what the coefficients leave."""
@@ -314,21 +305,15 @@ class MixedModel(NamedTuple):
 
 
 def _regressed(
-    each: Float[np.ndarray, "trajectory coefficient"],
-    s: Float[np.ndarray, "trajectory entry"],
-    relevance: Float[np.ndarray, " entry"],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean of the coefficients, their slopes over covariates, and how unsure these are.
-
-    The slopes are the mean of their posterior, whose covariance is that of the coefficients, times
-    the last matrix for two entries.
-    """
+    each: Float[np.ndarray, "trajectory coefficient"], s: Float[np.ndarray, "trajectory entry"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of the coefficients, and their slopes over covariates, by ridge regression."""
     if not s.shape[1]:
-        return each.mean(0), np.zeros((each.shape[1], 0)), np.zeros((0, 0))
-    centred = s - s.mean(0)
-    unsure = np.linalg.inv(centred.T @ centred + np.diag(1 / relevance))
-    effects = (unsure @ centred.T @ each).T
-    return each.mean(0) - effects @ s.mean(0), effects, unsure
+        return each.mean(0), np.zeros((each.shape[1], 0))
+    design = np.column_stack([np.ones(len(s)), s])
+    ridge = np.diag([0.0] + [1.0] * s.shape[1])
+    found = np.linalg.solve(design.T @ design + ridge, design.T @ each)
+    return found[0], found[1:].T
 
 
 def choose_degree(
