@@ -56,6 +56,16 @@ def test_what_was_read_counts_limits_and_errors():
     count = int(table["y"].str.startswith("<").sum())
     assert f"y: {count} of {len(table)} values are limits (<-0.3)\n" in f"{said}\n"
     assert "y: standard errors in sd, 0.1" in said
+    assert "positive" not in said
+
+
+def test_a_positive_column_with_limits_is_advised_to_be_fitted_by_its_logarithm():
+    cells = pd.to_numeric(make_table()["x"]).add(5).round(2)
+    table = make_table().assign(y=[f"<{x}" if x < 4.5 else f"{x}" for x in cells])
+    for log in ([], ["y"]):
+        read = Trajectories.from_dataframe(table, id="who", time="day", values=["y"], log=log)
+        said = trajectories_table(read)
+        assert ("forecasts may be negative; with --log y they are positive" in said) == (not log)
 
 
 def make_series(columns=(0, 1), count=12):

@@ -103,6 +103,7 @@ def test_effect_writes_a_table_and_a_figure_and_says_what_it_is(run):
     assert (directory / "effect.png").exists()
     assert "effect of arm placebo compared with drug, at day 4:" in done.output
     assert "otherwise it is an association" in done.output
+    assert "the band is Student's t with" in done.output
     again = call(*given)
     assert again.exit_code == 2
     assert "output must be new" in again.output

@@ -291,6 +291,8 @@ def test_the_error_of_a_logarithm_is_relative(path):
     ("text", "bounds"),
     [
         ("<0.5", (-np.inf, 0.5)),
+        ("≤0.5", (-np.inf, 0.5)),
+        ("≥ 120", (120.0, np.inf)),
         ("<= 0.5", (-np.inf, 0.5)),
         (">120", (120.0, np.inf)),
         (">=-1e-3", (-1e-3, np.inf)),

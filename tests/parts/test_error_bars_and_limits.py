@@ -274,7 +274,9 @@ def test_a_likelihood_of_ones_own_that_is_not_normal_refuses_them(given):
 
 
 @pytest.mark.parametrize(
-    "other", [laplace, StudentTLikelihood(4.0, 0.5), BernoulliLikelihood()], ids=str
+    "other",
+    [laplace, StudentTLikelihood(4.0, 0.5), BernoulliLikelihood()],
+    ids=["laplace", "t", "bernoulli"],
 )
 def test_a_feature_without_errors_and_limits_may_have_any_likelihood(other):
     """Beside one that has them, and with arrays that say nothing: zeros and NaN."""

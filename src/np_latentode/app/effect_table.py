@@ -85,6 +85,10 @@ def effect_table(
     return f"{_described(found)}\neffects in {output}"
 
 
+FEW_DEGREES = 4
+"""Of freedom: with fewer, a band is much wider than its standard error says."""
+
+
 def _times(known: Trajectories, model: LatentODE, until: str | None, points: int) -> np.ndarray:
     """Evenly spaced times from t0 on, on the clock of the fit."""
     t0, labels = model.scaling.t0, known.names
@@ -121,6 +125,11 @@ def _described(found: Effect) -> str:
         band = f"{row[low]:.3g} to {row[high]:.3g}"
         lines.append(
             f"  {row['feature']}: {row['scale']} {row['effect']:.3g} ({found.level:.0%} {band})"
+        )
+    if found.degrees < FEW_DEGREES:
+        lines.append(
+            f"(With {found.degrees + 1} members of the fit, the band is Student's t with "
+            f"{found.degrees} degrees of freedom. More --members of the fit narrow it.)"
         )
     lines.append(
         "(It is an effect if the covariate was randomized; otherwise it is an association.)"

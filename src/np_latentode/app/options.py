@@ -301,7 +301,8 @@ Thresholds = Annotated[
     list[str] | None,
     typer.Option(
         help="Such as 'bili > 2', or with <, >= or <=; can be repeated. Writes when it is crossed "
-        "into .crossing and .first_crossing files beside the output. A crossing between two of the "
+        "into .crossing and .first_crossing files beside the output. Who is beyond it already has "
+        "the first of the times. A crossing between two of the "
         "times is not seen, so take them dense."
     ),
 ]

@@ -90,6 +90,12 @@ def _errors_and_limits(trajectories: Trajectories) -> list[str]:
                 f"{name}: {limited[..., j].sum()} of {mask[..., j].sum()} values are limits "
                 f"({', '.join(shown)})"
             )
+            positive = (table_values(given, names)[..., j][mask[..., j]] > 0).all()
+            if positive and name not in names.log:
+                lines.append(
+                    f"{name}: all values are positive, but forecasts may be negative; with "
+                    f"--log {name} they are positive"
+                )
     for name, column in names.errors.items():
         j = names.features.index(name)
         sds = np.zeros(0) if given.error is None else given.error[..., j][mask[..., j]]

@@ -111,12 +111,12 @@ class Limits:
 
 RULE = "must hold numbers, or limits such as <0.5, >120 or 1..2, the lower number first"
 
-LIKE = re.compile(r"[<>\[(]|.*\.\.")
+LIKE = re.compile(r"[<>≤≥\[(]|.*\.\.")
 """How an entry begins that is meant as a limit, rightly written or not."""
 
 _NUMBER = r"([+-]?\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?)"
 NUMBER = re.compile(_NUMBER, re.ASCII)
-ONE_SIDED = re.compile(rf"([<>])=?\s*{_NUMBER}", re.ASCII)
+ONE_SIDED = re.compile(rf"([<>≤≥])=?\s*{_NUMBER}", re.ASCII)
 BETWEEN = re.compile(rf"{_NUMBER}\s*\.\.\s*{_NUMBER}", re.ASCII)
 
 
@@ -133,7 +133,7 @@ def read_limit(
         bound = number(found[2])
         if bound is None or not np.isfinite(bound):
             return None
-        return (-np.inf, bound) if found[1] == "<" else (bound, np.inf)
+        return (-np.inf, bound) if found[1] in "<≤" else (bound, np.inf)
     if found := BETWEEN.fullmatch(text):
         lower, upper = number(found[1]), number(found[2])
         if lower is not None and upper is not None and -np.inf < lower < upper < np.inf:

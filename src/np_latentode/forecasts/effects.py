@@ -47,6 +47,8 @@ class Effect:
     high: Float[np.ndarray, "time feature"]
     level: float
     """That of the band from low to high."""
+    degrees: int
+    """Of freedom of Student's t, from which the band is: one less than the groups of members."""
     labels: Labels
 
     def to_dataframe(self, *, backend: Any = "pandas") -> Any:
@@ -177,7 +179,7 @@ def effect(
         np.where(names.logged, np.exp(x), x) for x in (estimate, estimate - half, estimate + half)
     )
     low, high = ends
-    return Effect(column, pair, when, own, sd, low, high, level, names)
+    return Effect(column, pair, when, own, sd, low, high, level, count - 1, names)
 
 
 def _compared(

@@ -172,6 +172,7 @@ def _plot_observations(
             axis.plot(at[known], values[known], marker="o", label=label, **style)
             if error is not None:
                 bars: Any = dict(fmt="none", ecolor=DATA, elinewidth=0.8, zorder=2)
+                bars["label"] = "± 1 standard error"
                 axis.errorbar(at[known], values[known], error[i, seen, j][known], **bars)
             for kind in [kind for kind in LIMITS if kind in kinds]:
                 mine, marker = kinds == kind, LIMITS[kind]
