@@ -439,6 +439,7 @@ def test_help_has_an_example(command):
     assert "Example" in outcome.output
 
 
+@pytest.mark.slow
 def test_a_unit_given_for_numeric_times_is_said_to_be_ignored(labs, monkeypatch):
     monkeypatch.setattr(
         fit_table, "cross_fit", lambda *_, **__: (_ for _ in ()).throw(OSError("stop"))

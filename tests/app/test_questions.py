@@ -102,6 +102,7 @@ def test_every_makes_a_time_at_each_step_after_the_last_visit(home, tmp_path):
     assert (tmp_path / "out.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_an_id_that_is_shorter_than_a_step_is_left_out_with_a_warning(home, tmp_path):
     output = tmp_path / "out.csv"
     outcome = forecast(home, output, "--until", "2024-04-30", "--every", 50)

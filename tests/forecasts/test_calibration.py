@@ -50,6 +50,7 @@ def test_exact_forecasts_cover_what_they_say(calibrated):
         assert abs(share - level) < 4 * np.sqrt(level * (1 - level) / (count / 3))
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_exact_forecast(calibrated):
     features = Summary()(CONTEXT.times, CONTEXT.values, CONTEXT.mask)
     loc, sd = np.split(np.asarray(features), 2, axis=-1)

@@ -125,6 +125,7 @@ def test_the_order_of_the_entries_decides_the_sign_and_equal_ones_have_no_effect
     np.testing.assert_array_equal(none, 0)
 
 
+@pytest.mark.slow
 def test_of_a_number_it_is_that_of_one_more_unit():
     data = table()
     ensemble = Ensemble(tuple(members(data, SLOPES)))

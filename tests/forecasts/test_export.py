@@ -97,6 +97,7 @@ def test_it_runs_without_this_package_for_any_number_of_trajectories(tmp_path):
     assert said["arguments"]["times"] == ["(n, 4)", "float32"]
 
 
+@pytest.mark.slow
 def test_numbers_far_from_zero_are_less_an_offset(tmp_path):
     times, values = (
         738_000.3 + np.tile(1.1 * np.arange(4), (3, 1)),

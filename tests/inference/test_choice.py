@@ -28,6 +28,7 @@ def test_sharpened_posteriors_are_chosen_where_the_guide_is_wrong(problem):
     assert choice.scores["sharpened"] > choice.scores["guide"] + 0.5
 
 
+@pytest.mark.slow
 def test_scores_are_log_densities_of_the_target_per_observation(problem):
     context, target = split(problem)
     candidates = {"ours": amortized}

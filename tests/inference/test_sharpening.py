@@ -287,6 +287,7 @@ def test_a_mixture_adapts_to_the_moments_of_weighted_draws():
     np.testing.assert_allclose(found, covariance, atol=0.02)
 
 
+@pytest.mark.slow
 def test_sharpening_passes_in_double_precision(x64):
     own = Problem()
     found = sharpen(jax.random.key(0), own.with_guide("narrow"), own.data, num_samples=2_000)
@@ -302,6 +303,7 @@ class Exploding(nnx.Module):
         return z**3
 
 
+@pytest.mark.slow
 def test_starts_whose_solve_fails_cost_nothing():
     scaling = Scaling.identity(1)
     likelihood = GaussianLikelihood(0.1)

@@ -105,6 +105,7 @@ def test_a_ramp_of_a_linear_input_has_its_closed_form():
     np.testing.assert_allclose(z, expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_all_kinds_together_are_solves_of_pieces_by_diffrax():
     inputs = Inputs(
         [[0.0, 0.37, 1.11, 3.0]],

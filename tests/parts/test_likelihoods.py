@@ -257,6 +257,7 @@ def test_observations_that_have_no_probability_are_refused(likelihood, values, m
         latent_ode(train, latent_dim=2, likelihood=likelihood, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_a_target_that_has_no_probability_is_refused(fit):
     train, model, *_ = fit
     bad = Trajectories(train.times, jnp.where(train.mask, 0.5, jnp.nan))
@@ -335,6 +336,7 @@ def test_likelihoods_by_name_are_those_by_position():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_all_others_share_one_likelihood_whatever_their_places():
     train, noise = make_train(), np.array([0.3, 0.7])
     scaling = Scaling.fit(train)

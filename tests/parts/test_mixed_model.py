@@ -166,6 +166,7 @@ def test_forecasts_are_those_of_the_joint_gaussian_with_missing_values_and_witho
         assert found[i] == pytest.approx(norm.logpdf(x, rows @ mean, sd).sum(), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("degree", [1, 2])
 def test_forecasts_of_one_feature_are_those_of_statsmodels(degree):
     pytest.importorskip("statsmodels")
@@ -230,6 +231,7 @@ def test_the_path_is_the_polynomial_of_mean_and_root_times_z0(started):
     np.testing.assert_allclose(draws["x_mean"], expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_guide_is_the_exact_posterior(started):
     mixed, fitted, data = started
     found = posterior(fitted, data)

@@ -184,6 +184,7 @@ def test_without_a_residual_it_is_the_gaussian_likelihood():
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_vanishing_timescale_is_white_noise_and_an_infinite_one_a_random_intercept(x64):
     like, z0 = data(), z0_draws()
     # Without the tie: residuals at one time are the same for any timescale.

@@ -93,6 +93,7 @@ def test_units_and_likelihood_are_those_given():
         assert isinstance(model.likelihood, GaussianLikelihood)
 
 
+@pytest.mark.slow
 def test_without_a_latent_dimension_a_latent_ode_is_the_first_candidate():
     one = latent_ode(DATA, rngs=nnx.Rngs(0))
     other = candidates(DATA)["backbone"](DATA, nnx.Rngs(0))

@@ -127,6 +127,7 @@ def test_the_largest_remainders_get_the_last_draws():
     assert Ensemble((ONE,) * 3).allot(4).tolist() == [2, 1, 1]
 
 
+@pytest.mark.slow
 def test_the_log_density_of_an_ensemble_is_that_of_the_mixture():
     num_samples, forecast_key = 10, jax.random.split(KEY)[0]
     found = calibration(KEY, ENSEMBLE, CONTEXT, TARGET, num_samples=num_samples)

@@ -97,6 +97,7 @@ def test_draws_of_the_prior_are_of_the_covariates_that_are_asked_for():
         prior_predictive(random.key(0), fitted, TIMES, static=[1.0])
 
 
+@pytest.mark.slow
 def test_in_a_batch_each_trajectory_has_its_own_covariates():
     model, guide = shifted(), latent_ode(DATA, latent_dim=2, rngs=nnx.Rngs(0))[1]
     from numpyro import handlers
@@ -132,6 +133,7 @@ def scaled_powers(times):
     return np.stack([np.ones_like(span), span], axis=-1)
 
 
+@pytest.mark.slow
 def test_a_backbone_starts_as_the_mixed_model_with_its_effects(started):
     mixed, fitted = started
     s = np.asarray(SCALING.scale_static(DATA.static))
@@ -142,6 +144,7 @@ def test_a_backbone_starts_as_the_mixed_model_with_its_effects(started):
     np.testing.assert_allclose(draws["x_mean"][..., 0], expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_its_guide_is_the_exact_posterior_given_covariates_and_observations(started):
     mixed, fitted = started
     s, t = np.asarray(SCALING.scale_static(DATA.static)), scaled_powers(TIMES)

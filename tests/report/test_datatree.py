@@ -123,6 +123,7 @@ def test_a_unit_without_information_is_not_active():
     assert "1 of 2 units active" in str(report)
 
 
+@pytest.mark.slow
 def test_two_far_clusters_carry_one_bit_and_are_far_from_the_prior():
     scale, far = 0.1, 3.0
     x = np.where(np.arange(2_000)[:, None] % 2 == 0, far, -far) * np.ones(2)
@@ -133,6 +134,7 @@ def test_two_far_clusters_carry_one_bit_and_are_far_from_the_prior():
     assert (report.excess_kurtosis < -1.9).all()
 
 
+@pytest.mark.slow
 def test_the_kl_is_the_sum_of_its_parts():
     x = np.random.default_rng(1).normal(size=(300, 2))
     report = gaussianization(jax.random.key(0), still_model(0.3), at(x), num_points=200)
@@ -292,6 +294,7 @@ def test_a_wrong_number_of_feature_names_is_refused(fit):
         to_datatree(jax.random.key(0), fitted, train, feature_names=["a"])
 
 
+@pytest.mark.slow
 def test_static_covariates_and_inputs_are_constant_data_as_they_were_given():
     rows = [("a", 0.0, 1.0, None, 40, "f"), ("a", 1.0, 2.0, 5.0, 40, "f")]
     rows += [("b", 0.0, 0.5, None, 50, "m"), ("b", 0.5, None, 7.0, 50, "m")]
