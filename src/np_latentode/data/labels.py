@@ -96,12 +96,10 @@ class Labels:
 
     def like(self, other: Labels) -> bool:
         """Whether values and times have the same meaning in both tables."""
-        ours, theirs = (
-            (x.features, x.unit, x.log, x.zone, x.span, x.static, x.levels, *x._counted_from)
-            for x in (self, other)
-        )
-        beside = [(x.inputs, x.kinds, x.error) for x in (self, other)]
-        return ours == theirs and beside[0] == beside[1]
+        names = ("features", "unit", "log", "zone", "span", "static", "levels")
+        names += ("inputs", "kinds", "error", "_counted_from")
+        ours, theirs = ([getattr(x, name) for name in names] for x in (self, other))
+        return ours == theirs
 
     @property
     def errors(self) -> dict[str, str]:

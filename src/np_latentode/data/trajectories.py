@@ -603,7 +603,7 @@ class Trajectories:
         """True where only limits of a value are known."""
         if self.limits is None:
             return np.zeros(self.mask.shape, bool)
-        return ~np.isnan(np.asarray(self.limits.lower))
+        return np.asarray(self.limits.censored)
 
     def _per_trajectory(self, time: Numbers) -> Array:
         known = as_doubles("time", time) if is_concrete(time) else as_floats("time", time)
