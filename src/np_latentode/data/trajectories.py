@@ -603,7 +603,8 @@ class Trajectories:
         """True where only limits of a value are known."""
         if self.limits is None:
             return np.zeros(self.mask.shape, bool)
-        return np.asarray(self.limits.censored)
+        # By NumPy, as a program that is traced asks this of known limits too.
+        return self.limits.each(np.asarray).censored
 
     def _per_trajectory(self, time: Numbers) -> Array:
         known = as_doubles("time", time) if is_concrete(time) else as_floats("time", time)
