@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,19 @@ def test_the_list_is_that_of_the_stub():
 def test_a_name_that_does_not_exist_is_no_attribute():
     with pytest.raises(AttributeError):
         np_latentode.forecasting  # noqa: B018
+
+
+def test_model_fit_and_forecast_import_no_library_of_tables_figures_or_tests_of_significance():
+    """Each takes a fifth of the time in which all else is imported, or more."""
+    script = """
+import sys
+from np_latentode import Trajectories, fit, forecast, latent_ode
+print(*sys.modules)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    heavy = {"pandas", "matplotlib", "arviz", "xarray", "orbax", "scipy.stats"}
+    assert not heavy & {*done.stdout.split()}
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda path: path.name)

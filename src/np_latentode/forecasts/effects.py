@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import narwhals as nw
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.covariates import Covariates
@@ -173,7 +173,7 @@ def effect(
     estimate, count = found.mean(0), len(found)
     variance = ((found - estimate) ** 2).sum(0)
     sd = np.sqrt(variance * ((count - 1) / count if jackknife else 1 / (count - 1)))
-    half = student_t.ppf(0.5 + level / 2, count - 1) * sd
+    half = stdtrit(count - 1, 0.5 + level / 2) * sd
     names = trajectories.names if trajectories.labels else scaling.labels or trajectories.names
     own, *ends = (
         np.where(names.logged, np.exp(x), x) for x in (estimate, estimate - half, estimate + half)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import scoringrules
 from jaxtyping import Bool, Float
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from np_latentode.data.kinds import BERNOULLI, NUMBERS
 from np_latentode.data.trajectories import Trajectories
@@ -152,11 +152,11 @@ def _normal_pit(
     sd: Float[np.ndarray, "trajectory time feature"],
 ) -> Float[np.ndarray, "trajectory time feature"]:
     """The PIT of normal forecasts; of limits, a random number between those of its ends."""
-    pit, limits = norm.cdf(target.given.values, mean, sd), target.limits
+    pit, limits = ndtr((target.given.values - mean) / sd), target.limits
     if limits is None:
         return pit
     ends = [np.asarray(end) + target.offset.row for end in (limits.lower, limits.upper)]
-    low, high = (norm.cdf(end, mean, sd) for end in ends)
+    low, high = (ndtr((end - mean) / sd) for end in ends)
     between = low + np.random.default_rng(0).uniform(size=low.shape) * (high - low)
     return np.where(target.limited, between, pit)
 
