@@ -14,10 +14,11 @@ from np_latentode.data.asked import AskedTimes
 from np_latentode.data.checks import check_counts
 from np_latentode.data.far import warn_user
 from np_latentode.data.labels import Labels, shown_time
+from np_latentode.data.scaling import SPAN
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.programs.model import LatentODE
 
-__all__ = ["When", "time_of"]
+__all__ = ["When", "time_of", "warn_of_long_reach"]
 
 POINTS = 50
 """The number of evenly spaced times, if neither a number nor a step is given."""
@@ -82,6 +83,12 @@ class When:
         Raises:
             ValueError: naming the option, the rule and what came.
         """
+        asked = self._times(model, context)
+        ends = np.where(asked.mask, asked.times, -np.inf).max(1)
+        warn_of_long_reach(model, context.names, ends, self.name)
+        return asked
+
+    def _times(self, model: LatentODE, context: Trajectories) -> AskedTimes:
         names, latest = context.names, model.latest_time
         if self.at is not None:
             return AskedTimes.read(self.at, names, start=model.scaling.t0, end=latest)
@@ -182,6 +189,23 @@ def _check_within_reach(
         raise ValueError(
             f"{argument} must not lead further than the solver reaches; got {came}, which is too "
             f"far for {len(late)} of {len(end)}, {names.id} {one.ids[0]} after {when} for one."
+        )
+
+
+def warn_of_long_reach(
+    model: LatentODE, names: Labels, ends: Float[np.ndarray, " trajectory"], argument: str
+) -> None:
+    """Warns of times that lie more than half the length of the training data beyond its end."""
+    scaling = model.scaling
+    length = SPAN * scaling.time_unit
+    last = scaling.t0 + length
+    if far := np.flatnonzero(ends > last + length / 2).tolist():
+        one = names.select(far[:1])
+        at, end = map(shown_time, one.calendar(np.array([[ends[far[0]], last]]))[0])
+        warn_user(
+            f"{argument} leads far beyond the table fitted for {len(far)} of {len(ends)}, for "
+            f"{names.id} {one.ids[0]} to {at}, where training ended at {end}: nothing has checked "
+            "forecasts so far ahead."
         )
 
 

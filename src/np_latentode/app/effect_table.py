@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from np_latentode.app.asked_times import time_of
+from np_latentode.app.asked_times import time_of, warn_of_long_reach
 from np_latentode.app.column_names import split_names
 from np_latentode.app.forecast_table import read_known
 from np_latentode.app.outputs import beside, check_new, write_figure
@@ -104,6 +104,8 @@ def _times(known: Trajectories, model: LatentODE, until: str | None, points: int
         raise ValueError(
             f"until must not lead further than the solver reaches, {latest:g}; got {until}."
         )
+    if until is not None:
+        warn_of_long_reach(model, labels, np.full(len(known), end), "until")
     return np.linspace(t0, end, points + 1)[1:]
 
 
