@@ -59,7 +59,9 @@ def test_times_in_any_order_draw_the_same_fan():
 
 def test_at_a_single_time_the_fan_is_a_bar_and_a_dot():
     once = {name: x[:, :, :1] for name, x in DRAWS.items()}
-    for draws, times, width, marker in ((once, TIMES[:1], 6, "o"), (DRAWS, TIMES, 0, "")):
+    # Where another trajectory is asked for at several times, the single one is repeated.
+    single, repeated = (once, TIMES[:1], 6, "o"), (DRAWS, np.full(9, 4.0), 6, "o")
+    for draws, times, width, marker in (single, repeated, (DRAWS, TIMES, 0, "")):
         axis = plot_forecasts(ALL, draws, times).axes[0]
         assert {float(band.get_linewidth()[0]) for band in axis.collections} == {width}
         (median,) = [line for line in axis.get_lines() if line.get_label() == "median"]
@@ -222,6 +224,17 @@ def test_the_step_that_was_kept_is_marked():
     np.testing.assert_array_equal(lower.lines[0].get_ydata(), scores)
     assert lower.lines[1].get_xdata()[0] == 200
     assert upper.get_xlim() == lower.get_xlim()
+
+
+@pytest.mark.parametrize(
+    ("first", "last"), [(800, -55), (5, 1.2), (1e6, 30), (60, 40), (-10, -300), (1e20, -2), (0, 0)]
+)
+def test_three_to_nine_plain_numbers_stand_beside_the_loss(first, last):
+    losses = last + (first - last) * np.exp(-np.arange(300) / 20)
+    axis = plot_training(losses, num_trajectories=1).axes[0]
+    low, high = axis.get_ylim()
+    shown = [tick for tick in axis.get_yticks() if low <= tick <= high]
+    assert 3 <= len(shown) <= 9
 
 
 def test_a_figure_is_a_picture(tmp_path):

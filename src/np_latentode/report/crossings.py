@@ -36,9 +36,12 @@ def plot_crossings(crossings: Sequence[Crossing], *, count: int = 4) -> Figure:
             for i, axis in enumerate(row):
                 rising = order[i]
                 at = when[i, rising]
-                look: Any = dict(lw=1.3, marker=marker_of(at))
-                axis.plot(at, one.by_then[i, rising], color=TRUTH, label="by then", **look)
-                axis.plot(at, one.probability[i, rising], color=MODEL, label="at the time", **look)
+                marker = marker_of(at)
+                # Wide and below, as the two are often the same.
+                below: Any = dict(lw=4, alpha=0.4, color=TRUTH, marker=marker, ms=8, mew=0)
+                axis.plot(at, one.by_then[i, rising], label="by then", **below)
+                above: Any = dict(lw=1.3, color=MODEL, marker=marker)
+                axis.plot(at, one.probability[i, rising], label="at the time", **above)
                 axis.set_ylim(-0.03, 1.03)
                 if names.origin is not None:
                     with_dates(axis)

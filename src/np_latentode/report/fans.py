@@ -50,15 +50,16 @@ def fan(
     """
     ordered = np.argsort(times)
     times, x = times[ordered], x[:, ordered]
+    marker = marker_of(times)
     for shade, level in enumerate(sorted(levels, reverse=True)):
         low, high = np.quantile(x, [(1 - level) / 2, (1 + level) / 2], axis=0)
         alpha = 0.2 + 0.4 * shade / len(levels)
         # The band of a single time has no width but that of its edge.
-        look: Any = dict(color=MODEL, alpha=alpha, lw=6 if len(times) == 1 else 0)
+        look: Any = dict(color=MODEL, alpha=alpha, lw=6 if marker else 0)
         axis.fill_between(times, low, high, label=f"{level:.0%} of {what}", **look)
     name, function = middle
     line = function(x, axis=0)
-    axis.plot(times, line, color=MODEL, lw=1.3, marker=marker_of(times), label=name)
+    axis.plot(times, line, color=MODEL, lw=1.3, marker=marker, label=name)
 
 
 def _probability(axis: Axes, times: np.ndarray, p: np.ndarray, levels: Sequence[float]) -> None:

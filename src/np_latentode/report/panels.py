@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 
 __all__ = ["DATA", "GIVEN", "MODEL", "STYLE", "TRUTH", "marker_of", "panels"]
@@ -38,6 +39,6 @@ def panels(rows: int, columns: int, *, size: tuple[float, float]) -> Iterator[tu
         plt.close(figure)
 
 
-def marker_of(times: Sized) -> str:
-    """The marker of a line: a dot for a single time, at which a line has no length."""
-    return "o" if len(times) == 1 else ""
+def marker_of(times: np.ndarray) -> str:
+    """The marker of a line over times in order: a dot if all are one, as it has no length then."""
+    return "o" if times[0] == times[-1] else ""

@@ -13,6 +13,7 @@ from arviz_stats.utils import ELPDData
 from jaxtyping import ArrayLike
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from np_latentode.forecasts.calibration import Calibration, SimulationRanks
 from np_latentode.programs.fitted import History
@@ -73,7 +74,21 @@ def _plot_losses(axis: Axes, losses: np.ndarray, best: float | None) -> None:
         axis.axhline(best, color="black", ls=":", label="exact $-\\log p(x)$")
     axis.set(xlabel="step", ylabel="-ELBO per trajectory (nats)", title="training")
     axis.set_yscale("symlog", linthresh=100)
+    _tick_in_plain_numbers(axis)
     axis.legend()
+
+
+def _tick_in_plain_numbers(axis: Axes) -> None:
+    """Sets ticks of a symlog scale, from three on: its own are powers of ten and 0 only."""
+    low, high = axis.get_ylim()
+    size = np.array([50, 100, 200, 500, *np.outer(10.0 ** np.arange(3, 31), [1, 2, 5]).ravel()])
+    ticks = np.array([*-size[::-1], 0, *size])
+    ticks = ticks[(low <= ticks) & (ticks <= high)]
+    if len(ticks) > 8:
+        ticks = ticks[np.isin(np.abs(ticks), [0, *10.0 ** np.arange(2, 31)])]
+    axis.yaxis.set_major_locator(FixedLocator(ticks) if len(ticks) > 2 else MaxNLocator(5))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter("{x:g}")
 
 
 def _plot_validation(axis: Axes, history: History) -> None:
