@@ -114,7 +114,10 @@ def test_a_fit_writes_and_prints_what_it_promises(home):
     assert isinstance(fitted, Ensemble)
     assert fitted.weights.tolist() == [0.5, 0.5]
     assert fitted.scaling.labels.log == ("bili",)
-    assert metrics["bands"] == dict(zip(("bili", "albumin"), fitted.bands.widths, strict=True))
+    widths = dict(zip(("bili", "albumin"), fitted.bands.widths, strict=True))
+    assert metrics["bands"] == widths
+    for name, width in widths.items():
+        assert f"{name} by {width:.2f}" in printed
     fitted = fitted.members[0]  # the first of those of equal weight
     assert isinstance(fitted.model.likelihood, OrnsteinUhlenbeckLikelihood)
     names = ("noise_scale", "residual_scale", "residual_timescale")

@@ -228,10 +228,13 @@ def coverage_table(metrics: dict[str, Any]) -> str:
         if shares := found.get(name):
             each = [shares["all"], *(shares["columns"][c] for c in columns), *shares["thirds"]]
             rows.append((name, *map(_percent, each)))
-    note = (
+    notes = [
         "(near, middle, far: thirds of the values by the time since the last one that was known.)"
-    )
-    return "\n".join(["", *_aligned(rows), note])
+    ]
+    if widths := metrics.get("bands"):
+        factors = ", ".join(f"{name} by {width:.2f}" for name, width in widths.items())
+        notes.append(f"(recalibration has multiplied the widths of bands: {factors}.)")
+    return "\n".join(["", *_aligned(rows), *notes])
 
 
 def horizons_table(metrics: dict[str, Any]) -> str:
