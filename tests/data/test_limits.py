@@ -308,7 +308,7 @@ def test_a_limit_is_written_in_one_way(text, bounds):
         assert read_limit(limit_text(*bounds)) == bounds
 
 
-@pytest.mark.parametrize("cell", ["2..1", "<", "<x", "[2, 1]"])
+@pytest.mark.parametrize("cell", ["2..1", "<", "<x", "[2, 1]", "0.3-0.6", "1 – 2"])  # noqa: RUF001
 def test_a_cell_that_is_no_limit_is_refused_with_its_line(tmp_path, cell):
     words = (
         r"'y' must hold numbers, or limits such as <0\.5, >120 or 1\.\.2, the lower number first"

@@ -111,7 +111,7 @@ class Limits:
 
 RULE = "must hold numbers, or limits such as <0.5, >120 or 1..2, the lower number first"
 
-LIKE = re.compile(r"[<>≤≥\[(]|.*\.\.")
+LIKE = re.compile(r"[<>≤≥\[(]|.*\.\.|\d[\d.,]*\s*[-–]\s*\d[\d.,]*$")  # noqa: RUF001
 """How an entry begins that is meant as a limit, rightly written or not."""
 
 _NUMBER = r"([+-]?\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?)"
