@@ -13,7 +13,7 @@ import numpyro.handlers as handlers
 import optax
 from jaxtyping import Array, Float
 from numpyro.distributions.transforms import biject_to
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import SVI
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.trajectories import Trajectories
@@ -24,6 +24,7 @@ from np_latentode.inference.density import (
     with_networks_fixed,
 )
 from np_latentode.inference.local import LocalNormals
+from np_latentode.programs.elbo import OrderedELBO
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data
 
@@ -96,7 +97,7 @@ def _refine(
     local = LocalNormals(loc, scale_tril, to_support)
     # Hides the networks from the optimizer, so that they stay as they are.
     model = handlers.block(fixed, hide_fn=lambda site: site["type"] == "param")
-    svi = SVI(model, local, _optimizer(num_steps), Trace_ELBO(num_particles=num_particles))
+    svi = SVI(model, local, _optimizer(num_steps), OrderedELBO(num_particles=num_particles))
     result = svi.run(run_key, num_steps, context, progress_bar=False)
     refined = local.pushed(*local.of(result.params))
     return Refined(refined, *_elbos(elbo_key, fixed, context, amortized, refined))

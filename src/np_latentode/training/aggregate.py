@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpyro
 import optax
 from jaxtyping import Array
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import SVI
 from tqdm import tqdm
 
 from np_latentode.data.checks import check_counts
@@ -24,6 +24,7 @@ from np_latentode.parts.modules import (
     parameter_names,
     vector_distribution,
 )
+from np_latentode.programs.elbo import OrderedELBO
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.plate import check_context
@@ -91,7 +92,7 @@ def fit_prior(
             numpyro.sample("z0", p, obs=z0)
 
     optim = optimizer(num_steps) if optim is None else optim
-    svi = SVI(codes, lambda *_: None, optim, Trace_ELBO())
+    svi = SVI(codes, lambda *_: None, optim, OrderedELBO())
     take, state = steps_of(svi), jax.jit(svi.init)(rng_key, trajectories, fitted)
     with tqdm(total=num_steps, disable=not progress, unit="step") as bar:
         for after, losses in dispatches(take, state, num_steps, trajectories, fitted):

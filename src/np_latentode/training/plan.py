@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import SVI
 
 from np_latentode.data.buckets import buckets
 from np_latentode.data.checks import check_counts
 from np_latentode.data.conditioning import Conditioning
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.threads import one_at_a_time
+from np_latentode.programs.elbo import OrderedELBO
 from np_latentode.programs.fitted import Fitted, History, check_fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
@@ -136,7 +137,7 @@ def make_plan(
     init_params = None if start is None else _params_of(start, model, guide)
     if parts is None:
         parts = tuple(bucket.trajectories for bucket in buckets(train))
-    loss, options = Trace_ELBO() if loss is None else loss, dict(batch_size=batch_size)
+    loss, options = OrderedELBO() if loss is None else loss, dict(batch_size=batch_size)
     if len(parts) > 1:
         loss, options = BucketLoss(loss, batch_sizes([*map(len, parts)], batch_size)), {}
     optim = optimizer(num_steps) if optim is None else optim

@@ -17,7 +17,7 @@ import numpyro.handlers as handlers
 import optax
 from jaxtyping import Array, Float
 from numpyro.distributions.transforms import biject_to
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import SVI
 from tqdm import tqdm
 
 from np_latentode.data.checks import check_counts
@@ -28,6 +28,7 @@ from np_latentode.forecasts.densities import run_given
 from np_latentode.inference.chunks import in_chunks
 from np_latentode.inference.laplace import laplace
 from np_latentode.inference.local import LocalNormals
+from np_latentode.programs.elbo import OrderedELBO
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_call, check_data
 from np_latentode.training.optimizer import optimizer
@@ -103,7 +104,7 @@ def polish(
     max_steps = fitted.model.steps_to(train.times, train.offset)
     solved = fitted.model.with_solver(throw=False, max_steps=max_steps)
     local = LocalNormals(loc, scale_tril, to_support)
-    svi = SVI(solved, local, _optimizer(num_steps), Trace_ELBO(), batch_size=batch_size)
+    svi = SVI(solved, local, _optimizer(num_steps), OrderedELBO(), batch_size=batch_size)
     networks = {name: fitted.params[name] for name in fitted.model.trained}
     title = "model" if progress else None
     params = _run(model_key, svi, networks, num_steps, train, title)
@@ -112,7 +113,7 @@ def polish(
         fitted, solved, model, local.of(params), conditioning, batch_size or len(train)
     )
     optim = optimizer(num_steps, learning_rate=GUIDE_RATE)
-    svi = SVI(asleep, lambda train: None, optim, Trace_ELBO())
+    svi = SVI(asleep, lambda train: None, optim, OrderedELBO())
     guide = {name: fitted.params[name] for name in fitted.guide.trained}
     title = "guide" if progress else None
     asked = _run(guide_key, svi, guide, num_steps, train, title)
