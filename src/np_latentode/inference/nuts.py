@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from arviz_stats.base.array import array_stats
 from jaxtyping import Array
 from numpyro.distributions.transforms import Transform, biject_to
 from numpyro.infer import NUTS
@@ -190,6 +189,8 @@ def exact_posterior(
 
 def _unsure(z0: np.ndarray, num_chains: int, num_trajectories: int) -> np.ndarray:
     """The lanes of trajectories whose chains disagree: all chains of a trajectory, or none."""
+    from arviz_stats.base.array import array_stats  # a forecast by the guide does without
+
     chains = z0.reshape(len(z0), num_chains, num_trajectories, -1)
     rhats: Any = array_stats.rhat(chains, chain_axis=1, draw_axis=0)
     return np.flatnonzero(np.tile(rhats.max(-1) > CONVERGED, num_chains))

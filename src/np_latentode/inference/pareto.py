@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from arviz_stats.base.array import array_stats
 from scipy.special import logsumexp
 
 __all__ = ["FEWEST", "TRUSTED", "most_trusted", "smooth"]
@@ -27,6 +26,8 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
     Weights of a trajectory are not smoothed if too few of them are positive.
     """
+    from arviz_stats.base.array import array_stats  # a forecast by the guide does without
+
     total = np.asarray(logsumexp(log_weights, axis=0))
     with np.errstate(invalid="ignore"):
         smoothed = np.where(np.isfinite(total), log_weights - total, -np.inf)
