@@ -18,7 +18,9 @@ RNG = np.random.default_rng(0)
 DATA = Trajectories(np.sort(RNG.uniform(0, 3, (5, 4)), axis=1), RNG.normal(size=(5, 4, 2)))
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"kl_weight": 0.3}], ids=["all", "batch", "kl"])
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_size": 2}, {"kl_weight": 0.3}], ids=["all", "batch", "kl"]
+)
 @pytest.mark.parametrize("num_particles", [1, 3])
 def test_it_is_the_loss_of_trace_elbo(num_particles, options):
     model, guide = latent_ode(DATA, latent_dim=2, rngs=nnx.Rngs(0))

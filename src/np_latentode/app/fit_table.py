@@ -176,7 +176,7 @@ def fit_table(
         parts = parts.cut(window)
     say(_described(data, trajectories, parts, settings["kind"], unit, checkpoints))
     cross = _fit(parts, settings, checkpoints, progress=progress)
-    metrics = _score_and_write(output_dir, parts, cross, settings, overwrite=overwrite)
+    metrics = _score_and_write(output_dir, parts, cross, settings, say, overwrite=overwrite)
     _end(checkpoints, say, f"{_summary(metrics)}\nresults in {output_dir}")
     return metrics
 
@@ -206,15 +206,24 @@ def _read(data: Path, columns: dict[str, Any]) -> Trajectories:
 
 
 def _score_and_write(
-    output_dir: Path, parts: Parts, cross: CrossFit, settings: dict[str, Any], *, overwrite: bool
+    output_dir: Path,
+    parts: Parts,
+    cross: CrossFit,
+    settings: dict[str, Any],
+    say: Callable[[str], None],
+    *,
+    overwrite: bool,
 ) -> dict[str, Any]:
     _, *keys, variance_key = _keys(settings["seed"])
+    say("trained; what each fold left out chooses the inference and the widths of bands ...")
     choice = _choose(keys[0], cross, parts.train, settings["inference"])
     fitted = cross.ensemble
     if settings["recalibrate"]:
         fitted = recalibrated(keys[1], cross, parts.train, inference=choice.inference)
     # If the dynamics diverge for one trajectory, the others' scores are still of use.
     silent = with_solver(fitted, throw=False)
+    if parts.test is not None:
+        say("scoring forecasts of those held out, beside those of baselines ...")
     options: Any = dict(inference=choice.inference, num_origins=settings["origins"])
     scores = score_held_out(
         (keys[0], keys[1]), silent, parts.train, parts.test, parts.t0, **options
@@ -228,6 +237,7 @@ def _score_and_write(
         metrics["bands"] = dict(zip(names, fitted.bands.widths.tolist(), strict=True))
     metrics["variance"] = _variance(variance_key, silent, parts.train)
     _write(output_dir, fitted, metrics, scores.held_out, overwrite=overwrite)
+    say("drawing figures ...")
     # After the fit is safe, as no figure may cost it.
     _draw(output_dir, scores.figures)
     return metrics
