@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo lint test test-all format benchmark constraints clean
+.PHONY: help demo lint test test-all format bench defaults constraints clean
 
 # The interpreters to try, in this order: `make demo PYTHON=/path/to/python` names your own.
 # A pyenv shim exists for versions that are not active, too, so a candidate counts once it has run.
@@ -45,7 +45,15 @@ format: .venv/dev ## fix what ruff can fix, and format
 	$(bin)/ruff check --fix
 	$(bin)/ruff format
 
-benchmark: .venv/core ## print the scores of the defaults over five seeds
+# An interpreter with torch and torchdiffeq, for the peer in PyTorch.
+TORCH_PYTHON ?= $(bin)/python
+
+bench: .venv/core ## time and score other latent ODEs beside ours; figures go to runs/*.json
+	@mkdir -p runs
+	$(bin)/python benchmarks/peers.py --output runs/peers.json --torch-python $(TORCH_PYTHON)
+	$(bin)/python benchmarks/step.py --output runs/step.json
+
+defaults: .venv/core ## print the scores of the defaults over five seeds
 	$(bin)/python benchmarks/defaults.py
 
 constraints: ## pin the newest releases that pyproject.toml allows

@@ -23,7 +23,10 @@ from np_latentode.inference import nuts
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TEXTS = [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+TEXTS = [
+    *DOCUMENTS,
+    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")),
+]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
