@@ -22,7 +22,7 @@ from np_latentode.training.steps import steps_of
 BATCH, STEPS, ROUNDS = 16, 40, 15
 MEASURED = 1.4
 """The time of a step, over that of the loop, when this test was written: 1.27 to 1.48."""
-HIGHEST = 1.35 * MEASURED
+HIGHEST = 1.5 * MEASURED
 """Between the ratio that was measured and that of a step that updates twice, 2.38."""
 
 
