@@ -9,7 +9,7 @@ import numpy as np
 from np_latentode.app.held_out import QUANTILES
 from np_latentode.data.entries import reads_otherwise
 from np_latentode.data.scaling import first_time
-from np_latentode.data.tables import forecast_columns
+from np_latentode.data.tidy import forecast_columns
 from np_latentode.data.trajectories import Trajectories
 
 __all__ = ["Parts", "check_columns", "divide"]

@@ -19,7 +19,7 @@ from np_latentode.data.far import without_far_times
 from np_latentode.data.files import check_path, write_table
 from np_latentode.data.guesses import check_kinds
 from np_latentode.data.labels import Labels, shown_time
-from np_latentode.data.tables import check_quantiles, tidy_forecast
+from np_latentode.data.tidy import check_quantiles, tidy_forecast
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference
 from np_latentode.forecasts.crossing import Crossing, check_crossing_columns

@@ -15,8 +15,9 @@ from np_latentode.app.horizons import all_finite, finite, scored_by_thirds, thir
 from np_latentode.app.origins import Origins
 from np_latentode.data.far import warn_user
 from np_latentode.data.given import table_times, table_values
-from np_latentode.data.tables import cells_as_texts, tidy_forecast
+from np_latentode.data.tidy import tidy_forecast
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.data.written import cells_as_texts
 from np_latentode.forecasts.calibration import Calibration, calibration
 from np_latentode.forecasts.codes import Inference, amortized
 from np_latentode.forecasts.densities import DRAWS_AT_ONCE

@@ -1,4 +1,4 @@
-"""Data frames: the columns that are read, under their names, of whatever library they come from."""
+"""Data frames of whatever library: the columns that are read, under their names, and back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from np_latentode.data.columns import Columns
 from np_latentode.data.entries import BLANKS, read_times, shown
+from np_latentode.data.labels import Labels
 from np_latentode.data.problems import Problems
 
-__all__ = ["as_frame"]
+__all__ = ["as_frame", "to_native"]
 
 
 def as_frame(df: Any, columns: Columns, problems: Problems) -> nw.DataFrame:
@@ -110,3 +111,13 @@ def _with_times(frame: nw.DataFrame, name: str, problems: Problems) -> nw.DataFr
     times, zone = read_times(entries, name, problems)
     series = nw.new_series(name, times, backend=frame.implementation)
     return frame.with_columns(series.dt.replace_time_zone("UTC") if zone else series)
+
+
+def to_native(
+    columns: dict[str, Any], labels: Labels, with_nulls: Sequence[str], backend: Any
+) -> Any:
+    """A data frame of the backend, with null for NaN in the columns `with_nulls`."""
+    frame = nw.from_dict(columns, backend=backend)
+    if labels.zone:
+        frame = frame.with_columns(nw.col(labels.time).dt.replace_time_zone("UTC"))
+    return frame.with_columns(nw.col(*with_nulls).fill_nan(None) if with_nulls else []).to_native()

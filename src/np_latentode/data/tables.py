@@ -1,9 +1,7 @@
-"""Tables: conversion of data frames, one row per visit, to trajectories and back."""
+"""Tables: from data frames, one row per visit, to trajectories."""
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -25,12 +23,11 @@ from np_latentode.data.columns import Columns
 from np_latentode.data.covariates import Asked, read_static
 from np_latentode.data.far import warn_of_far_rows
 from np_latentode.data.frames import as_frame
-from np_latentode.data.given import Given, Rows, table_times, table_values
+from np_latentode.data.given import Given, Rows
 from np_latentode.data.inputs import EVENT, Inputs, pad_inputs
-from np_latentode.data.kinds import BERNOULLI, COUNTS, all_fit
 from np_latentode.data.labels import UNITS, Labels, shown_time
 from np_latentode.data.limits import Column, Limits, limit_text, read_column
-from np_latentode.data.long_tables import gather, merged, numbered, spread, warn_of_mixture
+from np_latentode.data.long_tables import gather, numbered, spread, warn_of_mixture
 from np_latentode.data.offset import Offset
 from np_latentode.data.problems import Problems
 
@@ -38,13 +35,8 @@ __all__ = [
     "as_ids",
     "as_numbers",
     "asked_errors",
-    "cells_as_texts",
-    "check_quantiles",
-    "forecast_columns",
     "from_rows",
     "read_inputs",
-    "tidy_forecast",
-    "to_rows",
 ]
 
 
@@ -336,219 +328,6 @@ def _check_precision(
         )
         problems.check(time, rule, lost, lambda row: repr(entries[row]))
         problems.raise_if_any()
-
-
-def to_rows(
-    given: Given,
-    mask: np.ndarray,
-    labels: Labels,
-    static: np.ndarray | None,
-    inputs: Inputs | None,
-    *,
-    backend: Any,
-) -> Any:
-    """A table with a row for each observed time, empty where a feature was not observed.
-
-    What is given at an observed time is in its row; what is given at another has its own row.
-    """
-    i, k = np.nonzero(mask.any(-1))
-    every = [table_values(given, labels)]
-    every += [] if given.error is None else [given.error]
-    every += [] if given.limits is None else [given.limits.lower, given.limits.upper]
-    seen = np.concatenate([np.where(mask, cells, np.nan)[i, k] for cells in every], axis=-1)
-    times, rest = table_times(given, labels)[i, k], {}
-    if inputs is not None:
-        own = inputs.table_times
-        own = labels.calendar(inputs.given_times) if own is None else own
-        n, row = np.nonzero(~np.isnan(inputs.given_values).all(-1))
-        i, times, seen, amounts = merged(
-            (i, times, seen), (n, own[n, row], inputs.given_values[n, row])
-        )
-        rest = {name: amounts[:, j] for j, name in enumerate(labels.inputs)}
-    cells = _cell_columns(np.split(seen, len(every), axis=1), given.error is not None, labels)
-    columns = {
-        labels.id: [labels.ids[n] for n in i],
-        labels.time: times,
-        **_static_columns(static, labels, i),
-        **cells,
-        **rest,
-    }
-    numbers = [name for name, some in zip(labels.static, labels.levels, strict=True) if not some]
-    numbers += [name for name, column in cells.items() if isinstance(column, np.ndarray)]
-    return _to_native(columns, labels, (*numbers, *rest), backend)
-
-
-def _cell_columns(
-    every: Sequence[np.ndarray], errors: bool, labels: Labels
-) -> dict[str, np.ndarray | list[str | None]]:
-    """The columns of values and of their standard errors.
-
-    Args:
-        every: values, standard errors if there are some, and both bounds of limits if there are
-            some; each (row, feature).
-        errors: whether there are standard errors.
-        labels: their names.
-    """
-    values, found = every[0], {}
-    limits = every[-2:] if len(every) > 2 else ()
-    for j, name in enumerate(labels.features):
-        found[name] = cells_as_texts(values[:, j], *(bounds[:, j] for bounds in limits))
-    for j, name in _error_columns(labels).items() if errors else ():
-        found[name] = every[1][:, j]
-    return found
-
-
-def _error_columns(labels: Labels) -> dict[int, str]:
-    """The name of the column of standard errors of each feature that has one.
-
-    A long table has one column for all features. Each feature then has one of its own,
-    `{feature}_{column}`. A name that another column has is numbered, as in sd_2.
-    """
-    counts, found = Counter(labels.error), {}
-    taken = {labels.id, labels.time, *labels.features, *labels.static, *labels.inputs}
-    pairs = [*enumerate(zip(labels.features, labels.error, strict=False))]
-    # First those that keep their names.
-    for j, (feature, column) in sorted(pairs, key=lambda pair: counts[pair[1][1]] > 1):
-        if column:
-            wanted = column if counts[column] == 1 else f"{feature}_{column}"
-            names = itertools.chain([wanted], (f"{wanted}_{k}" for k in itertools.count(2)))
-            found[j] = next(name for name in names if name not in taken)
-            taken.add(found[j])
-    return dict(sorted(found.items()))
-
-
-def cells_as_texts(
-    values: np.ndarray, lower: np.ndarray | None = None, upper: np.ndarray | None = None
-) -> np.ndarray | list[str | None]:
-    """The cells of a column: numbers, or if some are limits, texts, None where empty."""
-    if lower is None or upper is None or np.isnan(lower).all():
-        return values
-    plain = (None if np.isnan(x) else repr(float(x)).removesuffix(".0") for x in values)
-    pairs = zip(plain, zip(lower, upper, strict=True), strict=True)
-    return [text if np.isnan(pair[0]) else limit_text(*pair) for text, pair in pairs]
-
-
-def _static_columns(
-    static: np.ndarray | None, labels: Labels, of: np.ndarray
-) -> dict[str, list[Any] | np.ndarray]:
-    """The static covariates of these trajectories, as the table has them."""
-    found: dict[str, list[Any] | np.ndarray] = {}
-    for c, (name, levels) in enumerate(zip(labels.static, labels.levels, strict=True)):
-        numbers = np.asarray(static)[of, c]
-        texts = [None if np.isnan(x) else levels[int(x)] for x in numbers] if levels else []
-        found[name] = texts if levels else numbers
-    return found
-
-
-def tidy_forecast(
-    draws: dict[str, Any],
-    times: Any,
-    labels: Labels,
-    *,
-    quantiles: Sequence[float] = (0.05, 0.5, 0.95),
-    backend: Any = "pandas",
-) -> Any:
-    """Forecasts as a tidy table: a row for each id, time and feature.
-
-    The columns are id and time as in the table, `feature`, `mean`, `sd`, and one column per
-    quantile, such as `q0.05`. They describe new observations, noise included, in the units of the
-    table. The mean of zeros and ones is their probability. Quantiles of them and of counts are
-    draws themselves.
-
-    Args:
-        draws: as `forecast` returns them.
-        times: the times of the forecast, (time,) or (trajectory, time).
-        labels: `Trajectories.names` of the context.
-        quantiles: numbers between 0 and 1.
-        backend: the library of the data frame: "pandas", "polars" or "pyarrow".
-
-    Raises:
-        ValueError: if draws, times and labels do not agree, or a quantile is not between 0 and 1.
-    """
-    quantiles = [float(q) for q in quantiles]
-    check_quantiles(quantiles)
-    if not isinstance(labels, Labels):
-        raise ValueError(
-            f"labels must be the `names` of the context, of type Labels; "
-            f"got {type(labels).__name__}."
-        )
-    names = [labels.id, labels.time, *forecast_columns(quantiles)]
-    if len(set(names)) != len(names):
-        raise ValueError(
-            "id, time and quantiles must have different names, and none of feature, mean and sd; "
-            f"got {names}."
-        )
-    x = np.asarray(draws["x"], dtype=float)
-    when = labels.calendar(_draw_times(x, times, labels))
-    i, k, j = (index.ravel() for index in np.indices(x.shape[1:]))
-    columns = {
-        labels.id: [labels.ids[n] for n in i],
-        labels.time: when[i, k],
-        "feature": [labels.features[d] for d in j],
-        "mean": _mean(x, draws)[i, k, j],
-        "sd": x.std(0)[i, k, j],
-    }
-    levels = _quantiles(x, quantiles)
-    for name, level in zip(names[len(columns) :], levels, strict=True):
-        columns[name] = level[i, k, j]
-    return _to_native(columns, labels, (), backend)
-
-
-def _mean(x: np.ndarray, draws: dict[str, Any]) -> np.ndarray:
-    """The mean over draws; of zeros and ones that of x_mean, which varies less."""
-    mean, bits = x.mean(0), all_fit(BERNOULLI, x)
-    if "x_mean" not in draws or not bits.any():
-        return mean
-    return np.where(bits, np.asarray(draws["x_mean"], dtype=float).mean(0), mean)
-
-
-def _quantiles(x: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
-    """Quantiles of draws; of counts without means of two counts."""
-    levels, whole = np.quantile(x, quantiles, axis=0), all_fit(COUNTS, x)
-    if whole.any():
-        some = x[..., whole]
-        levels[..., whole] = np.quantile(some, quantiles, axis=0, method="inverted_cdf")
-    return levels
-
-
-def check_quantiles(quantiles: Sequence[float]) -> None:
-    """Refuses quantiles that do not differ, or do not lie between 0 and 1."""
-    if not all(0 < q < 1 for q in quantiles):
-        raise ValueError(f"quantiles must lie between 0 and 1; got {quantiles}.")
-    if len(set(quantiles)) != len(quantiles):
-        raise ValueError(f"quantiles must differ; got {quantiles}.")
-
-
-def _draw_times(x: np.ndarray, times: Any, labels: Labels) -> np.ndarray:
-    """The times of draws of x, shape (trajectory, time), if draws, times and labels agree."""
-    shape = (len(labels.ids), len(labels.features))
-    if (x.shape[1], x.shape[3]) != shape:
-        raise ValueError(
-            f"draws must be of {shape[0]} trajectories and {shape[1]} features, as the labels are; "
-            f"got {x.shape[1]} and {x.shape[3]}."
-        )
-    when = np.asarray(times)
-    if when.shape not in (x.shape[2:3], x.shape[1:3]):
-        raise ValueError(
-            f"times must be those of the draws, shape {x.shape[2:3]} or {x.shape[1:3]}; "
-            f"got shape {when.shape}."
-        )
-    return np.broadcast_to(when, x.shape[1:3])
-
-
-def forecast_columns(quantiles: Sequence[float]) -> list[str]:
-    """The columns of a tidy forecast besides id and time."""
-    return ["feature", "mean", "sd", *(f"q{q:g}" for q in quantiles)]
-
-
-def _to_native(
-    columns: dict[str, Any], labels: Labels, with_nulls: Sequence[str], backend: Any
-) -> Any:
-    """A data frame of the backend, with null for NaN in the columns `with_nulls`."""
-    frame = nw.from_dict(columns, backend=backend)
-    if labels.zone:
-        frame = frame.with_columns(nw.col(labels.time).dt.replace_time_zone("UTC"))
-    return frame.with_columns(nw.col(*with_nulls).fill_nan(None) if with_nulls else []).to_native()
 
 
 def as_numbers(column: nw.Series, name: str) -> np.ndarray:

@@ -41,8 +41,9 @@ from np_latentode.data.numbers import (
 from np_latentode.data.offset import Offset
 from np_latentode.data.plans import plan_rows
 from np_latentode.data.ragged import pad, pad_beside
-from np_latentode.data.tables import asked_errors, from_rows, to_rows
+from np_latentode.data.tables import asked_errors, from_rows
 from np_latentode.data.windows import window_rows
+from np_latentode.data.written import to_rows
 
 __all__ = ["Trajectories"]
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import Numbers, as_doubles
-from np_latentode.data.tables import check_quantiles
+from np_latentode.data.tidy import check_quantiles
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference, amortized
 from np_latentode.forecasts.signals import signals

@@ -86,7 +86,7 @@ def _tick_in_plain_numbers(axis: Axes) -> None:
     ticks = ticks[(low <= ticks) & (ticks <= high)]
     if len(ticks) > 8:
         ticks = ticks[np.isin(np.abs(ticks), [0, *10.0 ** np.arange(2, 31)])]
-    axis.yaxis.set_major_locator(FixedLocator(ticks) if len(ticks) > 2 else MaxNLocator(5))
+    axis.yaxis.set_major_locator(FixedLocator(ticks.tolist()) if len(ticks) > 2 else MaxNLocator(5))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter("{x:g}")
 
