@@ -72,16 +72,16 @@ def test_without_a_mesh_rows_stay_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("mesh", "message"),
+    ("make", "message"),
     [
-        (jax.devices(), "must be a jax.sharding.Mesh with the axis 'trajectory', such as"),
-        (one_device("data"), "with the axis 'trajectory', and no other; got the axes"),
-        (one_device("member", "trajectory"), "and no other; got the axes"),
+        (jax.devices, "must be a jax.sharding.Mesh with the axis 'trajectory', such as"),
+        (lambda: one_device("data"), "with the axis 'trajectory', and no other; got the axes"),
+        (lambda: one_device("member", "trajectory"), "and no other; got the axes"),
     ],
 )
-def test_what_is_no_mesh_of_trajectories_is_refused(mesh, message):
+def test_what_is_no_mesh_of_trajectories_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
-        check_mesh(mesh, "trajectory")
+        check_mesh(make(), "trajectory")
 
 
 def test_a_mesh_is_taken_whatever_the_types_of_its_axes():

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 
 COUNT, *PROCESS = sys.argv[1:]
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={COUNT}"
@@ -28,7 +29,15 @@ if PROCESS:
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from np_latentode import GRU, Trajectories, fit, fit_ensemble, forecast, latent_ode  # noqa: E402
+from np_latentode import (  # noqa: E402
+    Scaling,
+    SummaryEncoder,
+    Trajectories,
+    fit,
+    fit_ensemble,
+    forecast,
+    latent_ode,
+)
 from np_latentode.training import progress  # noqa: E402
 
 times = jnp.sort(jax.random.uniform(jax.random.key(0), (21, 6), maxval=5.0), axis=1)
@@ -37,8 +46,9 @@ train, others = waves[:16], waves[16:]
 
 
 def build(rngs):
-    encoder = GRU(1, hidden_dim=4, rngs=rngs)
-    return latent_ode(train, latent_dim=2, encoder=encoder, rngs=rngs)
+    encoder = SummaryEncoder(1, hidden_dim=4, rngs=rngs)
+    scaling = Scaling.fit(waves)
+    return latent_ode(train, latent_dim=2, scaling=scaling, encoder=encoder, rngs=rngs)
 
 
 def fitted(num_steps=110, batch_size=11, **options):
@@ -58,6 +68,15 @@ def ensemble(**options):
     return fit_ensemble(jax.random.key(2), build, train, others, **options)
 
 
+def failure(one, at, **options):
+    """What a forecast says if no solve can succeed."""
+    broken = jax.tree.map(lambda array: array * jnp.nan, one.params)
+    try:
+        forecast(jax.random.key(3), replace(one, params=broken), others, at, **options)
+    except RuntimeError as error:
+        return str(error)
+
+
 def on_eight():
     one = fitted()
     devices = jax.make_mesh((8,), ("trajectory",))
@@ -71,6 +90,7 @@ def on_eight():
         "one": summary(one),
         "eight": summary(fitted(mesh=devices)),
         "whole": [summary(fitted(batch_size=None, **o)) for o in ({}, {"mesh": devices})],
+        "failure": failure(one, at, num_samples=12, mesh=devices),
         "draws": [np.asarray(some["x"]).tolist() for some in draws],
         "ensembles": [
             [summary(member) for member in ensemble(**options).members]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from np_latentode import Sharpened, Trajectories, fit, fit_ensemble, forecast, latent_ode
+from np_latentode import Fitted, Sharpened, Trajectories, fit, fit_ensemble, forecast, latent_ode
+from np_latentode.programs.params import initial_params
 
 SCRIPT = Path(__file__).parent / "on_devices.py"
 SECONDS = 900
@@ -48,6 +49,7 @@ def test_eight_devices_train_and_forecast_as_one():
     assert_alike(found["one"], found["eight"])
     assert_alike(*found["whole"])
     np.testing.assert_allclose(*found["draws"], atol=1e-3)
+    assert "The ODE solve of 5 trajectories failed, first of trajectory 0" in found["failure"]
     for one, other in zip(*found["ensembles"], strict=True):
         assert_alike(one, other)
 
@@ -127,12 +129,13 @@ def test_an_ensemble_refuses_what_does_not_go_with_a_mesh(options, message):
 
 def test_forecasts_on_a_mesh_refuse_other_inference():
     train, model, guide = a_training()
-    fitted = fit(jax.random.key(0), model, guide, train, num_steps=1, progress=False)
+    fitted = Fitted(model, guide, initial_params(model, guide))
     options = dict(mesh=mesh_of("trajectory"), inference=Sharpened())
     with pytest.raises(ValueError, match="inference must be amortized with a mesh"):
         forecast(jax.random.key(1), fitted, train, [5.0], **options)
 
 
+@pytest.mark.slow
 def test_a_mesh_of_one_device_changes_nothing():
     train, model, guide = a_training()
     options = dict(num_steps=3, progress=False)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -14,7 +15,7 @@ from jaxtyping import Array, ArrayLike
 
 from np_latentode.data.conditioning import Conditioning
 from np_latentode.data.inputs import Inputs
-from np_latentode.data.numbers import Numbers, is_concrete
+from np_latentode.data.numbers import Numbers
 from np_latentode.data.offset import Offset
 from np_latentode.data.scaling import Scaling, check_scaling
 from np_latentode.data.trajectories import Trajectories
@@ -278,7 +279,7 @@ class LatentODE:
 
         Inside of JAX's transformations times are not known, and the solver's own are returned.
         """
-        if not is_concrete(times):
+        if isinstance(times, jax.core.Tracer):
             return self.solver.max_steps
         return self.solver.steps_to(
             float(self.scaling.less(offset).scale_times(jnp.asarray(times)).max())
