@@ -126,8 +126,9 @@ def _restore_arrays(orbax: Any, path: Path, files: list[str]) -> dict[str, np.nd
 
 def packed(tree: Any) -> bytes:
     """The arrays of a pytree as bytes, for another process."""
-    file = io.BytesIO()
-    np.savez(file, **{name: np.asarray(_plain(leaf)) for name, leaf in named_leaves(tree).items()})
+    file, leaves = io.BytesIO(), named_leaves(tree)
+    arrays: dict[str, Any] = {name: np.asarray(_plain(leaf)) for name, leaf in leaves.items()}
+    np.savez(file, **arrays)
     return file.getvalue()
 
 

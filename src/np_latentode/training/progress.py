@@ -98,7 +98,8 @@ def _start(plan: Plan) -> Progress:
             return Progress(params, state, _at_start(plan, params))
     done = restored(plan, arrays, name="checkpoint_dir")
     _check_same_start(plan, done.steps)
-    return Progress(*replicated(done[:2], plan.mesh), done.history)
+    params, state = replicated((done.params, done.state), plan.mesh)
+    return done._replace(params=params, state=state)
 
 
 def restored(plan: Plan, arrays: dict[str, np.ndarray], *, name: str) -> Progress:
@@ -125,7 +126,8 @@ def _check_same_start(plan: Plan, steps: int) -> None:
 
 def _whole(plan: Plan, done: Progress) -> Progress:
     """The progress as arrays of this process alone."""
-    return Progress(*gathered(done[:2], plan.mesh), done.history)
+    params, state = gathered((done.params, done.state), plan.mesh)
+    return done._replace(params=params, state=state)
 
 
 def _at_start(plan: Plan, params: dict[str, Any]) -> History:
