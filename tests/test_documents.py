@@ -90,11 +90,17 @@ def check_parts(names, path):
     assert {"frequency", "damping"} < names["model"].trained
 
 
+def check_devices(names, path):
+    assert np.isfinite(names["draws"]["x"]).all()
+    assert len(names["ensemble"].members) == 3
+
+
 CHECKS = {
     "README.md": check_readme,
     "tables.md": check_tables,
     "numpyro.md": check_numpyro,
     "parts.md": check_parts,
+    "devices.md": check_devices,
 }
 
 

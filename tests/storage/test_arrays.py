@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from np_latentode.storage.arrays import digest, fill, read, write
+from np_latentode.storage.arrays import digest, fill, packed, read, unpacked, write
 
 TREE = {
     "weights": {0: jnp.arange(6.0).reshape(2, 3), 2: jnp.ones(3)},
@@ -31,6 +31,15 @@ def test_what_was_written_comes_back_bit_for_bit(tmp_path):
     assert (arrays["['none yet']"].shape, arrays["['none yet']"].dtype) == ((0, 2), np.int8)
     with pytest.raises(ValueError, match="path must be new"):
         write(tmp_path / "x", TREE, {})
+
+
+def test_what_was_packed_for_another_process_comes_back_bit_for_bit():
+    arrays = unpacked(packed(TREE))
+    assert arrays["['wide']"].dtype == np.float64
+    filled = fill(TREE, arrays, name="x")
+    assert digest(filled["weights"]) == digest(TREE["weights"])
+    assert filled["other key"] == TREE["other key"]
+    assert (arrays["['none yet']"].shape, arrays["['none yet']"].dtype) == ((0, 2), np.int8)
 
 
 # After a failed read, orbax's threads find their event loop closed.

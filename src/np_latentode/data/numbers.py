@@ -28,8 +28,14 @@ Numbers = ArrayLike | Sequence[Any]
 
 
 def is_concrete(*arrays: Any) -> bool:
-    """True if all arrays have known values; False for tracers of a JAX transformation."""
-    return not any(isinstance(array, jax.core.Tracer) for array in arrays)
+    """True if all arrays have values that this process knows.
+
+    It does not know tracers of a JAX transformation, and what lies on devices of other processes.
+    """
+    return not any(
+        isinstance(array, jax.core.Tracer) or not getattr(array, "is_fully_addressable", True)
+        for array in arrays
+    )
 
 
 def as_doubles(name: str, array: Numbers) -> np.ndarray:

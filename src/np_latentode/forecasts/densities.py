@@ -14,6 +14,7 @@ from np_latentode.data.buckets import buckets, trimmed
 from np_latentode.data.inputs import Inputs
 from np_latentode.data.numbers import is_concrete
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.parts.devices import on_devices
 from np_latentode.parts.emissions import of_each
 from np_latentode.parts.threads import one_at_a_time
 from np_latentode.programs.fitted import Fitted, check_fitted
@@ -101,13 +102,14 @@ def log_predictive(
     model = fitted.model
     context = check_context(context, model.scaling)
     target = check_context(target, model.scaling, name="target")
+    apart = not is_concrete(target.mask, context.mask) or on_devices(target.mask)
     if not model.remembers:
         given: Any = dict(static=context.static, inputs=context.inputs)
         context = nothing_seen(model.less(target.offset), target.times, **given)
-    else:
+    elif not apart:
         check_new(context, target)
     max_steps = model.steps_to(both(target.times, observed_times(model, context)), target.offset)
-    if not is_concrete(target.mask, context.mask):
+    if apart:
         return _log_predictive(fitted, z0, context, target, max_steps)
     # By buckets, as nothing has to be solved for the padding after a short trajectory.
     log_p = jnp.zeros(target.values.shape, target.values.dtype)

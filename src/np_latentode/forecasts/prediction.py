@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
 from np_latentode.data.buckets import buckets, trimmed
@@ -27,7 +28,16 @@ from np_latentode.forecasts.densities import (
     run_given,
 )
 from np_latentode.forecasts.mixture import join, widened
-from np_latentode.programs.ensemble import Ensemble, Share, check_fit, shares, shortest_reach
+from np_latentode.parts.devices import TRAJECTORY, check_mesh, divided, gathered, on_mesh
+from np_latentode.parts.solve import Solver
+from np_latentode.programs.ensemble import (
+    Ensemble,
+    Share,
+    check_fit,
+    shares,
+    shortest_reach,
+    with_solver,
+)
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import (
     check_context,
@@ -272,6 +282,7 @@ def forecast(
     inference: Inference = amortized,
     num_samples: int = 200,
     draws_at_once: int = DRAWS_AT_ONCE,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Draws from the posterior predictive at new times, like `Predictive(model, guide=guide)`.
 
@@ -291,6 +302,9 @@ def forecast(
         inference: how z0 is drawn: `amortized`, `Sharpened()`, `Exact()`, or a function of yours.
         num_samples: the number of draws.
         draws_at_once: the number of draws solved side by side, which bounds the memory.
+        mesh: the devices over which the trajectories are divided, as in `fit`. Draws are those of
+            one device, but for rounding. With several processes, all call alike, and each gets all
+            draws. Inference must be `amortized`. Default: one device.
 
     Returns:
         `z0` (draw, trajectory, latent), and `x_mean` and `x` (draw, trajectory, time, feature) in
@@ -302,6 +316,7 @@ def forecast(
 
     Raises:
         ValueError: naming the argument, the rule and what came.
+        Exception: at run time, if an ODE solve fails; on a mesh, a RuntimeError.
     """
     draws = draw_forecast(
         rng_key,
@@ -312,6 +327,7 @@ def forecast(
         num_samples=num_samples,
         draws_at_once=draws_at_once,
         reading=mean_and_x,
+        mesh=mesh,
     )
     warn_of_inputs(fitted, context, times)
     return draws
@@ -338,6 +354,7 @@ def draw_forecast(
     num_samples: int,
     draws_at_once: int,
     reading: Reading,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """What `forecast` returns, or what another reading keeps of the same runs of the model.
 
@@ -353,6 +370,8 @@ def draw_forecast(
     check_reach(fitted, times)
     options: Any = dict(inference=inference, num_samples=num_samples)
     options |= dict(draws_at_once=draws_at_once, reading=reading)
+    if mesh is not None:
+        options |= dict(mesh=_checked_mesh(mesh, inference))
     return draw_given(rng_key, fitted, context, at, **options)
 
 
@@ -366,19 +385,50 @@ def draw_given(
     num_samples: int,
     draws_at_once: int = DRAWS_AT_ONCE,
     reading: Reading = mean_and_x,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """What `draw_forecast` returns, of a context that was checked and of times less its offset."""
-    offset = context.offset
+    offset, labels = context.offset, context.labels
+    if mesh is not None:
+        # Programs on several devices do not call this process: failures come back as NaN.
+        fitted, context, times = (
+            with_solver(fitted, throw=False),
+            divided(context, mesh),
+            divided(times, mesh),
+        )
     kept: dict[str, Any] = dict(context=context, draws_at_once=draws_at_once, reading=reading)
 
     def draw(share: Share) -> dict[str, Any]:
         one, (z0_key, x_key) = share.fitted, jax.random.split(share.rng_key)
-        z0 = draw_codes(inference, z0_key, one, context, share.num_samples)
-        return draw_x(x_key, one, z0, times, offset, **kept)
+        with on_mesh(mesh):
+            z0 = draw_codes(inference, z0_key, one, context, share.num_samples)
+            made = draw_x(x_key, one, z0, times, offset, **kept)
+        if mesh is None:
+            return made
+        return _solved(gathered(made, mesh), one.model.solver)
 
     some = shares(rng_key, fitted, num_samples)
     draws = widened(fitted, join(some, [draw(share) for share in some]))
-    return in_table_units(draws, offset, context.labels or fitted.scaling.labels)
+    return in_table_units(draws, offset, labels or fitted.scaling.labels)
+
+
+def _checked_mesh(mesh: Any, inference: Inference) -> Mesh:
+    if inference is not amortized:
+        raise ValueError(f"inference must be amortized with a mesh; got {inference!r}.")
+    return check_mesh(mesh, TRAJECTORY)
+
+
+def _solved(draws: dict[str, Array], solver: Solver) -> dict[str, Array]:
+    """The draws, unless the solve of a trajectory failed, which left nothing but NaN."""
+    failed = np.isnan(np.asarray(draws["x_mean"])).all((2, 3)).any(0)
+    if failed.any():
+        raise RuntimeError(
+            f"The ODE solve of {failed.sum()} trajectories failed, first of trajectory "
+            f"{int(np.argmax(failed))}: it diverged, or ran out of steps (max_steps="
+            f"{solver.max_steps}, dt0={solver.dt0} in scaled time). Use a bounded dynamics, a "
+            "smaller dt0, a PIDController or a larger max_steps in the Solver."
+        )
+    return draws
 
 
 def forecast_observed(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpyro
-from jaxtyping import ArrayLike
+from jaxtyping import Array, ArrayLike
 
 from np_latentode.data.conditioning import Conditioning
 from np_latentode.data.numbers import Numbers
 from np_latentode.data.scaling import Scaling, check_scaling
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.parts.devices import by_rows
 from np_latentode.parts.modules import (
     Part,
+    as_pytree,
     bind,
     check_module,
     covariates_read,
@@ -94,19 +98,25 @@ class AmortizedGuide:
             seen = subsample(context)
             if conditioning is not None:
                 seen = conditioning(jnp.asarray(numpyro.prng_key()), seen)
+            beside: list[Array | None] = []
             if self._reads:
-                encoder = told(encoder, scaling.scale_static(seen.static))
+                beside.append(scaling.scale_static(seen.static))
             times = scaling.scale_times(seen.times)
             if self._reads_inputs and seen.inputs is not None:
                 inputs = scaling.scale_inputs(seen.inputs.at_offset(context.offset.time))
-                encoder = told(encoder, None if inputs is None else inputs.read(times))
-            features = encoder(
-                times,
-                jnp.where(seen.mask, scaling.scale_values(seen.values), 0.0),
-                seen.mask,
-            )
+                beside.append(None if inputs is None else inputs.read(times))
+            values = jnp.where(seen.mask, scaling.scale_values(seen.values), 0.0)
+            features = by_rows(_encode, as_pytree(encoder), times, values, seen.mask, beside)
             with numpyro.handlers.scale(scale=kl_weight):
                 numpyro.sample("z0", posterior(features))
 
     def _bind(self):
         return bind("encoder", self.encoder), bind("posterior", self.posterior)
+
+
+def _encode(
+    encoder: Any, times: Array, values: Array, mask: Array, beside: list[Array | None]
+) -> Array:
+    for one in beside:
+        encoder = told(encoder, one)
+    return encoder(times, values, mask)

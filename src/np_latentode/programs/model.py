@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from jaxtyping import Array, ArrayLike
 
 from np_latentode.data.conditioning import Conditioning
 from np_latentode.data.inputs import Inputs
-from np_latentode.data.numbers import Numbers, is_concrete
+from np_latentode.data.numbers import Numbers
 from np_latentode.data.offset import Offset
 from np_latentode.data.scaling import Scaling, check_scaling
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.parts.devices import by_rows
 from np_latentode.parts.driven import Drive, check_drivable, solve_driven
 from np_latentode.parts.emissions import Seen, along, measured
 from np_latentode.parts.likelihoods import (
@@ -29,6 +32,7 @@ from np_latentode.parts.likelihoods import (
 )
 from np_latentode.parts.modules import (
     Part,
+    as_pytree,
     bind,
     bind_prior,
     check_module,
@@ -210,11 +214,22 @@ class LatentODE:
         drive: Drive | None,
         s: Array | None,
     ) -> Array:
-        if drive is not None:
-            return solve_driven(dynamics, jump, start, times, drive, solver=self.solver)
-        if "dynamics" in self._reads:
-            dynamics = told(dynamics, s)
-        return solve(dynamics, start, times, solver=self.solver)
+        parts = (as_pytree(dynamics), None if jump is None else as_pytree(jump))
+        driven = None if drive is None else (drive.inputs, drive.s)
+
+        def run(parts: Any, start: Array, times: Array, driven: Any, s: Array | None) -> Array:
+            dynamics, jump = parts
+            if drive is not None:
+                mine = Drive(*driven, controlled=drive.controlled)
+                return solve_driven(dynamics, jump, start, times, mine, solver=self.solver)
+            if "dynamics" in self._reads:
+                dynamics = told(dynamics, s)
+            return solve(dynamics, start, times, solver=self.solver)
+
+        if np.isinf(self.solver.reach):
+            # Adaptive steps are those of the whole batch.
+            return run(parts, start, times, driven, s)
+        return by_rows(run, parts, start, times, driven, s)
 
     def _seen(self, context: Trajectories, scaling: Scaling, offset: Offset) -> Seen | None:
         """What the likelihood remembers of the context, less the offset and not decoded yet."""
@@ -264,7 +279,7 @@ class LatentODE:
 
         Inside of JAX's transformations times are not known, and the solver's own are returned.
         """
-        if not is_concrete(times):
+        if isinstance(times, jax.core.Tracer):
             return self.solver.max_steps
         return self.solver.steps_to(
             float(self.scaling.less(offset).scale_times(jnp.asarray(times)).max())

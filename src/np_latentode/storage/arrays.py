@@ -6,6 +6,7 @@ import contextlib
 import functools
 import glob
 import hashlib
+import io
 import json
 import logging
 import shutil
@@ -20,7 +21,7 @@ import numpy as np
 
 from np_latentode.programs.params import named_leaves
 
-__all__ = ["digest", "fill", "read", "write"]
+__all__ = ["digest", "fill", "packed", "read", "unpacked", "write"]
 
 FORMAT = 1
 ARRAYS, SETTINGS = "arrays", "settings"
@@ -123,6 +124,20 @@ def _restore_arrays(orbax: Any, path: Path, files: list[str]) -> dict[str, np.nd
     return {k: np.asarray(arrays[k]) for k in files}
 
 
+def packed(tree: Any) -> bytes:
+    """The arrays of a pytree as bytes, for another process."""
+    file, leaves = io.BytesIO(), named_leaves(tree)
+    arrays: dict[str, Any] = {name: np.asarray(_plain(leaf)) for name, leaf in leaves.items()}
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def unpacked(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays that were `packed`, by their names, as `fill` takes them."""
+    with np.load(io.BytesIO(content)) as arrays:
+        return dict(arrays)
+
+
 def fill(template: Any, arrays: dict[str, Any], *, name: str) -> Any:
     """A pytree like the template, with these arrays as its leaves.
 
@@ -177,7 +192,13 @@ def _checkpointer() -> Any:
     # Imported here, as the import takes a third of a second, which other calls should not wait for.
     import orbax.checkpoint as ocp
 
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    # Without these, orbax waits for all processes of `jax.distributed` to write or read as well.
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    return ocp.Checkpointer(
+        ocp.CompositeCheckpointHandler(composite_options=options), multiprocessing_options=alone
+    )
 
 
 @functools.cache

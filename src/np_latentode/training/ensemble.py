@@ -10,19 +10,19 @@ from typing import Any
 import jax
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.conditioning import Conditioning, random_context
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.parts.threads import cores
 from np_latentode.programs.ensemble import Ensemble
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.params import initial_params
-from np_latentode.training.plan import Plan, make_plan
-from np_latentode.training.progress import train_all
+from np_latentode.training.members import check_places, train_members
+from np_latentode.training.plan import make_plan
 from np_latentode.training.stacking import stack
 
 __all__ = ["fit_ensemble", "starting_alike"]
@@ -46,6 +46,7 @@ def fit_ensemble(
     loss: Any = None,
     patience: int | None = None,
     checkpoint_dir: str | PathLike[str] | None = None,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Ensemble:
     """Trains several fits from different networks, and weighs them by their held-out forecasts.
@@ -72,6 +73,9 @@ def fit_ensemble(
         patience: as in `fit`, for each member by itself.
         checkpoint_dir: the directory of the members' checkpoints, in `member-0`, `member-1`, and so
             on, as in `fit`.
+        mesh: the devices to train on. Members are divided over its axis "member", trajectories over
+            its axis "trajectory", as in `fit`; it may have one of both, or both. Member k is at the
+            place k, modulo their number, and those of one place take turns. Default: one device.
         progress: whether to show one progress bar for all members. Beside it are the scores of the
             one that forecasts best.
 
@@ -83,8 +87,8 @@ def fit_ensemble(
         FloatingPointError: if none of the steps of a dispatch of a member is finite.
         OSError: if a checkpoint cannot be written; then the earlier one is kept.
     """
-    workers = cores() if max_workers is None else max_workers
-    check_counts(num_members=num_members, max_workers=workers)
+    check_counts(num_members=num_members, max_workers=1 if max_workers is None else max_workers)
+    devices = check_places(mesh, num_members, max_workers)
     start_key, train_key, weigh_key = jax.random.split(rng_key, 3)
     pairs = [_pair(build, jax.random.fold_in(start_key, k)) for k in range(num_members)]
     starts = starting_alike(pairs, name="build")
@@ -103,8 +107,14 @@ def fit_ensemble(
         loss=loss,
         patience=patience,
     )
-    plans = _plans(plan, starts, checkpoint_dir)
-    made = train_all(plans, progress=progress, max_workers=min(num_members, workers))
+    plans = [
+        plan._replace(rng_key=jax.random.fold_in(plan.rng_key, k), init_params=start.params)
+        for k, start in enumerate(starts)
+    ]
+    parent = None if checkpoint_dir is None else Path(checkpoint_dir)
+    directories = [parent and parent / f"member-{k}" for k in range(num_members)]
+    options: Any = dict(mesh=devices, max_workers=max_workers, progress=progress)
+    made = train_members(plans, directories, **options)
     members = [Fitted(model, guide, one.params, one.history, one.state) for one in made]
     weights = None if plan.held_out is None else stack(weigh_key, members, *plan.held_out)
     return Ensemble(tuple(members), weights)
@@ -138,16 +148,3 @@ def _pair(build: Any, rng_key: Array) -> Any:
         came = ", ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{rule}; got one that returns {came}.")
     return pair
-
-
-def _plans(
-    plan: Plan, starts: list[Fitted], checkpoint_dir: str | PathLike[str] | None
-) -> list[Plan]:
-    """The plan of each member: they share programs and data."""
-    plans = []
-    for k, start in enumerate(starts):
-        one = plan._replace(rng_key=jax.random.fold_in(plan.rng_key, k), init_params=start.params)
-        if checkpoint_dir is not None:
-            one = one.kept_in(Path(checkpoint_dir) / f"member-{k}")
-        plans.append(one)
-    return plans

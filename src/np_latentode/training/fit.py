@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike
 
 from np_latentode.data.conditioning import Conditioning, random_context
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.parts.devices import TRAJECTORY, check_mesh
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
@@ -37,6 +39,7 @@ def fit(
     patience: int | None = None,
     start: Fitted | None = None,
     checkpoint_dir: str | PathLike[str] | None = None,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Fitted:
     """Trains by SVI, and keeps the parameters that forecast held-out data best.
@@ -72,6 +75,11 @@ def fit(
             end. If there is one of the same training, `fit` goes on from it. On the same machine,
             the result is then bit for bit that of a training without interruption. `fit` cannot
             compare functions: pass the same optim, conditioning, kl_weight and loss.
+        mesh: the devices to train on, with the axis "trajectory", the name of the plate, as of
+            `jax.make_mesh((8,), ("trajectory",))`. The trajectories of a step are divided over
+            them, and the networks are on each. Losses are those of one device, but for rounding.
+            With several processes, all call `fit` alike, and the first writes checkpoints.
+            Default: one device.
         progress: whether to show a progress bar with the ELBO per trajectory, the validation score,
             and the time left.
 
@@ -84,6 +92,7 @@ def fit(
         FloatingPointError: if none of the steps of a dispatch is finite.
         OSError: if a checkpoint cannot be written; then the earlier one is kept.
     """
+    devices = None if mesh is None else check_mesh(mesh, TRAJECTORY)
     plan = make_plan(
         rng_key,
         model,
@@ -101,5 +110,5 @@ def fit(
     )
     if checkpoint_dir is not None:
         plan = plan.kept_in(Path(checkpoint_dir))
-    (done,) = train_all([plan], progress=progress)
+    (done,) = train_all([plan.on(devices)], progress=progress)
     return Fitted(model, guide, done.params, done.history, done.state)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike
 from numpyro.infer import SVI
 
@@ -17,6 +18,7 @@ from np_latentode.data.buckets import buckets
 from np_latentode.data.checks import check_counts
 from np_latentode.data.conditioning import Conditioning
 from np_latentode.data.trajectories import Trajectories
+from np_latentode.parts.devices import divided, everywhere, replicated
 from np_latentode.parts.threads import one_at_a_time
 from np_latentode.programs.elbo import OrderedELBO
 from np_latentode.programs.fitted import Fitted, History, check_fitted
@@ -52,7 +54,7 @@ class Programs:
     def _init(self, rng_key: Array, train: Trajectories, params: dict[str, Any] | None) -> Any:
         """The parameters and the state before the first step."""
         state = self.svi.init(rng_key, train, init_params=params)
-        return self.svi.get_params(state), state
+        return everywhere((self.svi.get_params(state), state))
 
     def fitted(self, params: dict[str, Any]) -> Fitted:
         return Fitted(self.model, self.svi.guide, params)
@@ -73,6 +75,8 @@ class Plan(NamedTuple):
     batch_size: int | None
     patience: int | None
     checkpoints: Checkpoints | None = None
+    mesh: Mesh | None = None
+    """The devices over which the trajectories are divided; None for the one of JAX's default."""
 
     @property
     def data(self) -> Any:
@@ -101,6 +105,27 @@ class Plan(NamedTuple):
             **{name: digest(value) for name, value in (data | {"networks": networks}).items()},
         }
         return self._replace(checkpoints=Checkpoints(directory, settings))
+
+    def on(self, mesh: Mesh | None) -> Plan:
+        """The same plan, with its data divided over a mesh. Its checkpoints are the same, too.
+
+        Raises:
+            ValueError: if there are fewer trajectories, or fewer of them in a step, than devices.
+        """
+        if mesh is None:
+            return self
+        for name, count in dict(train=len(self.train), batch_size=self.batch_size).items():
+            if count is not None and count < mesh.devices.size:
+                raise ValueError(
+                    f"mesh must have at most as many devices as {name} has trajectories, {count}; "
+                    f"got {mesh.devices.size}."
+                )
+        return self._replace(
+            mesh=mesh,
+            init_params=replicated(self.init_params, mesh),
+            buckets=tuple(divided(one, mesh) for one in self.buckets),
+            held_out=divided(self.held_out, mesh),
+        )
 
 
 def make_plan(

@@ -13,6 +13,7 @@ import numpy as np
 from numpyro.infer.svi import SVIState
 from tqdm import tqdm
 
+from np_latentode.parts.devices import gathered, on_mesh, replicated, said, writes
 from np_latentode.parts.threads import side_by_side
 from np_latentode.programs.fitted import History
 from np_latentode.storage.arrays import fill
@@ -20,7 +21,7 @@ from np_latentode.training.plan import Plan
 from np_latentode.training.steps import STEPS_AT_ONCE, dispatches
 from np_latentode.training.validation import forecast_score
 
-__all__ = ["Progress", "train_all"]
+__all__ = ["Progress", "restored", "train_all"]
 
 SECONDS_BETWEEN = 30.0
 """The shortest time between two checkpoints, in seconds."""
@@ -84,20 +85,49 @@ def train_all(
                 _save(plans, done)
             raise
     _save(plans, done)
-    return done
+    return [_whole(plan, one) for plan, one in zip(plans, done, strict=True)]
 
 
 def _start(plan: Plan) -> Progress:
     """The progress before the first step, or at the latest checkpoint."""
+    arrays = None if plan.checkpoints is None else plan.checkpoints.latest()
+    if arrays is None:
+        _check_same_start(plan, 0)
+        with on_mesh(plan.mesh):
+            params, state = plan.programs.init(plan.rng_key, plan.buckets[0], plan.init_params)
+            return Progress(params, state, _at_start(plan, params))
+    done = restored(plan, arrays, name="checkpoint_dir")
+    _check_same_start(plan, done.steps)
+    params, state = replicated((done.params, done.state), plan.mesh)
+    return done._replace(params=params, state=state)
+
+
+def restored(plan: Plan, arrays: dict[str, np.ndarray], *, name: str) -> Progress:
+    """The progress of a plan from its arrays."""
+    history = History(*(arrays[f".history.{field}"] for field in History._fields))
     arguments = (plan.rng_key, plan.buckets[0], plan.init_params)
-    if plan.checkpoints is None or (arrays := plan.checkpoints.latest()) is None:
-        params, state = plan.programs.init(*arguments)
-        return Progress(params, state, _at_start(plan, params))
-    history = History(*(arrays[f".history.{name}"] for name in History._fields))
     params, state = jax.eval_shape(plan.programs.init, *arguments)
-    done = fill(Progress(params, state, history), arrays, name="checkpoint_dir")
+    done = fill(Progress(params, state, history), arrays, name=name)
     # `fill` makes JAX arrays, often in single precision; the history stays in double.
     return done._replace(history=history)
+
+
+def _check_same_start(plan: Plan, steps: int) -> None:
+    """Refuses to go on where processes found different checkpoints: they would wait for ever."""
+    if plan.checkpoints is None or plan.mesh is None:
+        return
+    found = sorted({*said(steps, plan.mesh)})
+    if len(found) > 1:
+        raise ValueError(
+            "checkpoint_dir must be one directory that all processes see; they found checkpoints "
+            f"of different steps, {found}, in {plan.checkpoints.directory}."
+        )
+
+
+def _whole(plan: Plan, done: Progress) -> Progress:
+    """The progress as arrays of this process alone."""
+    params, state = gathered((done.params, done.state), plan.mesh)
+    return done._replace(params=params, state=state)
 
 
 def _at_start(plan: Plan, params: dict[str, Any]) -> History:
@@ -115,10 +145,11 @@ def _advance(plan: Plan, done: Progress, started: float) -> Iterator[Progress]:
     before = sum(done.history.seconds[-1:])
     steps = dispatches(programs.take, done.state, plan.num_steps, plan.data, start=done.steps)
     while not plan.finished(done.history):
-        state, losses = next(steps)
-        params, score = programs.svi.get_params(state), None
-        if plan.held_out is not None:
-            score = forecast_score(score_key, programs.fitted(params), *plan.held_out)
+        with on_mesh(plan.mesh):
+            state, losses = next(steps)
+            params, score = programs.svi.get_params(state), None
+            if plan.held_out is not None:
+                score = forecast_score(score_key, programs.fitted(params), *plan.held_out)
         history = _append(done.history, losses, score, before + time.perf_counter() - started)
         best = history.best_step == len(history.losses)
         done = Progress(params if best else done.params, state, history)
@@ -159,13 +190,14 @@ def _turns(max_workers: int) -> Iterator[Callable[[list[Iterator[Progress]]], It
 
 def _save(plans: Sequence[Plan], done: Sequence[Progress]) -> None:
     for plan, one in zip(plans, done, strict=True):
-        if plan.checkpoints:
+        if plan.checkpoints and writes(plan.mesh):
             plan.checkpoints.save(one.steps, one)
 
 
 def _bar(plans: Sequence[Plan], done: Sequence[Progress], progress: bool, name: str | None) -> tqdm:
     total, taken = sum(plan.num_steps for plan in plans), sum(one.steps for one in done)
-    bar = tqdm(desc=name, total=total, initial=taken, disable=not progress, unit="step")
+    shown = progress and writes(plans[0].mesh)
+    bar = tqdm(desc=name, total=total, initial=taken, disable=not shown, unit="step")
     bar.set_postfix_str("compiling")
     return bar
 

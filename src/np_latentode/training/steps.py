@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
+from np_latentode.parts.devices import everywhere
 from np_latentode.parts.threads import one_at_a_time
 
 __all__ = ["STEPS_AT_ONCE", "dispatches", "steps_of"]
@@ -42,7 +43,8 @@ def steps_of(svi: SVI, *, kl_weight: Callable[[Array], ArrayLike] | None = None)
             return state, losses.at[k].set(loss)
 
         # A loop, as one program then takes any count: the last dispatch may be shorter.
-        return jax.lax.fori_loop(0, count, step, (state, jnp.full(STEPS_AT_ONCE, jnp.nan)))
+        taken = jax.lax.fori_loop(0, count, step, (state, jnp.full(STEPS_AT_ONCE, jnp.nan)))
+        return everywhere(taken)
 
     return take
 
