@@ -370,13 +370,13 @@ def test_a_disk_that_cannot_be_written_is_another_exit_code(labs, monkeypatch):
 
 @pytest.mark.slow
 def test_dynamics_that_diverge_are_reported_in_a_sentence(home, monkeypatch, tmp_path):
-    def diverging(rng_key, fitted, context, times, *, inference, num_samples):
+    def diverging(rng_key, fitted, context, times, *, num_samples, **_):
         assert not any(member.model.solver.throw for member in fitted.members)
         x = np.zeros((num_samples, *times.shape, 2))
         x[0, 3, -1] = np.nan
         return {"x": x}
 
-    monkeypatch.setattr(forecast_table, "forecast", diverging)
+    monkeypatch.setattr(forecast_table, "draw_forecast", diverging)
     output = tmp_path / "out.csv"
     outcome = run("forecast", home / "run", home / "labs.csv", "--ahead", 30, "-o", output)
     assert outcome.exit_code == 2
