@@ -385,6 +385,34 @@ def test_dynamics_that_diverge_are_reported_in_a_sentence(home, monkeypatch, tmp
 
 
 @pytest.mark.slow
+def test_ids_that_are_forecast_some_at_a_time_have_the_same_rows(home, monkeypatch, tmp_path):
+    asked = []
+
+    def drawn(rng_key, fitted, context, times, *, num_samples, **_):
+        asked.append(len(context))
+        level = context.given.values.sum((1, 2))[:, None, None] + times[..., None]
+        noise = np.linspace(-1, 1, num_samples)[:, None, None, None]
+        x = level + noise * np.array([1.0, 2.0])
+        return {"x": x, "x_mean": x, "signal": x}
+
+    monkeypatch.setattr(forecast_table, "draw_forecast", drawn)
+    options = ("--ahead", 30, "--points", 5, "--draws", 10, "--threshold", "bili > 2", "--plot")
+    outputs = ("out.csv", "out.crossing.csv", "out.first_crossing.csv")
+    texts = []
+    for name, at_once in (("whole", forecast_table.AT_ONCE), ("some", 10 * 5 * 2 * 7)):
+        monkeypatch.setattr(forecast_table, "AT_ONCE", at_once)
+        (tmp_path / name).mkdir()
+        call = ("forecast", home / "run", home / "labs.csv", "-o", tmp_path / name / "out.csv")
+        outcome = run(*call, *options)
+        assert outcome.exit_code == 0, outcome.output
+        assert "300 forecasts in" in outcome.output
+        texts.append([(tmp_path / name / output).read_text() for output in outputs])
+        assert (tmp_path / name / "out.crossing.png").exists()
+    assert asked == [30] + [7] * 5
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
 def test_forecasts_use_the_inference_that_fit_has_chosen(home, tmp_path):
     found = json.loads((home / "run" / "metrics.json").read_text())["inference"]
     scores = found["log_scores"]

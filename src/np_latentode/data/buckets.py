@@ -47,7 +47,7 @@ def buckets(trajectories: Trajectories) -> list[Bucket]:
 
 def bucket_rows(
     lengths: Int[np.ndarray, " trajectory"], slots: int | None = None
-) -> list[tuple[Int[np.ndarray, " trajectory"], int]]:
+) -> list[tuple[Int[np.ndarray, " _"], int]]:
     """Which trajectories are of similar lengths, and how many slots they need.
 
     Args:

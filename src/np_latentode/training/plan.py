@@ -16,6 +16,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from np_latentode.data.buckets import buckets
 from np_latentode.data.checks import check_counts
 from np_latentode.data.conditioning import Conditioning
+from np_latentode.data.stored import StoredTrajectories
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.threads import one_at_a_time
 from np_latentode.programs.fitted import Fitted, History, check_fitted
@@ -26,9 +27,10 @@ from np_latentode.programs.plate import check_call, check_data
 from np_latentode.storage.arrays import digest
 from np_latentode.storage.saving import describe_parts
 from np_latentode.training.checkpoints import Checkpoints
+from np_latentode.training.chunks import Chunks
 from np_latentode.training.losses import BucketLoss, batch_sizes
 from np_latentode.training.optimizer import optimizer
-from np_latentode.training.steps import steps_of
+from np_latentode.training.steps import STEPS_AT_ONCE, steps_of
 from np_latentode.training.validation import held_out_pair
 
 __all__ = ["Plan", "Programs", "make_plan"]
@@ -64,18 +66,21 @@ class Plan(NamedTuple):
     programs: Programs
     init_params: dict[str, Any] | None
     """Where training starts, unless at the initial parameters of the parts."""
-    train: Trajectories
+    train: Trajectories | StoredTrajectories
     buckets: tuple[Trajectories, ...]
-    """The training data, by similar lengths."""
+    """The training data, by similar lengths; of data on disk, the first chunk."""
     held_out: tuple[Trajectories, Trajectories] | None
     num_steps: int
     batch_size: int | None
     patience: int | None
     checkpoints: Checkpoints | None = None
+    chunks: Chunks | None = None
+    """Of data on disk."""
 
-    @property
-    def data(self) -> Any:
+    def data_at(self, dispatch: int) -> Any:
         """What the loss takes: a `BucketLoss` takes buckets, others take trajectories."""
+        if self.chunks is not None:
+            return self.chunks.at(dispatch)
         first, *others = self.buckets
         return self.buckets if others else first
 
@@ -92,7 +97,10 @@ class Plan(NamedTuple):
         """
         model, guide = self.programs.svi.model, self.programs.svi.guide
         networks = self.init_params or initial_params(model, guide)
-        data = dict(rng_key=self.rng_key, train=self.train, validation=self.held_out)
+        train: Any = self.train
+        if isinstance(train, StoredTrajectories):
+            train = train.fingerprint
+        data = dict(rng_key=self.rng_key, train=train, validation=self.held_out)
         settings = {
             "kind": "training",
             "parts": describe_parts(model, guide),
@@ -106,7 +114,7 @@ def make_plan(
     rng_key: Array,
     model: LatentODE,
     guide: AmortizedGuide,
-    train: Trajectories,
+    train: Trajectories | StoredTrajectories,
     validation: Any,
     *,
     num_steps: int,
@@ -128,21 +136,29 @@ def make_plan(
         ValueError: if an argument breaks a rule.
     """
     check_counts(num_steps=num_steps)
-    train, _ = check_data(model, train)
-    check_call(train, None, batch_size=batch_size, kl_weight=1.0, scaling=model.scaling)
+    chunks = None
+    if isinstance(train, StoredTrajectories):
+        chunks = _chunks(rng_key, model, train, batch_size)
+        parts = chunks.at(0)
+        check_data(model, parts[0])
+    else:
+        train, _ = check_data(model, train)
+        check_call(train, None, batch_size=batch_size, kl_weight=1.0, scaling=model.scaling)
+        if parts is None:
+            parts = tuple(bucket.trajectories for bucket in buckets(train))
     held_out = held_out_pair(model, validation)
     _check_patience(patience, held_out)
     _check_kl_weight(kl_weight, num_steps)
     init_params = None if start is None else _params_of(start, model, guide)
-    if parts is None:
-        parts = tuple(bucket.trajectories for bucket in buckets(train))
     loss, options = Trace_ELBO() if loss is None else loss, dict(batch_size=batch_size)
-    if len(parts) > 1:
+    if chunks is not None:
+        loss, options = BucketLoss(loss, chunks.sizes, chunks.weights), {}
+    elif len(parts) > 1:
         loss, options = BucketLoss(loss, batch_sizes([*map(len, parts)], batch_size)), {}
     optim = optimizer(num_steps) if optim is None else optim
     # Without throw, a solve that fails costs one step, not the whole training.
     silent = model.with_solver(throw=False)
-    solved = silent.with_solver(max_steps=model.steps_to(train.times, train.offset))
+    solved = silent.with_solver(max_steps=_steps_to_end(model, train))
     svi = SVI(solved, guide, optim, loss, conditioning=conditioning, **options)
     return Plan(
         rng_key=rng_key,
@@ -154,7 +170,29 @@ def make_plan(
         num_steps=num_steps,
         batch_size=batch_size,
         patience=patience,
+        chunks=chunks,
     )
+
+
+def _chunks(
+    rng_key: Array, model: LatentODE, train: StoredTrajectories, batch_size: int | None
+) -> Chunks:
+    """The chunks of data on disk, if they fit the model."""
+    model.scaling.check(train, name="train")
+    if not (isinstance(batch_size, int) and 1 <= batch_size <= len(train)):
+        raise ValueError(
+            "batch_size must be an integer from 1 to the number of trajectories, where these are "
+            f"on disk, {len(train)}; got {batch_size!r}."
+        )
+    settings: Any = dict(batch_size=batch_size, steps=STEPS_AT_ONCE, offset=model.scaling.offset)
+    return Chunks(train, rng_key, **settings)
+
+
+def _steps_to_end(model: LatentODE, train: Trajectories | StoredTrajectories) -> int:
+    if isinstance(train, StoredTrajectories):
+        offset = model.scaling.offset
+        return model.steps_to(np.array(train.ends) - offset.time, offset)
+    return model.steps_to(train.times, train.offset)
 
 
 def _params_of(start: Any, model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:
