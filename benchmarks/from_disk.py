@@ -33,7 +33,8 @@ def write(path: Path, count: int) -> None:
     rng, writer = np.random.default_rng(0), None
     for first in range(0, count, 50_000):
         ids = np.arange(first, min(first + 50_000, count))
-        day = np.sort(rng.uniform(0, 100, (len(ids), ROWS)), axis=1)
+        # Rounded, as different times must stay different in single precision.
+        day = np.sort(rng.uniform(0, 100, (len(ids), ROWS)).round(2), axis=1)
         phase = rng.uniform(0, 6, (len(ids), 1))
         columns = {"who": np.repeat(ids, ROWS), "day": day.ravel()}
         for name, shift in (("a", 0.0), ("b", 1.5)):

@@ -59,7 +59,8 @@ LATENT_DIM = 4
 def table(ids: int, times: int, columns: int) -> pd.DataFrame:
     """Noisy waves on 100 days."""
     rng = np.random.default_rng(0)
-    day = np.sort(rng.uniform(0, 100, (ids, times)), axis=1).ravel()
+    # Rounded, as different times must stay different in single precision.
+    day = np.sort(rng.uniform(0, 100, (ids, times)).round(3), axis=1).ravel()
     found = {"who": np.repeat(np.arange(ids), times), "day": day}
     for j in range(columns):
         phase = np.repeat(rng.uniform(0, 6, ids), times)
