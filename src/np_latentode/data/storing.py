@@ -183,7 +183,8 @@ class _Pass:
         import pyarrow
 
         ids = [*found.labels.ids]
-        self.hashes.append(hash_array(np.array([str(x) for x in ids], object)))
+        hashed: Any = hash_array  # pandas gives it no type.
+        self.hashes.append(hashed(np.array([str(x) for x in ids], object)))
         batch = pyarrow.record_batch({"id": ids})
         if self.writer is None:
             self.writer = pyarrow.ipc.new_file(self.ids, batch.schema)
