@@ -11,6 +11,7 @@ from .data.labels import Labels as Labels
 from .data.limits import Limits as Limits
 from .data.problems import MalformedRows as MalformedRows
 from .data.scaling import Scaling as Scaling
+from .data.stored import StoredTrajectories as StoredTrajectories
 from .data.tidy import tidy_forecast as tidy_forecast
 from .data.trajectories import Trajectories as Trajectories
 from .forecasts import baselines as baselines

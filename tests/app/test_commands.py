@@ -373,18 +373,46 @@ def test_a_disk_that_cannot_be_written_is_another_exit_code(labs, monkeypatch):
 
 @pytest.mark.slow
 def test_dynamics_that_diverge_are_reported_in_a_sentence(home, monkeypatch, tmp_path):
-    def diverging(rng_key, fitted, context, times, *, inference, num_samples):
+    def diverging(rng_key, fitted, context, times, *, num_samples, **_):
         assert not any(member.model.solver.throw for member in fitted.members)
         x = np.zeros((num_samples, *times.shape, 2))
         x[0, 3, -1] = np.nan
         return {"x": x}
 
-    monkeypatch.setattr(forecast_table, "forecast", diverging)
+    monkeypatch.setattr(forecast_table, "draw_forecast", diverging)
     output = tmp_path / "out.csv"
     outcome = run("forecast", home / "run", home / "labs.csv", "--ahead", 30, "-o", output)
     assert outcome.exit_code == 2
     assert "those of 1 of 30, patient 003 for one, diverge before" in outcome.output
     assert not output.exists()
+
+
+@pytest.mark.slow
+def test_ids_that_are_forecast_some_at_a_time_have_the_same_rows(home, monkeypatch, tmp_path):
+    asked = []
+
+    def drawn(rng_key, fitted, context, times, *, num_samples, **_):
+        asked.append(len(context))
+        level = context.given.values.sum((1, 2))[:, None, None] + times[..., None]
+        noise = np.linspace(-1, 1, num_samples)[:, None, None, None]
+        x = level + noise * np.array([1.0, 2.0])
+        return {"x": x, "x_mean": x, "signal": x}
+
+    monkeypatch.setattr(forecast_table, "draw_forecast", drawn)
+    options = ("--ahead", 30, "--points", 5, "--draws", 10, "--threshold", "bili > 2", "--plot")
+    outputs = ("out.csv", "out.crossing.csv", "out.first_crossing.csv")
+    texts = []
+    for name, at_once in (("whole", forecast_table.AT_ONCE), ("some", 10 * 5 * 2 * 7)):
+        monkeypatch.setattr(forecast_table, "AT_ONCE", at_once)
+        (tmp_path / name).mkdir()
+        call = ("forecast", home / "run", home / "labs.csv", "-o", tmp_path / name / "out.csv")
+        outcome = run(*call, *options)
+        assert outcome.exit_code == 0, outcome.output
+        assert "300 forecasts in" in outcome.output
+        texts.append([(tmp_path / name / output).read_text() for output in outputs])
+        assert (tmp_path / name / "out.crossing.png").exists()
+    assert asked == [30] + [7] * 5
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.slow

@@ -50,9 +50,11 @@ def test_held_out_windows_are_of_machines_that_were_not_trained_on(run, readings
 
 @pytest.mark.slow
 def test_forecasts_begin_after_the_last_reading_in_the_clock_of_the_table(run, readings):
-    table = forecast_table(
+    count = forecast_table(
         run / "run", run / "readings.csv", run / "forecast.csv", ahead=5.0, points=5
     )
+    table = pd.read_csv(run / "forecast.csv")
+    assert len(table) == count
     last = readings.groupby("machine")["time"].max()
     first = table.groupby("machine")["time"].min()
     assert (pd.to_datetime(first) - last == pd.Timedelta("1h")).all()
@@ -64,16 +66,17 @@ def test_readings_before_the_last_window_change_no_forecast(run, readings):
     recent = readings.groupby("machine").tail(20)
     recent.to_csv(run / "recent.csv", index=False)
     options = dict(ahead=5.0, points=5, draws=20)
-    whole = forecast_table(run / "run", run / "readings.csv", run / "whole.csv", **options)
-    part = forecast_table(run / "run", run / "recent.csv", run / "part.csv", **options)
-    pd.testing.assert_frame_equal(whole, part)
+    forecast_table(run / "run", run / "readings.csv", run / "whole.csv", **options)
+    forecast_table(run / "run", run / "recent.csv", run / "part.csv", **options)
+    assert (run / "whole.csv").read_text() == (run / "part.csv").read_text()
 
 
 @pytest.mark.slow
 def test_dates_are_asked_of_the_last_window_and_none_before_it(run):
     options = dict(draws=4, overwrite=True)
     date = "2024-01-03T12:00"
-    table = forecast_table(run / "run", run / "readings.csv", run / "on.csv", on=[date], **options)
+    forecast_table(run / "run", run / "readings.csv", run / "on.csv", on=[date], **options)
+    table = pd.read_csv(run / "on.csv")
     assert (pd.to_datetime(table["time"]) == pd.Timestamp(date)).all()
     with pytest.raises(ValueError, match="on must not be before the last window of each id"):
         forecast_table(

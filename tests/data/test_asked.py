@@ -65,3 +65,14 @@ def test_every_row_that_cannot_be_met_is_named_with_its_line(tmp_path):
     (tmp_path / "t.csv").write_text("who,day\na,1\n,5\nz,\n")
     with pytest.raises(MalformedRows, match=r"must hold an id in each row; got nothing in line 3"):
         AskedTimes.read(tmp_path / "t.csv", NAMES, **SPAN)
+
+
+def test_rows_of_many_ids_in_any_order_are_those_of_each(tmp_path):
+    rng = np.random.default_rng(0)
+    who, day = rng.integers(0, 40, 300), rng.integers(0, 50, 300)
+    rows = "".join(f"{d},p{i}\n" for i, d in zip(who, day, strict=True))
+    (tmp_path / "at.csv").write_text("day,patient\n" + rows)
+    names = Labels(tuple(f"p{i}" for i in range(41)), ("x",), id="patient", time="day")
+    found = AskedTimes.read(tmp_path / "at.csv", names, start=0.0, end=50.0)
+    for i in range(41):
+        assert found.times[i][found.mask[i]].tolist() == sorted({*day[who == i].tolist()})

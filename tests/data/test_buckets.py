@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from np_latentode import Trajectories
-from np_latentode.data.buckets import buckets, trimmed
+from np_latentode.data.buckets import batches, buckets, trimmed
 
 
 def of_lengths(lengths):
@@ -73,3 +73,23 @@ def test_what_is_trimmed_has_a_multiple_of_eight_slots_or_all(latest, slots):
 
 def test_without_observations_eight_slots_are_left():
     assert trimmed(of_lengths([20, 3]).before(-1.0)).mask.shape == (2, 8, 1)
+
+
+@pytest.mark.parametrize("count", [150, 700])
+def test_batches_hold_each_trajectory_in_few_shapes(count):
+    data = of_lengths(np.random.default_rng(0).lognormal(2.5, 1.0, count).astype(int))
+    found = batches(data)
+    assert sorted({*np.concatenate([rows for rows, _ in found]).tolist()}) == [*range(count)]
+    for rows, some in found:
+        assert len(rows) in (16, 32, 64, 128)
+        slots = some.times.shape[1]
+        assert slots == data.times.shape[1] or slots // 8 & (slots // 8 - 1) == 0
+        whole = data[rows]
+        np.testing.assert_array_equal(some.values[some.mask], whole.values[whole.mask])
+
+
+def test_few_trajectories_of_similar_length_are_one_batch():
+    data = of_lengths([*range(4, 13)] * 10)
+    ((rows, same),) = batches(data)
+    assert same is data
+    assert rows.tolist() == [*range(90)]

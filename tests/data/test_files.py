@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from np_latentode import MalformedRows, Trajectories
 from np_latentode.data.entries import MISSING
-from np_latentode.data.files import read_table, write_table
+from np_latentode.data.files import read_table, write_table, writing_tables
 
 COLUMNS = dict(id="who", time="day", values=["x", "y"])
 HEADER = "who,day,x,y\n"
@@ -454,3 +454,32 @@ def test_a_link_stays_a_link_and_a_mode_stays_a_mode(tmp_path):
     assert link.is_symlink()
     assert path.read_text() == "id,time,x_0\n0,0.0,1.0\n"
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_tables_that_are_added_one_by_one_are_read_as_one(tmp_path, ending):
+    df = pd.DataFrame({"who": list("aabbc"), "day": [0.0, 1, 2, 3, 4], "x": [1.0, 2, 3, 4, 5]})
+    with writing_tables(tmp_path / f"some{ending}") as add:
+        for rows in (slice(2), slice(2, 3), slice(3, None)):
+            add(df[rows])
+    write_table(df, tmp_path / f"whole{ending}")
+    some, whole = (
+        read_table(tmp_path / f"{name}{ending}", id="who", time="day", values=["x"])[0]
+        for name in ("some", "whole")
+    )
+    pd.testing.assert_frame_equal(some[["who", "day", "x"]], whole[["who", "day", "x"]])
+
+
+def test_after_an_error_between_two_tables_nothing_is_written(tmp_path):
+    path = tmp_path / "some.csv"
+    path.write_text("earlier")
+
+    def interrupted():
+        with writing_tables(path) as add:
+            add(pd.DataFrame({"x": [1.0]}))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "earlier"
+    assert [*tmp_path.iterdir()] == [path]

@@ -18,6 +18,7 @@ from np_latentode import (
 )
 from np_latentode.data.scaling import SPAN
 from np_latentode.forecasts import baselines
+from np_latentode.parts import mixed_model
 from np_latentode.parts.mixed_model import _Moments
 from np_latentode.programs.params import initial_params
 
@@ -252,3 +253,14 @@ def test_of_an_empty_context_the_guide_is_the_prior(started):
     found, dim = posterior(fitted, data[4:]), len(mixed.mean)
     np.testing.assert_allclose(found.mean[0], np.zeros(dim), atol=1e-6)
     np.testing.assert_allclose(found.covariance_matrix[0], np.eye(dim), atol=1e-5)
+
+
+def test_a_start_is_estimated_from_some_of_many_trajectories(monkeypatch):
+    monkeypatch.setattr(mixed_model, "MOST_ESTIMATED", 60)
+    data, scaling = simulate(TRUTH, 200)
+    some = mixed_model.some_of(data)
+    assert len(some) == 60
+    assert mixed_model.some_of(some) is some
+    found = choose_degree(data, scaling, most_coefficients=8)
+    expected = choose_degree(some, scaling, most_coefficients=8)
+    np.testing.assert_array_equal(found.mean, expected.mean)

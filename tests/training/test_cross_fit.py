@@ -305,3 +305,12 @@ def test_a_candidate_that_diverges_ends_the_training():
 
     with pytest.raises(FloatingPointError, match="None of the steps 1 to 5 was finite"):
         cross_fit(KEY, {"torn": torn}, DATA, **OPTIONS)
+
+
+def test_folds_of_many_leave_out_random_ones_and_train_on_all_others(monkeypatch):
+    monkeypatch.setattr(module, "MOST_LEFT_OUT", 3)
+    split = module._split(DATA, 2)
+    assert [len(rows) for rows in split.left_out] == [3, 3]
+    assert not {*split.left_out[0].tolist()} & {*split.left_out[1].tolist()}
+    for rows, (kept,) in zip(split.left_out, split.kept, strict=True):
+        assert ids(kept) == ids(DATA[np.setdiff1d(np.arange(14), rows)])

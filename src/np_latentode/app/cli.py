@@ -156,8 +156,8 @@ def forecast(
         from np_latentode.app.forecast_table import crossing_outputs, forecast_table
 
         _keep_compiled_programs()
-        table = forecast_table(run, data, output, **given, overwrite=overwrite)
-        print(f"{len(table)} forecasts in {output}")
+        count = forecast_table(run, data, output, **given, overwrite=overwrite)
+        print(f"{count} forecasts in {output}")
         if threshold:
             crossings, first = crossing_outputs(output)
             print(f"probabilities of {', '.join(threshold)} in {crossings}, first times in {first}")

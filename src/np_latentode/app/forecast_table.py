@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import pandas as pd
 from jaxtyping import Array
 
 from np_latentode.app.asked_times import When
@@ -16,15 +16,16 @@ from np_latentode.app.outputs import beside, check_new, write_figure
 from np_latentode.data.asked import AskedTimes
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.far import without_far_times
-from np_latentode.data.files import check_path, write_table
+from np_latentode.data.files import check_path, writing_tables
 from np_latentode.data.guesses import check_kinds
 from np_latentode.data.labels import Labels, shown_time
 from np_latentode.data.tidy import check_quantiles, tidy_forecast
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference
 from np_latentode.forecasts.crossing import Crossing, check_crossing_columns
-from np_latentode.forecasts.prediction import forecast
-from np_latentode.forecasts.signals import signals
+from np_latentode.forecasts.densities import DRAWS_AT_ONCE
+from np_latentode.forecasts.prediction import draw_forecast, mean_and_x, warn_of_inputs
+from np_latentode.forecasts.signals import with_signal
 from np_latentode.forecasts.thresholds import Threshold
 from np_latentode.inference.choice import INFERENCES
 from np_latentode.programs.ensemble import Ensemble, kinds, shortest_reach, with_solver
@@ -34,6 +35,12 @@ from np_latentode.storage.results import earlier
 from np_latentode.storage.saving import load
 
 __all__ = ["crossing_outputs", "forecast_table", "read_known"]
+
+AT_ONCE = 2**23
+"""About the most numbers that are drawn at once: ids are forecast so many at a time."""
+
+SHOWN = 4
+"""The number of ids in figures."""
 
 
 def forecast_table(
@@ -55,8 +62,11 @@ def forecast_table(
     seed: int = 0,
     plot: bool = False,
     overwrite: bool = False,
-) -> Any:
+) -> int:
     """Forecasts every trajectory of a table from its known observations, with a fit of `fit_table`.
+
+    Trajectories are forecast some at a time, and their rows written at once: besides the table
+    itself, memory holds the draws of so many only. No file is there before all are written.
 
     Args:
         run_dir: the output_dir of `fit_table`.
@@ -85,7 +95,7 @@ def forecast_table(
         overwrite: whether existing files are replaced.
 
     Returns:
-        The table that was written.
+        The number of forecasts that were written.
 
     Raises:
         ValueError: naming the argument, or file, row and column, the rule and what came.
@@ -96,7 +106,6 @@ def forecast_table(
     check_quantiles(quantiles)
     when = When(until, ahead, points, every, on, at)
     asked_about = [*dict.fromkeys(map(Threshold.read, thresholds))]
-    picture = beside(output, ".png")
     check_path(output)
     _check_new(output, plot, bool(asked_about), overwrite=overwrite)
     asked = _inference(run_dir, inference)
@@ -117,20 +126,14 @@ def forecast_table(
         known = known.with_plan(plan)
         _check_begin(model, known, plan)
     context, times = _asked(when, model, known)
-    make = signals if asked_about else forecast
-    options: Any = dict(inference=asked, num_samples=draws)
-    made = _finite(make, when.name, jax.random.key(seed), fitted, context, times.times, options)
-    table = tidy_forecast(made, times.times, context.names, quantiles=quantiles)
-    table = _without(table, np.repeat(times.mask, len(labels.features)))
-    write_table(table, output)
+    warn_of_inputs(fitted, context, times.times)
+    options: Any = dict(inference=asked, num_samples=draws, draws_at_once=DRAWS_AT_ONCE)
+    options |= dict(reading=with_signal if asked_about else mean_and_x)
+    made = _drawn(when.name, jax.random.key(seed), fitted, context, times.times, options)
+    shown, count = _write(output, made, context, times, asked_about, quantiles)
     if plot:
-        from np_latentode.report.fans import plot_forecasts
-
-        write_figure(picture, plot_forecasts(context, made, times.times))
-    if asked_about:
-        found = [Crossing.of(made, times.times, one, context.names) for one in asked_about]
-        _write_crossings(output, found, times, plot=plot)
-    return table
+        _draw(output, shown, context, times.times, asked_about)
+    return count
 
 
 def crossing_outputs(output: Path) -> tuple[Path, Path]:
@@ -158,17 +161,62 @@ def _without(table: Any, asked: np.ndarray) -> Any:
     return table if asked.all() else table[asked.ravel()].reset_index(drop=True)
 
 
-def _write_crossings(
-    output: Path, found: Sequence[Crossing], times: AskedTimes, *, plot: bool
+def _write(
+    output: Path,
+    made: Iterator[tuple[slice, dict[str, Any]]],
+    context: Trajectories,
+    times: AskedTimes,
+    thresholds: Sequence[Threshold],
+    quantiles: Sequence[float],
+) -> tuple[dict[str, Any], int]:
+    """Writes forecasts and crossings of some trajectories at a time.
+
+    Returns:
+        The draws of the first trajectories, for figures; and the number of forecasts.
+    """
+    shown: list[dict[str, Any]] = []
+    left, count, features = SHOWN, 0, context.num_features
+    with ExitStack() as files:
+        paths = (output, *(crossing_outputs(output) if thresholds else ()))
+        add, *others = [files.enter_context(writing_tables(path)) for path in paths]
+        for rows, draws in made:
+            names, asked = context.names.select(rows), times.select(rows)
+            table = tidy_forecast(draws, asked.times, names, quantiles=quantiles)
+            table = _without(table, np.repeat(asked.mask, features))
+            add(table)
+            count += len(table)
+            for threshold in thresholds:
+                found = Crossing.of(draws, asked.times, threshold, names)
+                others[0](_without(found.to_dataframe(), asked.mask))
+                others[1](found.first_to_dataframe())
+            if left > 0:
+                # Copies, as a view would keep all draws.
+                shown.append({x: draws[x][:, :left].copy() for x in DRAWN if x in draws})
+                left -= len(names.ids)
+    return {x: np.concatenate([one[x] for one in shown], axis=1) for x in shown[0]}, count
+
+
+DRAWN = ("x_mean", "x", "signal")
+"""The draws that figures and tables may need."""
+
+
+def _draw(
+    output: Path,
+    shown: dict[str, Any],
+    context: Trajectories,
+    times: np.ndarray,
+    thresholds: Sequence[Threshold],
 ) -> None:
-    crossings, first = crossing_outputs(output)
-    rows = [_without(one.to_dataframe(), times.mask) for one in found]
-    write_table(pd.concat(rows, ignore_index=True), crossings)
-    rows = [one.first_to_dataframe() for one in found]
-    write_table(pd.concat(rows, ignore_index=True), first)
-    if plot:
+    """Draws the first trajectories, and their crossings if thresholds were asked for."""
+    from np_latentode.report.fans import plot_forecasts
+
+    first = slice(shown["x"].shape[1])
+    context, times = context[first], times[first]
+    write_figure(beside(output, ".png"), plot_forecasts(context, shown, times))
+    if thresholds:
         from np_latentode.report.crossings import plot_crossings
 
+        found = [Crossing.of(shown, times, one, context.names) for one in thresholds]
         write_figure(beside(output, ".crossing.png"), plot_crossings(found))
 
 
@@ -209,26 +257,40 @@ def read_known(model: LatentODE, labels: Labels, data: Path) -> Trajectories:
     return context
 
 
-def _finite(
-    make: Callable[..., dict[str, Any]],
+def _drawn(
     name: str,
     rng_key: Array,
     fitted: Fitted | Ensemble,
     context: Trajectories,
     times: np.ndarray,
     options: dict[str, Any],
-) -> dict[str, Any]:
-    """Draws that `make` makes, or an error that names a trajectory whose dynamics diverge."""
-    made = make(rng_key, with_solver(fitted, throw=False), context, times, **options)
-    finite = np.isfinite(np.asarray(made["x"])).all((0, 2, 3))
-    if not finite.all():
-        who = context.names.ids[int(np.argmin(finite))]
-        raise ValueError(
-            f"{name} must be where the dynamics are finite; those of {np.sum(~finite)} of "
-            f"{len(context)}, {context.names.id} {who} for one, diverge before. Forecast less far, "
-            "or train longer."
-        )
-    return made
+) -> Iterator[tuple[slice, dict[str, Any]]]:
+    """The draws of some trajectories at a time, and which these are.
+
+    Raises:
+        ValueError: naming a trajectory whose dynamics diverge.
+    """
+    count = len(context)
+    each = options["num_samples"] * times.shape[1] * context.num_features
+    size = min(count, max(1, AT_ONCE // each))
+    silent, id = with_solver(fitted, throw=False), context.names.id
+    for k, first in enumerate(range(0, count, size)):
+        end = min(first + size, count)
+        # Some come twice among the last, so that one compiled program fits all.
+        rows = np.resize(np.arange(first, end), size)
+        key = rng_key if size == count else jax.random.fold_in(rng_key, k)
+        part = context[rows]
+        draws = draw_forecast(key, silent, part, times[rows], **options)
+        finite = np.isfinite(np.asarray(draws["x"])).all((0, 2, 3))[: end - first]
+        if not finite.all():
+            who = part.names.ids[int(np.argmin(finite))]
+            of = f"{count}" if size == count else f"{first + 1} to {end}"
+            raise ValueError(
+                f"{name} must be where the dynamics are finite; those of {np.sum(~finite)} of "
+                f"{of}, {id} {who} for one, diverge before. Forecast less far, or train longer."
+            )
+        kept = {x: np.asarray(draws[x])[:, : end - first] for x in DRAWN if x in draws}
+        yield slice(first, end), kept
 
 
 def _check_known(model: LatentODE, context: Trajectories, labels: Labels, data: Path) -> None:

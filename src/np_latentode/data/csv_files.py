@@ -129,8 +129,13 @@ def _records(text: str, separator: str) -> Records:
         yield line, record
 
 
-def write_csv(df: pd.DataFrame, separator: str = ",") -> bytes:
+def write_csv(df: pd.DataFrame, separator: str = ",", *, header: bool = True) -> bytes:
     """A table as CSV.
+
+    Args:
+        df: the table.
+        separator: of its columns.
+        header: whether its first row names the columns.
 
     Raises:
         ValueError: if a text in it would be read as a different text.
@@ -138,7 +143,7 @@ def write_csv(df: pd.DataFrame, separator: str = ",") -> bytes:
     check_texts(df)
     kinds = (pd.DatetimeTZDtype, np.dtype)
     df = pd.DataFrame({name: _as_texts(x, kinds) for name, x in df.items()}, index=df.index)
-    return df.to_csv(index=False, lineterminator="\n", sep=separator).encode()
+    return df.to_csv(index=False, header=header, lineterminator="\n", sep=separator).encode()
 
 
 def zones_as_texts(df: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,14 @@ import numpy as np
 
 from np_latentode.data.problems import Problems
 
-__all__ = ["usual", "usual_times", "warn_of_far_rows", "warn_user", "without_far_times"]
+__all__ = [
+    "usual",
+    "usual_range",
+    "usual_times",
+    "warn_of_far_rows",
+    "warn_user",
+    "without_far_times",
+]
 
 FAR = 10.0
 """A number is far outside if it is this many times the range of 90% of the numbers beyond it."""
@@ -22,17 +29,23 @@ SHOWN = 5
 
 
 def usual(numbers: np.ndarray) -> np.ndarray:
-    """True for the numbers that are not far outside of the others.
+    """True for the numbers that are not far outside of the others."""
+    low, high = usual_range(numbers)
+    return (low <= numbers) & (numbers <= high)
+
+
+def usual_range(numbers: np.ndarray) -> tuple[float, float]:
+    """Where numbers lie that are not far outside of these.
 
     With q the quantiles: q05 - FAR (q95 - q05) <= number <= q95 + FAR (q95 - q05).
     """
     if len(numbers) < FEWEST:
-        return np.ones(len(numbers), bool)
+        return -np.inf, np.inf
     # Of the numbers themselves: between two of them, a rare one would seem far outside.
     low = np.quantile(numbers, 0.05, method="lower")
     high = np.quantile(numbers, 0.95, method="higher")
     reach = FAR * (high - low) if high > low else np.inf
-    return (low - reach <= numbers) & (numbers <= high + reach)
+    return low - reach, high + reach
 
 
 def usual_times(observed: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,16 +6,16 @@ import gzip
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pandas as pd
 import xarray as xr
 
-from np_latentode.data.atomic import write_bytes
+from np_latentode.data.atomic import replacing
 from np_latentode.data.clocks import start_column
 from np_latentode.data.columns import Columns
 from np_latentode.data.covariates import asked_levels
@@ -39,6 +39,7 @@ __all__ = [
     "read_rows",
     "read_table",
     "write_table",
+    "writing_tables",
 ]
 
 
@@ -141,17 +142,40 @@ def write_table(df: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         ImportError: if the library that writes the format is missing.
         OSError: if the system cannot write the file. An earlier file is then unchanged.
     """
+    with writing_tables(path) as add:
+        add(df)
+
+
+@contextmanager
+def writing_tables(path: str | os.PathLike[str]) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """A function that adds a table to a file, below those before; all are written, or none.
+
+    CSV and Parquet files are written table by table, so that memory holds one at a time; the other
+    formats at the end. In CSV, dates are as short as those of one table allow.
+
+    Arguments and errors are those of `write_table`.
+    """
     path, form = check_path(path)
-    try:
-        data = form.write(df.reset_index(drop=True))
-    # Libraries raise exceptions of many types for entries that they cannot write.
-    except Exception as error:
-        raise ValueError(
-            f"{path} must be given a table that its format can hold; got one that cannot be "
-            f"written: {_message(error)}."
-        ) from error
     with _named_errors(path, "written"):
-        write_bytes(path, data)
+        path = Path(os.path.realpath(path))
+
+    def checked(write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except OSError:
+            raise
+        # Libraries raise exceptions of many types for entries that they cannot write.
+        except Exception as error:
+            raise ValueError(
+                f"{path} must be given a table that its format can hold; got one that cannot be "
+                f"written: {_message(error)}."
+            ) from error
+
+    with _system_errors(path, "written"), replacing(path) as file:
+        pieces = form.write(file)
+        add = pieces.__enter__()
+        yield lambda df: checked(lambda: add(df.reset_index(drop=True)))
+        checked(lambda: pieces.__exit__(None, None, None))
 
 
 def _read_parquet(data: bytes) -> pd.DataFrame:
@@ -159,10 +183,22 @@ def _read_parquet(data: bytes) -> pd.DataFrame:
     return df if df.index.names == [None] else df.reset_index()
 
 
-def _write_parquet(df: pd.DataFrame) -> bytes:
-    file = io.BytesIO()
-    df.to_parquet(file, engine="pyarrow")
-    return file.getvalue()
+@contextmanager
+def _write_parquet(file: BinaryIO) -> Iterator[Callable[[pd.DataFrame], None]]:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    writer = None
+
+    def add(df: pd.DataFrame) -> None:
+        nonlocal writer
+        table = pyarrow.Table.from_pandas(df, preserve_index=False)
+        writer = writer or ParquetWriter(file, table.schema)
+        writer.write_table(table.cast(writer.schema))
+
+    yield add
+    if writer is not None:
+        writer.close()
 
 
 def _read_netcdf(data: bytes) -> pd.DataFrame:
@@ -191,14 +227,47 @@ class Format(NamedTuple):
     """With the signature of `read_csv`."""
     column_names: Callable[[bytes, str, Sequence[str]], list[str]]
     """With the signature of `csv_column_names`."""
-    write: Callable[[pd.DataFrame], bytes]
+    write: Callable[[BinaryIO], AbstractContextManager[Callable[[pd.DataFrame], None]]]
+    """Gives a function that adds a table to an open file."""
     needs: tuple[str, ...] = ()
     """The library, the name of the format, and the extra that installs the library."""
 
 
-def _by_library(
-    read: Callable[[bytes], pd.DataFrame], write: Callable[[pd.DataFrame], bytes], *needs: str
-) -> Format:
+def _at_end(
+    write: Callable[[pd.DataFrame], bytes],
+) -> Callable[[BinaryIO], AbstractContextManager[Callable[[pd.DataFrame], None]]]:
+    """The writer of a format that takes one table: it gets all at the end."""
+
+    @contextmanager
+    def writer(file: BinaryIO) -> Iterator[Callable[[pd.DataFrame], None]]:
+        tables: list[pd.DataFrame] = []
+        yield tables.append
+        whole = tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
+        file.write(write(whole))
+
+    return writer
+
+
+def _texts(
+    separator: str,
+) -> Callable[[BinaryIO], AbstractContextManager[Callable[[pd.DataFrame], None]]]:
+    """The writer of CSV; only the first table has a header."""
+
+    @contextmanager
+    def writer(file: BinaryIO) -> Iterator[Callable[[pd.DataFrame], None]]:
+        header = True
+
+        def add(df: pd.DataFrame) -> None:
+            nonlocal header
+            file.write(write_csv(df, separator, header=header))
+            header = False
+
+        yield add
+
+    return writer
+
+
+def _by_library(read: Callable[[bytes], pd.DataFrame], write: Any, *needs: str) -> Format:
     """A format in which a file is readable as a whole, or not at all."""
     return Format(
         lambda data, name, columns: (_whole(read, data, name), Problems(name)),
@@ -224,10 +293,17 @@ def _gzipped(form: Format) -> Format:
     return Format(
         lambda data, name, columns: form.read(_whole(_unzipped, data, name), name, columns),
         lambda data, name, likely: form.column_names(_whole(_unzipped, data, name), name, likely),
-        # Without the time of writing, so that the same table gives the same file.
-        lambda df: gzip.compress(form.write(df), mtime=0),
+        lambda file: _zipped(form, file),
         form.needs,
     )
+
+
+@contextmanager
+def _zipped(form: Format, file: BinaryIO) -> Iterator[Callable[[pd.DataFrame], None]]:
+    # Without the time of writing, so that the same table gives the same file.
+    zipped: Any = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)
+    with zipped, form.write(zipped) as add:
+        yield add
 
 
 def _unzipped(data: bytes) -> bytes:
@@ -245,16 +321,18 @@ def _excel_column_names(data: bytes, name: str, likely: Sequence[str]) -> list[s
     return column_names(_whole(lambda data: read_sheet(data, 1_000), data, name), name)
 
 
-CSV = Format(read_csv, csv_column_names, write_csv)
-TSV = CSV._replace(write=lambda df: write_csv(df, "\t"))
+CSV = Format(read_csv, csv_column_names, _texts(","))
+TSV = CSV._replace(write=_texts("\t"))
 FORMATS = {
     ".csv": CSV,
     ".csv.gz": _gzipped(CSV),
     ".tsv": TSV,
     ".tsv.gz": _gzipped(TSV),
-    ".xlsx": Format(_read_excel, _excel_column_names, write_excel, ("openpyxl", "Excel", "excel")),
+    ".xlsx": Format(
+        _read_excel, _excel_column_names, _at_end(write_excel), ("openpyxl", "Excel", "excel")
+    ),
     ".parquet": _by_library(_read_parquet, _write_parquet, "pyarrow", "Parquet", "parquet"),
-    ".nc": _by_library(_read_netcdf, _write_netcdf),
+    ".nc": _by_library(_read_netcdf, _at_end(_write_netcdf)),
 }
 """The formats by the endings of their files."""
 
@@ -289,14 +367,21 @@ def check_path(path: str | os.PathLike[str]) -> tuple[Path, Format]:
 def _named_errors(path: Path, what: str) -> Iterator[None]:
     """Raises errors of the system again, in a sentence that names the file."""
     try:
+        with _system_errors(path, what):
+            yield
+    # For example, if the name holds a NUL byte.
+    except ValueError as error:
+        raise ValueError(f"path must name a file; got {str(path)!r}: {_message(error)}.") from error
+
+
+@contextmanager
+def _system_errors(path: Path, what: str) -> Iterator[None]:
+    try:
         yield
     except OSError as error:
         named = type(error)(f"{path} cannot be {what}: {_message(error.strerror or error)}.")
         named.errno = error.errno
         raise named from error
-    # For example, if the name holds a NUL byte.
-    except ValueError as error:
-        raise ValueError(f"path must name a file; got {str(path)!r}: {_message(error)}.") from error
 
 
 def _message(error: object) -> str:

@@ -16,6 +16,7 @@ from np_latentode.data.inputs import Inputs, event_times
 from np_latentode.data.labels import Labels
 from np_latentode.data.numbers import as_floats, is_concrete
 from np_latentode.data.offset import Offset
+from np_latentode.data.stored import Moments, StoredTrajectories
 from np_latentode.data.trajectories import Trajectories
 
 __all__ = ["SPAN", "Scaling", "check_scaling", "first_time"]
@@ -23,6 +24,10 @@ __all__ = ["SPAN", "Scaling", "check_scaling", "first_time"]
 SPAN = 5.0
 """The length of the training data in scaled time. Over this length, the initial dynamics move a
 state about as far as data move."""
+
+
+STAGGERED = 2_000
+"""The number of trajectories on disk that show whether all overlap in time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +80,7 @@ class Scaling:
         return cls(np.zeros(num_features), np.ones(num_features), t0)
 
     @classmethod
-    def fit(cls, train: Trajectories, *, t0: float | None = None) -> Scaling:
+    def fit(cls, train: Trajectories | StoredTrajectories, *, t0: float | None = None) -> Scaling:
         """Units of the training data.
 
         `loc` and `scale` are mean and standard deviation of each feature's observed values. The
@@ -86,46 +91,40 @@ class Scaling:
         Warns if the trajectories hardly overlap in time, as with patients who enter one by one.
 
         Args:
-            train: the trajectories that the model will be fitted on.
+            train: the trajectories that the model will be fitted on. Of those on disk, a random
+                100,000 rows say which numbers are far outside; all else is exact.
             t0: the time of z0. Default: the earliest observed time of `train`, or that of an event
                 before, if it is not far outside; 0 for windows, as their clock begins there.
 
         Raises:
             ValueError: if a feature is never observed, or an observation is earlier than t0.
         """
-        given, mask = train.given, np.asarray(train.mask)
-        values = given.values
-        never = np.flatnonzero(~mask.any((0, 1)))
-        if never.size:
+        on_disk = isinstance(train, StoredTrajectories)
+        loc, sd, begin, end = train.moments() if on_disk else _moments(train)
+        if (never := np.flatnonzero(np.isnan(loc))).size:
             raise ValueError(
                 "train must hold at least one observation of every feature; "
                 f"got none of {', '.join(train.names.features[j] for j in never)}."
             )
-        times = given.times[mask.any(-1)]
-        times = times[usual(times)]
-        begin = first_time(train) if train.names.span is None else 0.0
         t0 = begin if t0 is None else float(t0)
-        known = [values[..., j][mask[..., j]] for j in range(train.num_features)]
-        near = [x[usual(x)] for x in known]
-        loc, sd = np.array([x.mean() for x in near]), np.array([x.std() for x in near])
         size = np.where(loc == 0, 1.0, np.abs(loc))
         # Rounding gives a constant feature a standard deviation of a few units in the last place.
         constant = sd <= np.abs(loc) * 8 * np.finfo(float).eps
         unit = np.where(constant, size, sd)
         # JAX takes smaller numbers for 0.
         unit = np.where(unit < float(np.finfo(np.float32).tiny), 1.0, unit)
-        span = max(float(times.max()) - t0, 0.0)
+        span = max(end - t0, 0.0)
         static = train.given_static
         covariates = None if static is None else Covariates.fit(static, train.names)
-        given = train.inputs
+        given = None if on_disk else train.inputs
         inputs = None if given is None else InputUnits.fit(given, train.names.inputs)
         unit_of_time = (span or 1.0) / SPAN
         scaling = cls(loc, unit, t0, unit_of_time, train.labels, train.offset, covariates, inputs)
         scaling.check(train, name="train")
-        _warn_of_staggered(train)
+        _warn_of_staggered(train.sample(STAGGERED) if on_disk else train)
         return scaling
 
-    def check(self, trajectories: Trajectories, *, name: str) -> None:
+    def check(self, trajectories: Trajectories | StoredTrajectories, *, name: str) -> None:
         """Refuses trajectories that do not fit these units.
 
         Raises:
@@ -144,11 +143,16 @@ class Scaling:
                 f"{name} must have the features, units and origin of the training table, {ours}; "
                 f"got {theirs}."
             )
-        if self.covariates is not None and trajectories.static is None:
+        on_disk = isinstance(trajectories, StoredTrajectories)
+        static = trajectories.given_static if on_disk else trajectories.static
+        if self.covariates is not None and static is None:
             raise ValueError(
                 f"{name} must have the static covariates of the training data, "
                 f"{', '.join(self.covariates.names)}, NaN where missing; got none."
             )
+        if on_disk:
+            self.check_times(np.array(trajectories.ends), name=name)
+            return
         self._check_inputs(trajectories, name)
         if is_concrete(trajectories.times, trajectories.mask):
             # In NumPy: inside `jax.jit`, JAX would trace these operations even on known values.
@@ -274,6 +278,19 @@ class Scaling:
     @staticmethod
     def _as_array(numbers: ArrayLike) -> Array:
         return jnp.asarray(numbers, dtype=jnp.result_type(float))
+
+
+def _moments(train: Trajectories) -> Moments:
+    """The statistics by which units are chosen; NaN of a feature that was never observed."""
+    values, mask = train.given.values, np.asarray(train.mask)
+    known = [values[..., j][mask[..., j]] for j in range(train.num_features)]
+    near = [x[usual(x)] for x in known]
+    loc, sd = (np.array([f(x) if x.size else np.nan for x in near]) for f in (np.mean, np.std))
+    if not mask.any():
+        return Moments(loc, sd, np.nan, np.nan)
+    times = train.given.times[mask.any(-1)]
+    begin = first_time(train) if train.names.span is None else 0.0
+    return Moments(loc, sd, begin, float(times[usual(times)].max()))
 
 
 def first_time(train: Trajectories) -> float:

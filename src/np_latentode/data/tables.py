@@ -317,9 +317,10 @@ def _check_precision(
     """Refuses different times of one id that become equal in JAX's float type."""
     offset = Offset.of(when[None], np.zeros((1, len(when), 1)), np.ones((1, len(when), 1), bool))
     rounded = (when - offset.time).astype(jnp.result_type(float))
-    lost = np.zeros(len(when), bool)
-    for mine in rows:
-        lost[mine[1:]] = (np.diff(when[mine]) > 0) & (np.diff(rounded[mine]) == 0)
+    lost, order = np.zeros(len(when), bool), np.concatenate(rows)
+    who = np.repeat(np.arange(len(rows)), [len(mine) for mine in rows])
+    equal = (np.diff(when[order]) > 0) & (np.diff(rounded[order]) == 0) & (np.diff(who) == 0)
+    lost[order[1:][equal]] = True
     if lost.any():
         entries = column.to_list()
         rule = (

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpyro.handlers as handlers
 from jaxtyping import Array, Float
 
-from np_latentode.data.buckets import buckets, trimmed
+from np_latentode.data.buckets import batches, trimmed
 from np_latentode.data.inputs import Inputs
 from np_latentode.data.numbers import is_concrete
 from np_latentode.data.trajectories import Trajectories
@@ -111,9 +111,9 @@ def log_predictive(
     max_steps = model.steps_to(both(target.times, observed_times(model, context)), target.offset)
     if apart:
         return _log_predictive(fitted, z0, context, target, max_steps)
-    # By buckets, as nothing has to be solved for the padding after a short trajectory.
+    # In batches, as nothing has to be solved for the padding after a short trajectory.
     log_p = jnp.zeros(target.values.shape, target.values.dtype)
-    for rows, some in buckets(target):
+    for rows, some in batches(target):
         found = _log_predictive(fitted, z0[:, rows], trimmed(context[rows]), some, max_steps)
         log_p = log_p.at[rows, : found.shape[1]].set(found)
     return log_p

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
-from np_latentode.data.buckets import buckets, trimmed
+from np_latentode.data.buckets import batches, trimmed
 from np_latentode.data.checks import check_counts
 from np_latentode.data.inputs import Inputs, warn_of_held
 from np_latentode.data.labels import Labels
@@ -510,15 +510,18 @@ def decode_observed(
     place[observed] = np.arange(observed.sum())
     shape = (len(z0), observed.sum(), target.num_features)
     draws = {name: np.empty(shape, target.values.dtype) for name in ("x_mean", "x")}
-    some = buckets(target)
+    some = batches(target)
     for k, (rows, part) in enumerate(some):
         key = rng_key if len(some) == 1 else jax.random.fold_in(rng_key, k)
         slots, at = np.nonzero(np.asarray(part.observed)), observed_times(model, part)
-        error = None if part.error is None else part.error[slots]
+        error, count = None if part.error is None else part.error[slots], len(slots[0])
         seen = None if context is None else trimmed(context[rows])
-        options: dict[str, Any] = dict(context=seen, static=part.static, slots=slots)
+        # Some slots come twice, as JAX compiles a program for each number of them.
+        padded = tuple(np.resize(index, 1 << max(0, count - 1).bit_length()) for index in slots)
+        options: dict[str, Any] = dict(context=seen, static=part.static, slots=padded)
         options |= dict(inputs=part.inputs)
         made = draw_x(key, fitted, z0[:, rows], at, target.offset, **options)
+        made = {name: made[name][:, :count] for name in draws}
         made["x"] = as_measured(key, made["x"], error)
         where = place[rows[slots[0]], slots[1]]
         for name, values in draws.items():

@@ -16,7 +16,7 @@ from np_latentode.parts.emissions import sample_signal
 from np_latentode.programs.ensemble import Ensemble
 from np_latentode.programs.fitted import Fitted
 
-__all__ = ["signals"]
+__all__ = ["signals", "with_signal"]
 
 
 def signals(
@@ -62,13 +62,14 @@ def signals(
         inference=inference,
         num_samples=num_samples,
         draws_at_once=draws_at_once,
-        reading=_with_signal,
+        reading=with_signal,
     )
     warn_of_inputs(fitted, context, times)
     return draws
 
 
-def _with_signal(sites: dict[str, Any], rng_key: Array) -> dict[str, Array]:
+def with_signal(sites: dict[str, Any], rng_key: Array) -> dict[str, Array]:
+    """The reading that keeps the signal as well; see `draw_forecast`."""
     # Before to_event, which has lost what the distribution knows of its parts.
     x = sites["x"]["fn"].base_dist
     signal = sample_signal(x, jax.random.fold_in(rng_key, 1))

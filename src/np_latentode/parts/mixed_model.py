@@ -21,7 +21,7 @@ from np_latentode.parts.links import Link
 from np_latentode.parts.regression import RegressionEncoder, RegressionNormal
 from np_latentode.parts.shifts import LinearShift
 
-__all__ = ["MixedModel", "choose_degree"]
+__all__ = ["MOST_ESTIMATED", "MixedModel", "choose_degree", "some_of"]
 
 DEGREES = (1, 2, 3)
 """Of the polynomials among which `choose_degree` chooses."""
@@ -30,6 +30,9 @@ NUM_FOLDS = 5
 
 ITERATIONS = 100
 """Of the EM algorithm."""
+
+MOST_ESTIMATED = 2_000
+"""The most trajectories from which a start is estimated; EM takes as long as there are of them."""
 
 LEAST_VARIANCE = 1e-4
 """The least variance of noise and of each direction of the coefficients, in scaled units."""
@@ -324,13 +327,14 @@ def choose_degree(
     The later half of each trajectory is forecast from the first, by a model that was estimated
     without it. Chosen is the lowest degree whose score is within one standard error of the best
     one's, over trajectories (Hastie, Tibshirani & Friedman 2009, section 7.10). The estimates that
-    are returned are those of all trajectories.
+    are returned are those of all trajectories; of more than 2,000, those of a random 2,000.
 
     Args:
         trajectories: the training data.
         scaling: their units.
         most_coefficients: the highest number of coefficients; the lowest degree may have more.
     """
+    trajectories = some_of(trajectories)
     features = trajectories.num_features
     degrees = [d for d in DEGREES if features * (d + 1) <= most_coefficients or d == DEGREES[0]]
     check_counts(most_coefficients=most_coefficients)
@@ -341,6 +345,14 @@ def choose_degree(
     behind = scores[scores.sum(1).argmax()] - scores
     error = np.sqrt(behind.shape[1]) * behind.std(1)
     return models[int(np.flatnonzero(behind.sum(1) <= error)[0])]
+
+
+def some_of(trajectories: Trajectories) -> Trajectories:
+    """The trajectories from which a start is estimated: all, or a random 2,000; always the same."""
+    if len(trajectories) <= MOST_ESTIMATED:
+        return trajectories
+    order = np.random.default_rng(0).permutation(len(trajectories))
+    return trajectories[np.sort(order[:MOST_ESTIMATED])]
 
 
 def _cross_validated(

@@ -15,6 +15,7 @@ from flax import nnx
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.scaling import Scaling, check_scaling
+from np_latentode.data.stored import StoredTrajectories
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.decoder import MLPDecoder
 from np_latentode.parts.dynamics import MLPDynamics
@@ -27,7 +28,12 @@ from np_latentode.parts.likelihoods import (
     check_observed,
     linked,
 )
-from np_latentode.parts.mixed_model import MixedModel, choose_degree
+from np_latentode.parts.mixed_model import (
+    MOST_ESTIMATED,
+    MixedModel,
+    choose_degree,
+    some_of,
+)
 from np_latentode.parts.modules import Part, check_module, feature_dim, vector_distribution
 from np_latentode.parts.posteriors import on_support
 from np_latentode.parts.priors import StandardNormal
@@ -54,7 +60,7 @@ LATENT_DIMS = (4, 16)
 
 
 def candidates(
-    train: Trajectories,
+    train: Trajectories | StoredTrajectories,
     *,
     scaling: Scaling | None = None,
     likelihood: Callable[..., Likelihood] | Mapping[str, Likelihood] = OrnsteinUhlenbeckLikelihood,
@@ -63,8 +69,9 @@ def candidates(
     """The assemblies among which `cross_fit` chooses, by name, for data like `train`.
 
     `backbone` starts as the mixed model whose degree, 1 to 3, forecasts best by cross-validation;
-    see `MixedModel.parts`. It is left out for so many features that a line for each has more than
-    24 coefficients. `network` has an `MLPDynamics`, an `MLPDecoder`, an `ODERNN` and a
+    see `MixedModel.parts`. Of more than 2,000 trajectories, the mixed model is that of a random
+    2,000: it is only a start. A backbone is left out for so many features that a line for each has
+    more than 24 coefficients. `network` has an `MLPDynamics`, an `MLPDecoder`, an `ODERNN` and a
     `DiagonalNormal`, and two latent dimensions for each feature, from 4 to 16. Both read static
     covariates and inputs, if train has some; the field of a backbone reads inputs only, as its z0
     has the slopes.
@@ -81,7 +88,7 @@ def candidates(
         ValueError: if train is of another type, a likelihood is named after no feature, or an
             observation is impossible under its likelihood.
     """
-    check_trajectories(train, name="train")
+    train, scaling = _in_memory(train, scaling)
     scaling = Scaling.fit(train) if scaling is None else scaling
     if isinstance(likelihood, Mapping):
         named = partial(FeatureLikelihoods.by_name, likelihood, scaling)
@@ -101,7 +108,7 @@ def candidates(
     whole = choose_degree(train, scaling, most_coefficients=MOST_COEFFICIENTS)
 
     def backbone(train: Trajectories, rngs: nnx.Rngs) -> tuple[LatentODE, AmortizedGuide]:
-        mixed = MixedModel.fit(train, scaling, degree=whole.degree)
+        mixed = MixedModel.fit(some_of(train), scaling, degree=whole.degree)
         own = likelihood(start=mixed.noise)
         _, controls, _, readings = _counts(scaling)
         given: Any = dict(num_inputs=controls, num_readings=readings)
@@ -114,7 +121,7 @@ def candidates(
 
 
 def latent_ode(
-    train: Trajectories,
+    train: Trajectories | StoredTrajectories,
     *,
     latent_dim: int | None = None,
     dynamics: Part | None = None,
@@ -156,7 +163,7 @@ def latent_ode(
     Raises:
         ValueError: naming the argument, the rule and what came.
     """
-    check_trajectories(train, name="train")
+    train, scaling = _in_memory(train, scaling)
     if latent_dim is None:
         parts = dict(dynamics=dynamics, decoder=decoder, prior=prior)
         parts |= dict(encoder=encoder, posterior=posterior, shift=shift, jump=jump)
@@ -196,6 +203,16 @@ def latent_ode(
     guide = AmortizedGuide(encoder, posterior, scaling=scaling)
     _check_pair(model, guide)
     return model, guide
+
+
+def _in_memory(
+    train: Trajectories | StoredTrajectories, scaling: Scaling | None
+) -> tuple[Trajectories, Scaling | None]:
+    """Trajectories from which a start is estimated; of those on disk, random ones and all units."""
+    if not isinstance(train, StoredTrajectories):
+        return check_trajectories(train, name="train"), scaling
+    scaling = Scaling.fit(train) if scaling is None else scaling
+    return train.sample(MOST_ESTIMATED), scaling
 
 
 def _counts(scaling: Scaling) -> tuple[int, int, int, int]:

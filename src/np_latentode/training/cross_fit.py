@@ -41,6 +41,10 @@ NUM_STEPS, PATIENCE, BATCH_SIZE = 6_000, 500, 50
 REPEATS = 10
 """Times the draws of a validation score, per score that decides weights."""
 
+MOST_LEFT_OUT = 500
+"""About the most trajectories that a fold leaves out: more would hardly judge better, but each
+validation takes as long as there are of them."""
+
 LEAST_WEIGHT = 0.02
 """A candidate of a lower weight is left out."""
 
@@ -99,6 +103,7 @@ def cross_fit(
     every trajectory trains most of the members, and judges the others: their best step, and the
     weights of the candidates (stacking, Yao et al. 2018). The members of a candidate count alike.
     What they say of the trajectories that they left out also tells how wide their bands should be.
+    A fold leaves out a random 500 at most; if there are more, all members are trained on the rest.
 
     Args:
         rng_key: a key.
@@ -240,13 +245,14 @@ def _split(trajectories: Trajectories, num_folds: int) -> _Split:
             f"times or more, for num_folds={num_folds}; got {count}."
         )
     some = buckets(trajectories)
-    divided = [_divided(bucket.rows, ids, able, num_folds) for bucket in some]
+    most = MOST_LEFT_OUT / able.sum()
+    divided = [_divided(bucket.rows, ids, able, num_folds, most) for bucket in some]
     if not all(len(other) for _, others in divided for other in others) or not any(
         len(out) for outs, _ in divided for out in outs
     ):
         # Of some length there are too few to divide: all lengths are divided as one.
         some = [Bucket(np.arange(len(ids)), trajectories)]
-        divided = [_divided(some[0].rows, ids, able, num_folds)]
+        divided = [_divided(some[0].rows, ids, able, num_folds, most)]
     left_out, kept = [], []
     for k in range(num_folds):
         outs = [rows[outs[k]] for (rows, _), (outs, _) in zip(some, divided, strict=True)]
@@ -262,16 +268,19 @@ def _divided(
     ids: Int[np.ndarray, " trajectory"],
     able: Bool[np.ndarray, " trajectory"],
     num_folds: int,
+    most: float,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Which of the rows each fold leaves out, and which it keeps.
 
     Windows of one trajectory have the same id, and are left out together. If their numbers differ,
-    folds leave some more rows out, so that all have the same size.
+    folds leave some more rows out, so that all have the same size. `most` is the largest share of
+    the ids that a fold may leave out.
     """
     everyone = np.unique(ids[able])
     # Windows of one trajectory may be in several buckets, and are left out together.
     who = everyone if len(everyone) < able.sum() else np.unique(ids[rows][able[rows]])
-    outs = [np.isin(ids[rows], who[fold]) for fold in folds(len(who), num_folds)]
+    each = folds(len(who), num_folds, most=max(1, round(most * len(who))))
+    outs = [np.isin(ids[rows], who[fold]) for fold in each]
     chosen = [np.flatnonzero(out & able[rows]) for out in outs]
     others = [np.flatnonzero(~out) for out in outs]
     return _same_size(chosen), _same_size(others)

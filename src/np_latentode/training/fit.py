@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike
 
 from np_latentode.data.conditioning import Conditioning, random_context
+from np_latentode.data.stored import StoredTrajectories
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.devices import TRAJECTORY, check_mesh
 from np_latentode.programs.fitted import Fitted
@@ -27,7 +28,7 @@ def fit(
     rng_key: Array,
     model: LatentODE,
     guide: AmortizedGuide,
-    train: Trajectories,
+    train: Trajectories | StoredTrajectories,
     validation: Trajectories | tuple[Trajectories, Trajectories] | None = None,
     *,
     num_steps: int = 5_000,
@@ -57,7 +58,8 @@ def fit(
     Args:
         rng_key: a key.
         model, guide: the programs to train; they are not changed.
-        train: the training data.
+        train: the training data. Those on disk are read in random chunks, one for each hundred
+            steps, with 100 trajectories for each of a batch; see `Chunks`. They need a batch_size.
         validation: a pair (context, target). After every hundred steps, the score is the log
             density of the target under forecasts from the context. For one `Trajectories` the pair
             is `validation.split()`: the second half of the observed times given the first.

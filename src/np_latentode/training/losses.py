@@ -20,6 +20,7 @@ class BucketLoss(ELBO):
     loss = sum_b loss(batch_b),   batch_b of m_b of the n_b trajectories of bucket b
 
     NumPyro scales the loss of a batch by n_b / m_b, so each term is unbiased, and the sum is, too.
+    If a bucket holds only a random part of its trajectories, its term is weighed.
     This is stratified sampling: chance does not decide how many long trajectories are in a step.
 
     It takes the place of a loss of NumPyro, with the buckets in place of the trajectories.
@@ -27,11 +28,13 @@ class BucketLoss(ELBO):
     Args:
         each: a loss of NumPyro, such as `Trace_ELBO()`.
         sizes: m_b of each bucket, as of `batch_sizes`.
+        weights: of the term of each bucket. Default: 1.
     """
 
-    def __init__(self, each: Any, sizes: Sequence[int]):
+    def __init__(self, each: Any, sizes: Sequence[int], weights: Sequence[float] | None = None):
         super().__init__()
         self.each, self.sizes = each, tuple(sizes)
+        self.weights = (1.0,) * len(self.sizes) if weights is None else tuple(weights)
         # What SVI asks of a loss.
         self.can_infer_discrete = each.can_infer_discrete
         self.multi_sample_guide = getattr(each, "multi_sample_guide", False)
@@ -46,9 +49,10 @@ class BucketLoss(ELBO):
         **options: Any,
     ) -> Any:
         keys = jax.random.split(rng_key, len(buckets))
+        of_each = zip(keys, buckets, self.sizes, self.weights, strict=True)
         losses = [
-            self.each.loss(key, param_map, model, guide, bucket, batch_size=size, **options)
-            for key, bucket, size in zip(keys, buckets, self.sizes, strict=True)
+            w * self.each.loss(key, param_map, model, guide, bucket, batch_size=size, **options)
+            for key, bucket, size, w in of_each
         ]
         # A Fitted's modules hold nothing but parameters, so no site of theirs is mutable.
         return {"loss": sum(losses), "mutable_state": None}

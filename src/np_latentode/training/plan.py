@@ -17,6 +17,7 @@ from numpyro.infer import SVI
 from np_latentode.data.buckets import buckets
 from np_latentode.data.checks import check_counts
 from np_latentode.data.conditioning import Conditioning
+from np_latentode.data.stored import StoredTrajectories
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.devices import divided, everywhere, replicated
 from np_latentode.parts.threads import one_at_a_time
@@ -29,9 +30,10 @@ from np_latentode.programs.plate import check_call, check_data
 from np_latentode.storage.arrays import digest
 from np_latentode.storage.saving import describe_parts
 from np_latentode.training.checkpoints import Checkpoints
+from np_latentode.training.chunks import Chunks
 from np_latentode.training.losses import BucketLoss, batch_sizes
 from np_latentode.training.optimizer import optimizer
-from np_latentode.training.steps import steps_of
+from np_latentode.training.steps import STEPS_AT_ONCE, steps_of
 from np_latentode.training.validation import held_out_pair
 
 __all__ = ["Plan", "Programs", "make_plan"]
@@ -67,9 +69,9 @@ class Plan(NamedTuple):
     programs: Programs
     init_params: dict[str, Any] | None
     """Where training starts, unless at the initial parameters of the parts."""
-    train: Trajectories
+    train: Trajectories | StoredTrajectories
     buckets: tuple[Trajectories, ...]
-    """The training data, by similar lengths."""
+    """The training data, by similar lengths; of data on disk, the first chunk."""
     held_out: tuple[Trajectories, Trajectories] | None
     num_steps: int
     batch_size: int | None
@@ -77,10 +79,13 @@ class Plan(NamedTuple):
     checkpoints: Checkpoints | None = None
     mesh: Mesh | None = None
     """The devices over which the trajectories are divided; None for the one of JAX's default."""
+    chunks: Chunks | None = None
+    """Of data on disk."""
 
-    @property
-    def data(self) -> Any:
+    def data_at(self, dispatch: int) -> Any:
         """What the loss takes: a `BucketLoss` takes buckets, others take trajectories."""
+        if self.chunks is not None:
+            return self.chunks.at(dispatch)
         first, *others = self.buckets
         return self.buckets if others else first
 
@@ -97,7 +102,10 @@ class Plan(NamedTuple):
         """
         model, guide = self.programs.svi.model, self.programs.svi.guide
         networks = self.init_params or initial_params(model, guide)
-        data = dict(rng_key=self.rng_key, train=self.train, validation=self.held_out)
+        train: Any = self.train
+        if isinstance(train, StoredTrajectories):
+            train = train.fingerprint
+        data = dict(rng_key=self.rng_key, train=train, validation=self.held_out)
         settings = {
             "kind": "training",
             "parts": describe_parts(model, guide),
@@ -110,10 +118,16 @@ class Plan(NamedTuple):
         """The same plan, with its data divided over a mesh. Its checkpoints are the same, too.
 
         Raises:
-            ValueError: if there are fewer trajectories, or fewer of them in a step, than devices.
+            ValueError: if there are fewer trajectories, or fewer of them in a step, than devices,
+                or they are on disk.
         """
         if mesh is None:
             return self
+        if self.chunks is not None:
+            raise ValueError(
+                "mesh must be left out where train is on disk, which one device reads; got one of "
+                f"{mesh.devices.size} devices."
+            )
         for name, count in dict(train=len(self.train), batch_size=self.batch_size).items():
             if count is not None and count < mesh.devices.size:
                 raise ValueError(
@@ -132,7 +146,7 @@ def make_plan(
     rng_key: Array,
     model: LatentODE,
     guide: AmortizedGuide,
-    train: Trajectories,
+    train: Trajectories | StoredTrajectories,
     validation: Any,
     *,
     num_steps: int,
@@ -154,21 +168,29 @@ def make_plan(
         ValueError: if an argument breaks a rule.
     """
     check_counts(num_steps=num_steps)
-    train, _ = check_data(model, train)
-    check_call(train, None, batch_size=batch_size, kl_weight=1.0, scaling=model.scaling)
+    chunks = None
+    if isinstance(train, StoredTrajectories):
+        chunks = _chunks(rng_key, model, train, batch_size)
+        parts = chunks.at(0)
+        check_data(model, parts[0])
+    else:
+        train, _ = check_data(model, train)
+        check_call(train, None, batch_size=batch_size, kl_weight=1.0, scaling=model.scaling)
+        if parts is None:
+            parts = tuple(bucket.trajectories for bucket in buckets(train))
     held_out = held_out_pair(model, validation)
     _check_patience(patience, held_out)
     _check_kl_weight(kl_weight, num_steps)
     init_params = None if start is None else _params_of(start, model, guide)
-    if parts is None:
-        parts = tuple(bucket.trajectories for bucket in buckets(train))
     loss, options = OrderedELBO() if loss is None else loss, dict(batch_size=batch_size)
-    if len(parts) > 1:
+    if chunks is not None:
+        loss, options = BucketLoss(loss, chunks.sizes, chunks.weights), {}
+    elif len(parts) > 1:
         loss, options = BucketLoss(loss, batch_sizes([*map(len, parts)], batch_size)), {}
     optim = optimizer(num_steps) if optim is None else optim
     # Without throw, a solve that fails costs one step, not the whole training.
     silent = model.with_solver(throw=False)
-    solved = silent.with_solver(max_steps=model.steps_to(train.times, train.offset))
+    solved = silent.with_solver(max_steps=_steps_to_end(model, train))
     svi = SVI(solved, guide, optim, loss, conditioning=conditioning, **options)
     return Plan(
         rng_key=rng_key,
@@ -180,7 +202,29 @@ def make_plan(
         num_steps=num_steps,
         batch_size=batch_size,
         patience=patience,
+        chunks=chunks,
     )
+
+
+def _chunks(
+    rng_key: Array, model: LatentODE, train: StoredTrajectories, batch_size: int | None
+) -> Chunks:
+    """The chunks of data on disk, if they fit the model."""
+    model.scaling.check(train, name="train")
+    if not (isinstance(batch_size, int) and 1 <= batch_size <= len(train)):
+        raise ValueError(
+            "batch_size must be an integer from 1 to the number of trajectories, where these are "
+            f"on disk, {len(train)}; got {batch_size!r}."
+        )
+    settings: Any = dict(batch_size=batch_size, steps=STEPS_AT_ONCE, offset=model.scaling.offset)
+    return Chunks(train, rng_key, **settings)
+
+
+def _steps_to_end(model: LatentODE, train: Trajectories | StoredTrajectories) -> int:
+    if isinstance(train, StoredTrajectories):
+        offset = model.scaling.offset
+        return model.steps_to(np.array(train.ends) - offset.time, offset)
+    return model.steps_to(train.times, train.offset)
 
 
 def _params_of(start: Any, model: LatentODE, guide: AmortizedGuide) -> dict[str, Any]:

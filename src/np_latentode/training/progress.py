@@ -143,7 +143,7 @@ def _advance(plan: Plan, done: Progress, started: float) -> Iterator[Progress]:
     """The progress after each dispatch, until the plan is finished."""
     programs, score_key = plan.programs, jax.random.fold_in(plan.rng_key, 1)
     before = sum(done.history.seconds[-1:])
-    steps = dispatches(programs.take, done.state, plan.num_steps, plan.data, start=done.steps)
+    steps = _dispatches(plan, done)
     while not plan.finished(done.history):
         with on_mesh(plan.mesh):
             state, losses = next(steps)
@@ -154,6 +154,18 @@ def _advance(plan: Plan, done: Progress, started: float) -> Iterator[Progress]:
         best = history.best_step == len(history.losses)
         done = Progress(params if best else done.params, state, history)
         yield done
+
+
+def _dispatches(plan: Plan, done: Progress) -> Iterator[tuple[SVIState, np.ndarray]]:
+    """The dispatches of a plan, each with its data."""
+    state, first = done.state, done.steps
+    while first < plan.num_steps:
+        end = min(first - first % STEPS_AT_ONCE + STEPS_AT_ONCE, plan.num_steps)
+        data = plan.data_at(first // STEPS_AT_ONCE)
+        for after in dispatches(plan.programs.take, state, end, data, start=first):
+            state = after[0]
+            yield after
+        first = end
 
 
 def _append(past: History, losses: np.ndarray, score: float | None, seconds: float) -> History:

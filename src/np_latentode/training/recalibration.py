@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -13,9 +12,8 @@ from np_latentode.data.checks import check_counts
 from np_latentode.data.kinds import NUMBERS
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference, amortized, draw_codes
-from np_latentode.forecasts.densities import observed_times
 from np_latentode.forecasts.mixture import join
-from np_latentode.forecasts.prediction import as_measured, draw_x
+from np_latentode.forecasts.prediction import decode_observed
 from np_latentode.programs.bands import Bands
 from np_latentode.programs.ensemble import Ensemble, kinds, shares, with_solver
 from np_latentode.training.cross_fit import CrossFit
@@ -61,8 +59,7 @@ def recalibrated(
     for k, rows in enumerate(cross.left_out):
         context, target = trajectories[rows].split()
         key, slots = jax.random.fold_in(rng_key, k), np.asarray(target.observed)
-        some = _draws(key, silent.fold(k), context, target, inference, num_samples)
-        draws.append(some[:, slots])
+        draws.append(_draws(key, silent.fold(k), context, target, inference, num_samples))
         x.append(np.asarray(target.values)[slots])
         mask.append((np.asarray(target.mask) & ~target.limited)[slots])
         ids.append(np.asarray(trajectories.names.ids)[rows[np.nonzero(slots)[0]]])
@@ -80,13 +77,10 @@ def _draws(
     inference: Inference,
     num_samples: int,
 ) -> np.ndarray:
-    """Draws of x at all slots of the target: folds have the same shape, so this compiles once."""
+    """Draws of x (draw, slot, feature), at the observed slots of the target."""
     some, each = shares(rng_key, ensemble, num_samples), []
     for share in some:
         one, (z0_key, x_key) = share.fitted, jax.random.split(share.rng_key)
         z0 = draw_codes(inference, z0_key, one, context, share.num_samples)
-        times = observed_times(one.model, target)
-        made = draw_x(x_key, one, jnp.asarray(z0), times, target.offset, context=context)
-        made["x"] = as_measured(x_key, made["x"], target.error)
-        each.append(made)
+        each.append(decode_observed(x_key, one, z0, target, context=context))
     return np.asarray(join(some, each)["x"])
