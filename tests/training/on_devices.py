@@ -125,5 +125,7 @@ def in_processes(checkpoints, stop):
 
 
 print(json.dumps(in_processes(PROCESS[3], int(PROCESS[4])) if PROCESS else on_eight()), flush=True)
-# Without waiting for other processes, which may be gone.
+if PROCESS and PROCESSES > 1 and not int(PROCESS[4]):
+    jax.distributed.shutdown()  # which waits: the others fail if the first is gone
+# Without waiting for processes that were killed.
 os._exit(0)

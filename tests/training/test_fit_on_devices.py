@@ -100,7 +100,7 @@ class EightDevices:
     devices = np.zeros(8)
 
 
-def test_more_devices_than_trajectories_are_refused(monkeypatch):
+def test_more_devices_than_trajectories_are_refused(monkeypatch, untyped):
     train, model, guide = a_training()
     monkeypatch.setattr("np_latentode.training.fit.check_mesh", lambda *_: EightDevices())
     with pytest.raises(ValueError, match="as many devices as train has trajectories, 3; got 8"):
@@ -120,7 +120,7 @@ def test_a_mesh_without_the_axis_is_refused():
         (dict(mesh="eight"), "such as jax.make_mesh"),
     ],
 )
-def test_an_ensemble_refuses_what_does_not_go_with_a_mesh(options, message):
+def test_an_ensemble_refuses_what_does_not_go_with_a_mesh(options, message, untyped):
     train, *pair = a_training()
     options = dict(mesh=mesh_of("member")) | options
     with pytest.raises(ValueError, match=message):
