@@ -14,6 +14,7 @@ from np_latentode.app.cli import app
 from np_latentode.app.summaries import (
     candidates_table,
     coverage_table,
+    samples_said,
     scores_table,
     trajectories_table,
     variance_table,
@@ -331,3 +332,23 @@ def test_a_fit_does_without_rows_far_outside_in_time(wrong, tmp_path):
     assert f"column 'day' holds {wrong[:10]} in line 9, far from all others" in outcome.output
     scaling = load(tmp_path / "run").scaling
     assert 15 < scaling.time_unit < 25
+
+
+@pytest.mark.parametrize(
+    ("count", "num_folds", "said"),
+    [
+        (2_000, 5, ""),
+        (2_500, 5, "a backbone starts from 2000 random ones of 2500"),
+        (501, 1, ""),
+        (
+            9_000,
+            5,
+            "of 9000 for training, 5 times 500 random ones judge what was trained without them, "
+            "and a backbone starts from 2000 random ones",
+        ),
+        (1_600, 3, "of 1600 for training, 3 times 500 random ones judge what was trained without"),
+    ],
+)
+def test_what_only_a_sample_decides_is_said(count, num_folds, said):
+    found = samples_said(count, num_folds, start=2_000, fold=500)
+    assert found.startswith(said) if said else not found

@@ -23,6 +23,7 @@ from np_latentode.app.summaries import (
     horizons_table,
     inference_chosen,
     kinds_said,
+    samples_said,
     scores_table,
     trajectories_table,
     variance_table,
@@ -47,6 +48,7 @@ from np_latentode.parts.likelihoods import (
     Likelihood,
     NegativeBinomialLikelihood,
 )
+from np_latentode.parts.mixed_model import MOST_ESTIMATED
 from np_latentode.parts.residuals import OrnsteinUhlenbeckLikelihood
 from np_latentode.programs.assemble import candidates, latent_ode
 from np_latentode.programs.ensemble import Ensemble, heaviest, kinds, with_solver
@@ -55,6 +57,7 @@ from np_latentode.storage.results import MARKER, check_output_dir, earlier, resu
 from np_latentode.storage.saving import FIT, save
 from np_latentode.training.cross_fit import (
     BATCH_SIZE,
+    MOST_LEFT_OUT,
     NUM_STEPS,
     PATIENCE,
     CrossFit,
@@ -174,7 +177,7 @@ def fit_table(
     parts = divide(trajectories, holdout, settings["split"])
     if window is not None:
         parts = parts.cut(window)
-    say(_described(data, trajectories, parts, settings["kind"], unit, checkpoints))
+    say(_described(data, trajectories, parts, settings["kind"], unit, checkpoints, members))
     cross = _fit(parts, settings, checkpoints, progress=progress)
     metrics = _score_and_write(output_dir, parts, cross, settings, say, overwrite=overwrite)
     _end(checkpoints, say, f"{_summary(metrics)}\nresults in {output_dir}")
@@ -274,8 +277,11 @@ def _described(
     kinds: Mapping[str, str],
     unit: str | None,
     checkpoints: Path,
+    members: int,
 ) -> str:
     lines = [f"{data}: {trajectories_table(trajectories)}", kinds_said(kinds), str(parts)]
+    samples = dict(start=MOST_ESTIMATED, fold=MOST_LEFT_OUT)
+    lines.append(samples_said(len(parts.train), members, **samples))
     lines, names = [line for line in lines if line], trajectories.names
     if unit is not None and names.origin is None:
         lines.append(f"unit {unit} is ignored, as the times in column {names.time!r} are numbers")

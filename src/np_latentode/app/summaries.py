@@ -21,6 +21,7 @@ __all__ = [
     "horizons_table",
     "inference_chosen",
     "kinds_said",
+    "samples_said",
     "scores_table",
     "trajectories_table",
     "variance_table",
@@ -197,6 +198,22 @@ def windows_advised(trajectories: Trajectories) -> str:
         f"carry so many: to forecast far less than their length, --window {span:.3g} trains on "
         f"windows of about {WINDOW} rows, faster and often better"
     )
+
+
+def samples_said(count: int, num_folds: int, *, start: int, fold: int) -> str:
+    """A sentence on what only some of the trajectories decide, if there are many; else nothing.
+
+    Args:
+        count: of the trajectories for training.
+        num_folds: of these.
+        start: the most from which a start is estimated.
+        fold: the most that a fold leaves out.
+    """
+    if num_folds > 1 and count > num_folds * fold:
+        judges = f"{num_folds} times {fold} random ones judge what was trained without them"
+        start_too = f", and a backbone starts from {start} random ones" if count > start else ""
+        return f"of {count} for training, {judges}{start_too}"
+    return f"a backbone starts from {start} random ones of {count}" if count > start else ""
 
 
 def candidates_table(metrics: dict[str, Any]) -> str:
