@@ -7,8 +7,8 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 __all__ = ["replacing", "write_bytes"]
 
@@ -20,7 +20,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BufferedIOBase]:
     """A file to write; at the end it takes the place of an earlier file at that path.
 
     After an error, it is gone, and an earlier file is unchanged.

@@ -8,9 +8,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
+from io import BufferedIOBase
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import xarray as xr
@@ -184,7 +185,7 @@ def _read_parquet(data: bytes) -> pd.DataFrame:
 
 
 @contextmanager
-def _write_parquet(file: BinaryIO) -> Iterator[Callable[[pd.DataFrame], None]]:
+def _write_parquet(file: BufferedIOBase) -> Iterator[Callable[[pd.DataFrame], None]]:
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
@@ -227,7 +228,7 @@ class Format(NamedTuple):
     """With the signature of `read_csv`."""
     column_names: Callable[[bytes, str, Sequence[str]], list[str]]
     """With the signature of `csv_column_names`."""
-    write: Callable[[BinaryIO], AbstractContextManager[Callable[[pd.DataFrame], None]]]
+    write: Callable[[BufferedIOBase], AbstractContextManager[Callable[[pd.DataFrame], None]]]
     """Gives a function that adds a table to an open file."""
     needs: tuple[str, ...] = ()
     """The library, the name of the format, and the extra that installs the library."""
@@ -235,11 +236,11 @@ class Format(NamedTuple):
 
 def _at_end(
     write: Callable[[pd.DataFrame], bytes],
-) -> Callable[[BinaryIO], AbstractContextManager[Callable[[pd.DataFrame], None]]]:
+) -> Callable[[BufferedIOBase], AbstractContextManager[Callable[[pd.DataFrame], None]]]:
     """The writer of a format that takes one table: it gets all at the end."""
 
     @contextmanager
-    def writer(file: BinaryIO) -> Iterator[Callable[[pd.DataFrame], None]]:
+    def writer(file: BufferedIOBase) -> Iterator[Callable[[pd.DataFrame], None]]:
         tables: list[pd.DataFrame] = []
         yield tables.append
         whole = tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
@@ -250,11 +251,11 @@ def _at_end(
 
 def _texts(
     separator: str,
-) -> Callable[[BinaryIO], AbstractContextManager[Callable[[pd.DataFrame], None]]]:
+) -> Callable[[BufferedIOBase], AbstractContextManager[Callable[[pd.DataFrame], None]]]:
     """The writer of CSV; only the first table has a header."""
 
     @contextmanager
-    def writer(file: BinaryIO) -> Iterator[Callable[[pd.DataFrame], None]]:
+    def writer(file: BufferedIOBase) -> Iterator[Callable[[pd.DataFrame], None]]:
         header = True
 
         def add(df: pd.DataFrame) -> None:
@@ -299,7 +300,7 @@ def _gzipped(form: Format) -> Format:
 
 
 @contextmanager
-def _zipped(form: Format, file: BinaryIO) -> Iterator[Callable[[pd.DataFrame], None]]:
+def _zipped(form: Format, file: BufferedIOBase) -> Iterator[Callable[[pd.DataFrame], None]]:
     # Without the time of writing, so that the same table gives the same file.
     zipped: Any = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)
     with zipped, form.write(zipped) as add:
