@@ -2,6 +2,8 @@
 
 import datetime as dt
 import errno
+import gc
+import gzip
 import os
 import pickle
 import random
@@ -470,16 +472,40 @@ def test_tables_that_are_added_one_by_one_are_read_as_one(tmp_path, ending):
     pd.testing.assert_frame_equal(some[["who", "day", "x"]], whole[["who", "day", "x"]])
 
 
-def test_after_an_error_between_two_tables_nothing_is_written(tmp_path):
-    path = tmp_path / "some.csv"
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError("of the caller")], ids=["stop", "os"]
+)
+def test_an_error_between_two_tables_is_raised_as_it_is_and_nothing_is_written(
+    tmp_path, ending, error
+):
+    path, other = tmp_path / f"some{ending}", tmp_path / f"other{ending}"
     path.write_text("earlier")
 
     def interrupted():
-        with writing_tables(path) as add:
-            add(pd.DataFrame({"x": [1.0]}))
-            raise KeyboardInterrupt
+        with writing_tables(other) as add_other, writing_tables(path) as add:
+            for more in (add, add_other):
+                more(pd.DataFrame({"x": [1.0]}))
+            raise error
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(error)) as caught:
         interrupted()
+    gc.collect()  # a writer that was left open would warn here
+    assert caught.value is error
     assert path.read_text() == "earlier"
     assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
+def test_dates_of_several_tables_are_written_alike(tmp_path, ending):
+    dates = np.array(["2020-01-02", "2020-01-03T12:30"], "datetime64[us]")
+    df = pd.DataFrame({"day": dates, "x": [1.0, 2.0]})
+    with writing_tables(tmp_path / f"some{ending}", dates) as add:
+        add(df[:1])
+        add(df[1:])
+    write_table(df, tmp_path / f"whole{ending}")
+    some, whole = ((tmp_path / f"{name}{ending}").read_bytes() for name in ("some", "whole"))
+    if ending == ".csv.gz":
+        some, whole = map(gzip.decompress, (some, whole))
+    assert some == whole
+    assert b"2020-01-02T00:00" in some

@@ -177,8 +177,11 @@ def _write(
     shown: list[dict[str, Any]] = []
     left, count, features = SHOWN, 0, context.num_features
     with ExitStack() as files:
-        paths = (output, *(crossing_outputs(output) if thresholds else ()))
-        add, *others = [files.enter_context(writing_tables(path)) for path in paths]
+        # The last one is closed first: the forecasts are there before their crossings are.
+        paths = (*(crossing_outputs(output) if thresholds else ()), output)
+        every = context.names.calendar(times.times)
+        dates = every[times.mask] if context.names.origin is not None else None
+        *others, add = [files.enter_context(writing_tables(path, dates)) for path in paths]
         for rows, draws in made:
             names, asked = context.names.select(rows), times.select(rows)
             table = tidy_forecast(draws, asked.times, names, quantiles=quantiles)

@@ -129,20 +129,27 @@ def _records(text: str, separator: str) -> Records:
         yield line, record
 
 
-def write_csv(df: pd.DataFrame, separator: str = ",", *, header: bool = True) -> bytes:
+def write_csv(
+    df: pd.DataFrame,
+    separator: str = ",",
+    *,
+    header: bool = True,
+    dates: np.ndarray | None = None,
+) -> bytes:
     """A table as CSV.
 
     Args:
         df: the table.
         separator: of its columns.
         header: whether its first row names the columns.
+        dates: others, as which those of the table are written. Default: none.
 
     Raises:
         ValueError: if a text in it would be read as a different text.
     """
     check_texts(df)
     kinds = (pd.DatetimeTZDtype, np.dtype)
-    df = pd.DataFrame({name: _as_texts(x, kinds) for name, x in df.items()}, index=df.index)
+    df = pd.DataFrame({name: _as_texts(x, kinds, dates) for name, x in df.items()}, index=df.index)
     return df.to_csv(index=False, header=header, lineterminator="\n", sep=separator).encode()
 
 
@@ -152,14 +159,17 @@ def zones_as_texts(df: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({name: _as_texts(x, kinds) for name, x in df.items()}, index=df.index)
 
 
-def _as_texts(dates: pd.Series, kinds: tuple[type, ...]) -> pd.Series:
-    """Dates of these kinds as texts of ISO 8601, as short as all of them allow."""
+def _as_texts(
+    dates: pd.Series, kinds: tuple[type, ...], others: np.ndarray | None = None
+) -> pd.Series:
+    """Dates of these kinds as texts of ISO 8601, as short as all of them and the others allow."""
     if not isinstance(dates.dtype, kinds) or not pd.api.types.is_datetime64_any_dtype(dates):
         return dates
     zone = isinstance(dates.dtype, pd.DatetimeTZDtype)
     naive = dates.dt.tz_convert("UTC").dt.tz_localize(None) if zone else dates
     times = naive.to_numpy("datetime64[us]")
-    known = times[~np.isnat(times)]
+    known = times if others is None else np.append(times, others.astype("datetime64[us]"))
+    known = known[~np.isnat(known)]
     units: tuple[Any, ...] = ("m", "s", "us") if zone else ("D", "m", "s", "us")
     unit = next(u for u in units if (known == known.astype(f"datetime64[{u}]")).all())
     texts = np.datetime_as_string(times, unit=unit, timezone="UTC" if zone else "naive")

@@ -6,13 +6,14 @@ import gzip
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.util import find_spec
 from io import BufferedIOBase
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -148,13 +149,18 @@ def write_table(df: pd.DataFrame, path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def writing_tables(path: str | os.PathLike[str]) -> Iterator[Callable[[pd.DataFrame], None]]:
+def writing_tables(
+    path: str | os.PathLike[str], dates: np.ndarray | None = None
+) -> Iterator[Callable[[pd.DataFrame], None]]:
     """A function that adds a table to a file, below those before; all are written, or none.
 
     CSV and Parquet files are written table by table, so that memory holds one at a time; the other
-    formats at the end. In CSV, dates are as short as those of one table allow.
+    formats at the end. In CSV, dates are as short as those of a table, and `dates`, allow. An error
+    between two tables is raised as it is.
 
-    Arguments and errors are those of `write_table`.
+    Args:
+        path: as of `write_table`, with its errors.
+        dates: all that any table will have, so that all are written alike.
     """
     path, form = check_path(path)
     with _named_errors(path, "written"):
@@ -162,7 +168,8 @@ def writing_tables(path: str | os.PathLike[str]) -> Iterator[Callable[[pd.DataFr
 
     def checked(write: Callable[[], Any]) -> None:
         try:
-            write()
+            with _system_errors(path, "written"):
+                write()
         except OSError:
             raise
         # Libraries raise exceptions of many types for entries that they cannot write.
@@ -172,11 +179,23 @@ def writing_tables(path: str | os.PathLike[str]) -> Iterator[Callable[[pd.DataFr
                 f"written: {_message(error)}."
             ) from error
 
-    with _system_errors(path, "written"), replacing(path) as file:
-        pieces = form.write(file)
+    # Step by step, as errors of the caller, in between, must not be taken for those of writing.
+    whole = replacing(path)
+    with _system_errors(path, "written"):
+        file = whole.__enter__()
+    pieces = form.write(file, dates)
+    try:
         add = pieces.__enter__()
         yield lambda df: checked(lambda: add(df.reset_index(drop=True)))
         checked(lambda: pieces.__exit__(None, None, None))
+    except BaseException as error:
+        came = (type(error), error, error.__traceback__)
+        for opened in (pieces, whole):
+            with suppress(BaseException):
+                opened.__exit__(*came)
+        raise
+    with _system_errors(path, "written"):
+        whole.__exit__(None, None, None)
 
 
 def _read_parquet(data: bytes) -> pd.DataFrame:
@@ -185,7 +204,7 @@ def _read_parquet(data: bytes) -> pd.DataFrame:
 
 
 @contextmanager
-def _write_parquet(file: BufferedIOBase) -> Iterator[Callable[[pd.DataFrame], None]]:
+def _write_parquet(file: BufferedIOBase, dates: Any) -> Iterator[Callable[[pd.DataFrame], None]]:
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
@@ -197,9 +216,11 @@ def _write_parquet(file: BufferedIOBase) -> Iterator[Callable[[pd.DataFrame], No
         writer = writer or ParquetWriter(file, table.schema)
         writer.write_table(table.cast(writer.schema))
 
-    yield add
-    if writer is not None:
-        writer.close()
+    try:
+        yield add
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 def _read_netcdf(data: bytes) -> pd.DataFrame:
@@ -221,6 +242,9 @@ def _write_netcdf(df: pd.DataFrame) -> bytes:
     return bytes(dataset.to_netcdf(engine="h5netcdf"))
 
 
+Writer = Callable[[BufferedIOBase, Any], AbstractContextManager[Callable[[pd.DataFrame], None]]]
+
+
 class Format(NamedTuple):
     """The functions that read and write one format, and what they need."""
 
@@ -228,19 +252,17 @@ class Format(NamedTuple):
     """With the signature of `read_csv`."""
     column_names: Callable[[bytes, str, Sequence[str]], list[str]]
     """With the signature of `csv_column_names`."""
-    write: Callable[[BufferedIOBase], AbstractContextManager[Callable[[pd.DataFrame], None]]]
-    """Gives a function that adds a table to an open file."""
+    write: Writer
+    """Gives a function that adds a table to an open file, and is told all dates in advance."""
     needs: tuple[str, ...] = ()
     """The library, the name of the format, and the extra that installs the library."""
 
 
-def _at_end(
-    write: Callable[[pd.DataFrame], bytes],
-) -> Callable[[BufferedIOBase], AbstractContextManager[Callable[[pd.DataFrame], None]]]:
+def _at_end(write: Callable[[pd.DataFrame], bytes]) -> Writer:
     """The writer of a format that takes one table: it gets all at the end."""
 
     @contextmanager
-    def writer(file: BufferedIOBase) -> Iterator[Callable[[pd.DataFrame], None]]:
+    def writer(file: BufferedIOBase, dates: Any) -> Iterator[Callable[[pd.DataFrame], None]]:
         tables: list[pd.DataFrame] = []
         yield tables.append
         whole = tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
@@ -249,18 +271,16 @@ def _at_end(
     return writer
 
 
-def _texts(
-    separator: str,
-) -> Callable[[BufferedIOBase], AbstractContextManager[Callable[[pd.DataFrame], None]]]:
+def _texts(separator: str) -> Writer:
     """The writer of CSV; only the first table has a header."""
 
     @contextmanager
-    def writer(file: BufferedIOBase) -> Iterator[Callable[[pd.DataFrame], None]]:
+    def writer(file: BufferedIOBase, dates: Any) -> Iterator[Callable[[pd.DataFrame], None]]:
         header = True
 
         def add(df: pd.DataFrame) -> None:
             nonlocal header
-            file.write(write_csv(df, separator, header=header))
+            file.write(write_csv(df, separator, header=header, dates=dates))
             header = False
 
         yield add
@@ -294,16 +314,18 @@ def _gzipped(form: Format) -> Format:
     return Format(
         lambda data, name, columns: form.read(_whole(_unzipped, data, name), name, columns),
         lambda data, name, likely: form.column_names(_whole(_unzipped, data, name), name, likely),
-        lambda file: _zipped(form, file),
+        lambda file, dates: _zipped(form, file, dates),
         form.needs,
     )
 
 
 @contextmanager
-def _zipped(form: Format, file: BufferedIOBase) -> Iterator[Callable[[pd.DataFrame], None]]:
+def _zipped(
+    form: Format, file: BufferedIOBase, dates: Any
+) -> Iterator[Callable[[pd.DataFrame], None]]:
     # Without the time of writing, so that the same table gives the same file.
     zipped: Any = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)
-    with zipped, form.write(zipped) as add:
+    with zipped, form.write(zipped, dates) as add:
         yield add
 
 

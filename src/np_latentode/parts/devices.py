@@ -80,7 +80,7 @@ def of_member(mesh: Mesh, member: int) -> Mesh:
     """The devices of a member of an ensemble: its place on the axis of members, or all of them.
 
     Raises:
-        ValueError: if they are in several processes, while other members have other devices.
+        ValueError: if the mesh has an axis of members, and they are in several processes.
     """
     if MEMBER not in mesh.axis_names:
         return mesh

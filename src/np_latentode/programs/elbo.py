@@ -23,7 +23,13 @@ class OrderedELBO(Trace_ELBO):
     `Trace_ELBO` takes them in the order of a set of names. Python changes that from process to
     process, and JAX then does not find the compiled program on disk. Draws are the same, and so is
     the loss, but for rounding.
+
+    Args:
+        num_particles: the number of draws, K.
     """
+
+    def __init__(self, num_particles: int = 1):
+        super().__init__(num_particles)
 
     def loss_with_mutable_state(
         self,

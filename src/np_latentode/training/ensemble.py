@@ -21,6 +21,7 @@ from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.params import initial_params
+from np_latentode.programs.plate import check_trajectories
 from np_latentode.training.members import check_places, train_members
 from np_latentode.training.plan import make_plan
 from np_latentode.training.stacking import stack
@@ -88,6 +89,7 @@ def fit_ensemble(
         OSError: if a checkpoint cannot be written; then the earlier one is kept.
     """
     check_counts(num_members=num_members, max_workers=1 if max_workers is None else max_workers)
+    check_trajectories(train, name="train")
     devices = check_places(mesh, num_members, max_workers)
     start_key, train_key, weigh_key = jax.random.split(rng_key, 3)
     pairs = [_pair(build, jax.random.fold_in(start_key, k)) for k in range(num_members)]

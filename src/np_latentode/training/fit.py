@@ -69,7 +69,7 @@ def fit(
         optim: an optimizer of optax. Default: `optimizer(num_steps)`.
         kl_weight: `step -> weight` of the KL in both model and guide, positive, such as
             `optax.linear_schedule(0.01, 1.0, 1_000)`. Default: 1, which gives the ELBO.
-        loss: a loss of NumPyro. Default: `Trace_ELBO()`.
+        loss: a loss of NumPyro. Default: that of `Trace_ELBO()`, summed in a fixed order.
         patience: stop after this many steps without a better validation score. Default: never.
         start: a fit of the same model and guide, from whose parameters training starts. Default:
             the initial parameters of the parts.
