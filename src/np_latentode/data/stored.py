@@ -221,7 +221,7 @@ class StoredTrajectories:
     @cached_property
     def ends(self) -> tuple[float, float]:
         """The earliest and the latest observed time."""
-        found = [(x[:, 0].min(), x[:, 0].max()) for x in self._each()]
+        found = [(x[:, 0].min(), x[:, 0].max()) for _, x in self.parts()]
         low, high = zip(*found, strict=True)
         return float(min(low)), float(max(high))
 
@@ -236,7 +236,7 @@ class StoredTrajectories:
         about = np.array([np.median(x) if x.size else 0.0 for x in columns])
         total, squares, count = (np.zeros(len(about)) for _ in range(3))
         begin, end = np.inf, -np.inf
-        for rows in self._each():
+        for _, rows in self.parts():
             near = (low <= rows) & (rows <= high)
             # About the median, so that squares of large numbers lose no digits.
             off = np.where(near, rows - about, 0.0)
@@ -252,13 +252,13 @@ class StoredTrajectories:
         loc = np.where(count > 0, about + mean, np.nan)
         return Moments(loc[1:], sd[1:], float(begin), float(end))
 
-    def _each(self) -> Iterator[np.ndarray]:
-        """The rows of all trajectories, some at a time."""
+    def parts(self) -> Iterator[tuple[Int[np.ndarray, " part"], Float[np.ndarray, "row column"]]]:
+        """Some trajectories at a time, in order: which these are, and their rows, as in `_read`."""
         ends = np.cumsum(self.lengths)
         cuts = np.searchsorted(ends, np.arange(ROWS_AT_ONCE, ends[-1], ROWS_AT_ONCE), "right")
         for part in np.split(np.arange(len(self)), np.unique(cuts)):
             if part.size and len(numbers := self._read(self.rows_at(part))):
-                yield numbers
+                yield part, numbers
 
     def _read(self, rows: np.ndarray) -> Float[np.ndarray, "row column"]:
         """The rows of these trajectories of the file, one after the other: time, then values."""
