@@ -100,6 +100,33 @@ def test_what_a_table_may_hold_is_read_alike(tmp_path, kind):
         np.testing.assert_array_equal(stored.given_static, whole.given_static)
 
 
+@pytest.mark.parametrize("dates", [False, True])
+def test_parts_of_a_long_table_may_hold_none_of_the_features_that_are_read(tmp_path, dates):
+    df = table(100)
+    if dates:
+        df["day"] = np.datetime64("2020-01-01", "us") + (df["day"] * 86_400).astype("m8[s]")
+    df = df.melt(["who", "day"], var_name="test", value_name="value")
+    df = df.sort_values("who", kind="stable", ignore_index=True)
+    number = df["who"].str[1:].astype(int)
+    df["age"] = 1.0 * number
+    few = (number > 30) & (number < 80)
+    df.loc[few, "test"] = "z"
+    df.loc[few & (number % 2 == 0), "day"] = None
+    options = LONG | dict(static={"age": None}, origin="2020-01-01" if dates else None)
+    stored, whole = written(df, tmp_path, **options)
+    found = stored[:]
+    assert_same(found, whole)
+    assert found.names == whole.names
+    np.testing.assert_array_equal(found.given_static, whole.given_static)
+
+
+def test_features_that_never_occur_in_a_long_table_are_refused(tmp_path):
+    df = table().melt(["who", "day"], var_name="test", value_name="value")
+    df = df.sort_values("who", kind="stable")
+    with pytest.raises(ValueError, match=r"'test'; got \['z'\], and it has \['x', 'y'\]"):
+        written(df, tmp_path, **LONG | dict(values=["z"]))
+
+
 def test_units_are_those_of_the_table_in_memory_also_with_numbers_far_outside(tmp_path):
     df = table(400)
     df.loc[[3, 500], "x"] = 1e6, -1e6
