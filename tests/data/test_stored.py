@@ -1,6 +1,7 @@
 """Trajectories on disk are those of the same table in memory."""
 
 import gc
+import os
 
 import numpy as np
 import pandas as pd
@@ -187,3 +188,49 @@ def test_after_an_error_no_directory_is_left(tmp_path):
             tmp_path / "table.parquet", **COLUMNS, directory=tmp_path / "new"
         )
     assert not (tmp_path / "new").exists()
+
+
+def test_trajectories_without_observations_are_read_but_have_no_ends(tmp_path):
+    stored, whole = written(table().assign(x=np.nan, y=np.nan), tmp_path)
+    assert_same(stored[:], whole)
+    (tmp_path / "other").mkdir()
+    left = written(table(), tmp_path / "other")[0].without([*range(5), *range(6, 40)])
+    assert (len(left), left[0].names.ids) == (1, ("p5",))
+    assert not left[:].mask.any()
+    for none in (stored, left):
+        with pytest.raises(ValueError, match="train must hold at least one observation; got none"):
+            Scaling.identity(2).check(none, name="train")
+
+
+def test_an_index_out_of_range_is_named(tmp_path):
+    stored, _ = written(table(), tmp_path)
+    for index in (100, [100], [0, -41]):
+        with pytest.raises(IndexError, match="index must select trajectories: .* out of bounds"):
+            stored[index]
+        with pytest.raises(IndexError, match="index must select trajectories: .* out of bounds"):
+            stored.without(index)
+
+
+def test_a_read_goes_on_until_all_was_read(tmp_path, monkeypatch):
+    stored, whole = written(table(), tmp_path)
+    read = os.pread
+    # As systems do with more than 2 GiB.
+    monkeypatch.setattr(os, "pread", lambda file, size, at: read(file, min(size, 1001), at))
+    assert_same(stored[:], whole)
+
+
+def test_a_file_that_became_shorter_is_refused(tmp_path):
+    stored, _ = written(table(), tmp_path)
+    os.truncate(stored._directory / "rows", 1001)
+    with pytest.raises(OSError, match="rows must hold .* bytes; it ends at 1001"):
+        stored[:]
+
+
+def test_a_directory_must_be_new(tmp_path):
+    table().to_parquet(tmp_path / "table.parquet")
+    with pytest.raises(ValueError, match="directory must be new; got .*already there"):
+        (tmp_path / "already there").mkdir()
+        StoredTrajectories.from_parquet(
+            tmp_path / "table.parquet", **COLUMNS, directory=tmp_path / "already there"
+        )
+    assert (tmp_path / "already there").exists()

@@ -99,7 +99,7 @@ class StoredTrajectories:
         Raises:
             MalformedRows: a ValueError with the errors of the first rows that have some.
             ValueError: naming the file, if the rows of an id do not follow each other, it is no
-                Parquet file, or it lacks a column.
+                Parquet file, or it lacks a column; or if the directory exists.
             ImportError: if pyarrow is missing.
             OSError: if the system cannot read the file, or write the directory.
         """
@@ -114,6 +114,8 @@ class StoredTrajectories:
             made = Path(tempfile.mkdtemp(prefix="np-latentode-"))
         else:
             made = Path(directory)
+            if made.exists():
+                raise ValueError(f"directory must be new; got {str(made)!r}.")
             made.mkdir(parents=True)
         try:
             kept = store(path, made, columns, settings)
@@ -168,7 +170,7 @@ class StoredTrajectories:
         )
 
     def __getitem__(self, index: Any) -> Trajectories:
-        some = np.atleast_1d(np.arange(len(self))[index])
+        some = np.atleast_1d(self._selected(index))
         if some.ndim != 1 or not some.size:
             raise ValueError(f"index must select at least one trajectory; got {index}.")
         found = self.padded(some, int(max(1, self.lengths[some].max())))
@@ -177,10 +179,16 @@ class StoredTrajectories:
         own = () if starts is None else tuple(starts[rows].tolist())
         return found._replace(labels=replace(self.labels, ids=ids, starts=own))
 
+    def _selected(self, index: Any) -> Any:
+        try:
+            return np.arange(len(self))[index]
+        except IndexError as error:
+            raise IndexError(f"index must select trajectories: {error}.") from error
+
     def without(self, index: Any) -> StoredTrajectories:
         """All but those that an index selects, still on disk."""
         left = np.ones(len(self), bool)
-        left[index] = False
+        left[self._selected(index)] = False
         if not left.any():
             raise ValueError(f"index must leave at least one trajectory; got {index}.")
         return StoredTrajectories(self._directory, self._kept, self.rows[left])
@@ -199,12 +207,14 @@ class StoredTrajectories:
         lengths = self.lengths_at(index)
         numbers, width = self._read(self.rows_at(index)), self.num_features
         known = np.arange(slots) < lengths[:, None]
-        times = np.full(known.shape, self.ends[0])
+        times = np.zeros(known.shape)
         times[known] = numbers[:, 0]
         # A padded slot repeats the last time.
         last = np.cumsum(lengths) - 1
         some = lengths > 0
         times[some] = np.where(known[some], times[some], numbers[last[some], :1])
+        if not some.all() and self.lengths.any():
+            times[~some] = self.ends[0]
         values = np.full((*known.shape, width), np.nan)
         values[known] = numbers[:, 1:]
         static = self._kept.static
@@ -220,8 +230,10 @@ class StoredTrajectories:
 
     @cached_property
     def ends(self) -> tuple[float, float]:
-        """The earliest and the latest observed time."""
+        """The earliest and the latest observed time; a ValueError if nothing was observed."""
         found = [(x[:, 0].min(), x[:, 0].max()) for _, x in self.parts()]
+        if not found:
+            raise ValueError("train must hold at least one observation; got none.")
         low, high = zip(*found, strict=True)
         return float(min(low)), float(max(high))
 
@@ -271,10 +283,18 @@ class StoredTrajectories:
         file = os.open(self._directory / "rows", os.O_RDONLY)
         try:
             spans = zip(begin.tolist(), end.tolist(), strict=True)
-            read = [os.pread(file, stop - at, at) for at, stop in spans]
+            read = [part for at, stop in spans for part in self._bytes(file, at, stop)]
         finally:
             os.close(file)
         return np.frombuffer(b"".join(read), float).reshape(-1, 1 + self.num_features)
+
+    def _bytes(self, file: int, at: int, stop: int) -> Iterator[bytes]:
+        """The bytes of a file from one to another; a system reads no more than 2 GiB at once."""
+        while at < stop:
+            if not (part := os.pread(file, stop - at, at)):
+                raise OSError(f"{self._directory}/rows must hold {stop} bytes; it ends at {at}.")
+            at += len(part)
+            yield part
 
 
 def _ids(directory: Path, rows: np.ndarray) -> list[Any]:
