@@ -205,9 +205,9 @@ def test_trajectories_without_observations_are_read_but_have_no_ends(tmp_path):
 def test_an_index_out_of_range_is_named(tmp_path):
     stored, _ = written(table(), tmp_path)
     for index in (100, [100], [0, -41]):
-        with pytest.raises(IndexError, match="index must select trajectories: .* out of bounds"):
+        with pytest.raises(IndexError, match=r"index must select trajectories: .* out of bounds"):
             stored[index]
-        with pytest.raises(IndexError, match="index must select trajectories: .* out of bounds"):
+        with pytest.raises(IndexError, match=r"index must select trajectories: .* out of bounds"):
             stored.without(index)
 
 
@@ -222,14 +222,14 @@ def test_a_read_goes_on_until_all_was_read(tmp_path, monkeypatch):
 def test_a_file_that_became_shorter_is_refused(tmp_path):
     stored, _ = written(table(), tmp_path)
     os.truncate(stored._directory / "rows", 1001)
-    with pytest.raises(OSError, match="rows must hold .* bytes; it ends at 1001"):
+    with pytest.raises(OSError, match=r"rows must hold .* bytes; it ends at 1001"):
         stored[:]
 
 
 def test_a_directory_must_be_new(tmp_path):
     table().to_parquet(tmp_path / "table.parquet")
-    with pytest.raises(ValueError, match="directory must be new; got .*already there"):
-        (tmp_path / "already there").mkdir()
+    (tmp_path / "already there").mkdir()
+    with pytest.raises(ValueError, match=r"directory must be new; got .*already there"):
         StoredTrajectories.from_parquet(
             tmp_path / "table.parquet", **COLUMNS, directory=tmp_path / "already there"
         )

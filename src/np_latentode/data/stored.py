@@ -45,8 +45,9 @@ class Moments(NamedTuple):
 class StoredTrajectories:
     """Trajectories on disk, from which `fit` reads some at a time.
 
-    `fit`, `latent_ode`, `candidates` and `Scaling.fit` take them in place of `Trajectories`. `len`
-    counts them, and an index reads those that it selects, as `Trajectories`.
+    `fit`, `latent_ode`, `candidates` and `Scaling.fit` take them in place of `Trajectories`, but
+    `cross_fit` does not. `len` counts them, and an index reads those that it selects, as
+    `Trajectories`.
 
     Memory holds 8 bytes a trajectory, and 8 for each static covariate. The observations lie in a
     directory as numbers in double precision, the rows of each trajectory one after the other, so
@@ -84,7 +85,8 @@ class StoredTrajectories:
         """Trajectories of a Parquet file, read once, some rows at a time.
 
         The rows of an id must follow each other; those of one id may come in any order. Numbers far
-        outside are told by a random 100,000 rows. All else is exact.
+        outside are told by a random 100,000 rows. With `since="first"`, which first times are far
+        outside is told by each part of about 100,000 rows that is read. All else is exact.
 
         Args:
             path: of a .parquet file.
@@ -93,7 +95,8 @@ class StoredTrajectories:
             origin: as there. Default: the first date of the first rows.
             static: as there. Of categories, the levels must be given, as no part of the table may
                 hold all of them.
-            directory: a new directory for the numbers, which stays. Default: one for temporary
+            directory: a new directory for the numbers. It stays after the object is gone, but
+                nothing opens it again: remove it when training is over. Default: one for temporary
                 files, which is removed with the object; it may be a part of memory on some systems.
 
         Raises:
@@ -137,6 +140,7 @@ class StoredTrajectories:
 
     @property
     def num_features(self) -> int:
+        """The number of features."""
         return len(self.labels.features)
 
     @property
@@ -204,8 +208,8 @@ class StoredTrajectories:
 
     def padded(self, index: Int[np.ndarray, " trajectory"], slots: int) -> Trajectories:
         """Some of them with so many slots, without labels."""
-        lengths = self.lengths_at(index)
-        numbers, width = self._read(self.rows_at(index)), self.num_features
+        lengths = self._lengths_at(index)
+        numbers, width = self._read(self._rows_at(index)), self.num_features
         known = np.arange(slots) < lengths[:, None]
         times = np.zeros(known.shape)
         times[known] = numbers[:, 0]
@@ -218,14 +222,14 @@ class StoredTrajectories:
         values = np.full((*known.shape, width), np.nan)
         values[known] = numbers[:, 1:]
         static = self._kept.static
-        static = None if static is None else static[self.rows_at(index)]
+        static = None if static is None else static[self._rows_at(index)]
         return Trajectories(times, values, static=static).at_offset(self.offset)
 
-    def rows_at(self, index: np.ndarray) -> np.ndarray:
+    def _rows_at(self, index: np.ndarray) -> np.ndarray:
         return index if self._rows is None else self._rows[index]
 
-    def lengths_at(self, index: np.ndarray) -> np.ndarray:
-        rows, starts = self.rows_at(index), self._kept.starts
+    def _lengths_at(self, index: np.ndarray) -> np.ndarray:
+        rows, starts = self._rows_at(index), self._kept.starts
         return starts[rows + 1] - starts[rows]
 
     @cached_property
@@ -269,7 +273,7 @@ class StoredTrajectories:
         ends = np.cumsum(self.lengths)
         cuts = np.searchsorted(ends, np.arange(ROWS_AT_ONCE, ends[-1], ROWS_AT_ONCE), "right")
         for part in np.split(np.arange(len(self)), np.unique(cuts)):
-            if part.size and len(numbers := self._read(self.rows_at(part))):
+            if part.size and len(numbers := self._read(self._rows_at(part))):
                 yield part, numbers
 
     def _read(self, rows: np.ndarray) -> Float[np.ndarray, "row column"]:
