@@ -1,6 +1,7 @@
 """Trajectories on disk are those of the same table in memory."""
 
 import gc
+import os
 
 import numpy as np
 import pandas as pd
@@ -100,6 +101,33 @@ def test_what_a_table_may_hold_is_read_alike(tmp_path, kind):
         np.testing.assert_array_equal(stored.given_static, whole.given_static)
 
 
+@pytest.mark.parametrize("dates", [False, True])
+def test_parts_of_a_long_table_may_hold_none_of_the_features_that_are_read(tmp_path, dates):
+    df = table(100)
+    if dates:
+        df["day"] = np.datetime64("2020-01-01", "us") + (df["day"] * 86_400).astype("m8[s]")
+    df = df.melt(["who", "day"], var_name="test", value_name="value")
+    df = df.sort_values("who", kind="stable", ignore_index=True)
+    number = df["who"].str[1:].astype(int)
+    df["age"] = 1.0 * number
+    few = (number > 30) & (number < 80)
+    df.loc[few, "test"] = "z"
+    df.loc[few & (number % 2 == 0), "day"] = None
+    options = LONG | dict(static={"age": None}, origin="2020-01-01" if dates else None)
+    stored, whole = written(df, tmp_path, **options)
+    found = stored[:]
+    assert_same(found, whole)
+    assert found.names == whole.names
+    np.testing.assert_array_equal(found.given_static, whole.given_static)
+
+
+def test_features_that_never_occur_in_a_long_table_are_refused(tmp_path):
+    df = table().melt(["who", "day"], var_name="test", value_name="value")
+    df = df.sort_values("who", kind="stable")
+    with pytest.raises(ValueError, match=r"'test'; got \['z'\], and it has \['x', 'y'\]"):
+        written(df, tmp_path, **LONG | dict(values=["z"]))
+
+
 def test_units_are_those_of_the_table_in_memory_also_with_numbers_far_outside(tmp_path):
     df = table(400)
     df.loc[[3, 500], "x"] = 1e6, -1e6
@@ -160,3 +188,49 @@ def test_after_an_error_no_directory_is_left(tmp_path):
             tmp_path / "table.parquet", **COLUMNS, directory=tmp_path / "new"
         )
     assert not (tmp_path / "new").exists()
+
+
+def test_trajectories_without_observations_are_read_but_have_no_ends(tmp_path):
+    stored, whole = written(table().assign(x=np.nan, y=np.nan), tmp_path)
+    assert_same(stored[:], whole)
+    (tmp_path / "other").mkdir()
+    left = written(table(), tmp_path / "other")[0].without([*range(5), *range(6, 40)])
+    assert (len(left), left[0].names.ids) == (1, ("p5",))
+    assert not left[:].mask.any()
+    for none in (stored, left):
+        with pytest.raises(ValueError, match="train must hold at least one observation; got none"):
+            Scaling.identity(2).check(none, name="train")
+
+
+def test_an_index_out_of_range_is_named(tmp_path):
+    stored, _ = written(table(), tmp_path)
+    for index in (100, [100], [0, -41]):
+        with pytest.raises(IndexError, match=r"index must select trajectories: .* out of bounds"):
+            stored[index]
+        with pytest.raises(IndexError, match=r"index must select trajectories: .* out of bounds"):
+            stored.without(index)
+
+
+def test_a_read_goes_on_until_all_was_read(tmp_path, monkeypatch):
+    stored, whole = written(table(), tmp_path)
+    read = os.pread
+    # As systems do with more than 2 GiB.
+    monkeypatch.setattr(os, "pread", lambda file, size, at: read(file, min(size, 1001), at))
+    assert_same(stored[:], whole)
+
+
+def test_a_file_that_became_shorter_is_refused(tmp_path):
+    stored, _ = written(table(), tmp_path)
+    os.truncate(stored._directory / "rows", 1001)
+    with pytest.raises(OSError, match=r"rows must hold .* bytes; it ends at 1001"):
+        stored[:]
+
+
+def test_a_directory_must_be_new(tmp_path):
+    table().to_parquet(tmp_path / "table.parquet")
+    (tmp_path / "already there").mkdir()
+    with pytest.raises(ValueError, match=r"directory must be new; got .*already there"):
+        StoredTrajectories.from_parquet(
+            tmp_path / "table.parquet", **COLUMNS, directory=tmp_path / "already there"
+        )
+    assert (tmp_path / "already there").exists()

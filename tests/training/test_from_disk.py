@@ -9,7 +9,15 @@ import pytest
 from flax import nnx
 from test_fit import same, small_pair
 
-from np_latentode import Scaling, StoredTrajectories, fit, latent_ode
+from np_latentode import (
+    BernoulliLikelihood,
+    PoissonLikelihood,
+    Scaling,
+    StoredTrajectories,
+    fit,
+    latent_ode,
+)
+from np_latentode.data import stored as stored_module
 from np_latentode.data.offset import Offset
 from np_latentode.training import plan, progress, steps
 from np_latentode.training.chunks import Chunks
@@ -144,3 +152,39 @@ def test_programs_are_built_of_trajectories_on_disk(stored):
         expected = Scaling.fit(stored)
         assert model.scaling.like(expected)
         assert guide.scaling is model.scaling
+
+
+def of_zeros_and_ones(folder, **other):
+    """40 trajectories of 3 times and one of 60; of some, one value is another one."""
+    parts = []
+    for i, rows in enumerate([*[3] * 40, 60]):
+        seen = np.where(np.arange(rows) % 3 == 1, np.nan, np.arange(rows) % 2.0)
+        seen[-1] = other.get(f"at_{i}", 1.0)
+        parts.append(pd.DataFrame({"who": i, "day": np.arange(rows) / 10, "x": seen, "y": 1.0}))
+    folder.mkdir()
+    pd.concat(parts).to_parquet(folder / "table.parquet")
+    return StoredTrajectories.from_parquet(
+        folder / "table.parquet", id="who", time="day", values=["x", "y"]
+    )
+
+
+@pytest.mark.parametrize("at", [0, 17, 39, 40])
+@pytest.mark.parametrize(
+    ("likelihood", "value", "rule"),
+    [
+        (BernoulliLikelihood(), 2.0, "must be 0 or 1 under Bernoulli"),
+        (PoissonLikelihood(), 1.5, "must .* under Poisson"),
+    ],
+)
+def test_an_impossible_observation_anywhere_on_disk_is_refused(
+    tmp_path, monkeypatch, at, likelihood, value, rule
+):
+    monkeypatch.setattr(stored_module, "ROWS_AT_ONCE", 50)
+    stored = of_zeros_and_ones(tmp_path / "bad", **{f"at_{at}": value})
+    good = of_zeros_and_ones(tmp_path / "good")
+    pair = latent_ode(good, latent_dim=2, likelihood=likelihood, rngs=nnx.Rngs(0))
+    slot = 59 if at == 40 else 2
+    place = rf"train\[{at}\] {rule} .* got {value} at values\[0, {slot}, 0\]"
+    with pytest.raises(ValueError, match=place):
+        fit(KEY, *pair, stored, num_steps=2, batch_size=2, progress=False)
+    assert stored[at].given.values[0, slot, 0] == value

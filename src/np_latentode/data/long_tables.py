@@ -18,6 +18,7 @@ from np_latentode.data.problems import Problems
 
 __all__ = [
     "asked_rows",
+    "check_features",
     "feature_names",
     "gather",
     "merged",
@@ -94,14 +95,19 @@ def _measured(frame: nw.DataFrame, columns: Columns) -> list[str | None]:
     return [_as_text(entry) for entry in _entries(frame[str(columns.feature)])]
 
 
-def _features(what: Sequence[str | None], columns: Columns) -> tuple[str, ...]:
-    known = _known(what)
-    features = columns.values or tuple(known)
+def check_features(features: Sequence[str], known: Sequence[str], columns: Columns) -> None:
+    """Refuses features of which none is among the known ones of a long table."""
     if not {*features} & {*known}:
         raise ValueError(
             f"values must be entries of column {columns.feature!r}; got {shown([*features])}, and "
-            f"it has {shown(known)}."
+            f"it has {shown([*known])}."
         )
+
+
+def _features(what: Sequence[str | None], columns: Columns) -> tuple[str, ...]:
+    known = _known(what)
+    features = columns.values or tuple(known)
+    check_features(features, known, columns)
     if taken := {columns.id, *columns.times, *columns.beside} & {*features}:
         raise ValueError(
             "features must not have the names of the columns of ids, times and covariates; got "

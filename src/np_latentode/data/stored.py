@@ -45,8 +45,9 @@ class Moments(NamedTuple):
 class StoredTrajectories:
     """Trajectories on disk, from which `fit` reads some at a time.
 
-    `fit`, `latent_ode`, `candidates` and `Scaling.fit` take them in place of `Trajectories`. `len`
-    counts them, and an index reads those that it selects, as `Trajectories`.
+    `fit`, `latent_ode`, `candidates` and `Scaling.fit` take them in place of `Trajectories`, but
+    `cross_fit` does not. `len` counts them, and an index reads those that it selects, as
+    `Trajectories`.
 
     Memory holds 8 bytes a trajectory, and 8 for each static covariate. The observations lie in a
     directory as numbers in double precision, the rows of each trajectory one after the other, so
@@ -84,7 +85,8 @@ class StoredTrajectories:
         """Trajectories of a Parquet file, read once, some rows at a time.
 
         The rows of an id must follow each other; those of one id may come in any order. Numbers far
-        outside are told by a random 100,000 rows. All else is exact.
+        outside are told by a random 100,000 rows. With `since="first"`, which first times are far
+        outside is told by each part of about 100,000 rows that is read. All else is exact.
 
         Args:
             path: of a .parquet file.
@@ -93,13 +95,14 @@ class StoredTrajectories:
             origin: as there. Default: the first date of the first rows.
             static: as there. Of categories, the levels must be given, as no part of the table may
                 hold all of them.
-            directory: a new directory for the numbers, which stays. Default: one for temporary
+            directory: a new directory for the numbers. It stays after the object is gone, but
+                nothing opens it again: remove it when training is over. Default: one for temporary
                 files, which is removed with the object; it may be a part of memory on some systems.
 
         Raises:
             MalformedRows: a ValueError with the errors of the first rows that have some.
             ValueError: naming the file, if the rows of an id do not follow each other, it is no
-                Parquet file, or it lacks a column.
+                Parquet file, or it lacks a column; or if the directory exists.
             ImportError: if pyarrow is missing.
             OSError: if the system cannot read the file, or write the directory.
         """
@@ -114,6 +117,8 @@ class StoredTrajectories:
             made = Path(tempfile.mkdtemp(prefix="np-latentode-"))
         else:
             made = Path(directory)
+            if made.exists():
+                raise ValueError(f"directory must be new; got {str(made)!r}.")
             made.mkdir(parents=True)
         try:
             kept = store(path, made, columns, settings)
@@ -135,6 +140,7 @@ class StoredTrajectories:
 
     @property
     def num_features(self) -> int:
+        """The number of features."""
         return len(self.labels.features)
 
     @property
@@ -168,7 +174,7 @@ class StoredTrajectories:
         )
 
     def __getitem__(self, index: Any) -> Trajectories:
-        some = np.atleast_1d(np.arange(len(self))[index])
+        some = np.atleast_1d(self._selected(index))
         if some.ndim != 1 or not some.size:
             raise ValueError(f"index must select at least one trajectory; got {index}.")
         found = self.padded(some, int(max(1, self.lengths[some].max())))
@@ -177,10 +183,16 @@ class StoredTrajectories:
         own = () if starts is None else tuple(starts[rows].tolist())
         return found._replace(labels=replace(self.labels, ids=ids, starts=own))
 
+    def _selected(self, index: Any) -> Any:
+        try:
+            return np.arange(len(self))[index]
+        except IndexError as error:
+            raise IndexError(f"index must select trajectories: {error}.") from error
+
     def without(self, index: Any) -> StoredTrajectories:
         """All but those that an index selects, still on disk."""
         left = np.ones(len(self), bool)
-        left[index] = False
+        left[self._selected(index)] = False
         if not left.any():
             raise ValueError(f"index must leave at least one trajectory; got {index}.")
         return StoredTrajectories(self._directory, self._kept, self.rows[left])
@@ -196,32 +208,36 @@ class StoredTrajectories:
 
     def padded(self, index: Int[np.ndarray, " trajectory"], slots: int) -> Trajectories:
         """Some of them with so many slots, without labels."""
-        lengths = self.lengths_at(index)
-        numbers, width = self._read(self.rows_at(index)), self.num_features
+        lengths = self._lengths_at(index)
+        numbers, width = self._read(self._rows_at(index)), self.num_features
         known = np.arange(slots) < lengths[:, None]
-        times = np.full(known.shape, self.ends[0])
+        times = np.zeros(known.shape)
         times[known] = numbers[:, 0]
         # A padded slot repeats the last time.
         last = np.cumsum(lengths) - 1
         some = lengths > 0
         times[some] = np.where(known[some], times[some], numbers[last[some], :1])
+        if not some.all() and self.lengths.any():
+            times[~some] = self.ends[0]
         values = np.full((*known.shape, width), np.nan)
         values[known] = numbers[:, 1:]
         static = self._kept.static
-        static = None if static is None else static[self.rows_at(index)]
+        static = None if static is None else static[self._rows_at(index)]
         return Trajectories(times, values, static=static).at_offset(self.offset)
 
-    def rows_at(self, index: np.ndarray) -> np.ndarray:
+    def _rows_at(self, index: np.ndarray) -> np.ndarray:
         return index if self._rows is None else self._rows[index]
 
-    def lengths_at(self, index: np.ndarray) -> np.ndarray:
-        rows, starts = self.rows_at(index), self._kept.starts
+    def _lengths_at(self, index: np.ndarray) -> np.ndarray:
+        rows, starts = self._rows_at(index), self._kept.starts
         return starts[rows + 1] - starts[rows]
 
     @cached_property
     def ends(self) -> tuple[float, float]:
-        """The earliest and the latest observed time."""
-        found = [(x[:, 0].min(), x[:, 0].max()) for x in self._each()]
+        """The earliest and the latest observed time; a ValueError if nothing was observed."""
+        found = [(x[:, 0].min(), x[:, 0].max()) for _, x in self.parts()]
+        if not found:
+            raise ValueError("train must hold at least one observation; got none.")
         low, high = zip(*found, strict=True)
         return float(min(low)), float(max(high))
 
@@ -236,7 +252,7 @@ class StoredTrajectories:
         about = np.array([np.median(x) if x.size else 0.0 for x in columns])
         total, squares, count = (np.zeros(len(about)) for _ in range(3))
         begin, end = np.inf, -np.inf
-        for rows in self._each():
+        for _, rows in self.parts():
             near = (low <= rows) & (rows <= high)
             # About the median, so that squares of large numbers lose no digits.
             off = np.where(near, rows - about, 0.0)
@@ -252,13 +268,13 @@ class StoredTrajectories:
         loc = np.where(count > 0, about + mean, np.nan)
         return Moments(loc[1:], sd[1:], float(begin), float(end))
 
-    def _each(self) -> Iterator[np.ndarray]:
-        """The rows of all trajectories, some at a time."""
+    def parts(self) -> Iterator[tuple[Int[np.ndarray, " part"], Float[np.ndarray, "row column"]]]:
+        """Some trajectories at a time, in order: which these are, and their rows, as in `_read`."""
         ends = np.cumsum(self.lengths)
         cuts = np.searchsorted(ends, np.arange(ROWS_AT_ONCE, ends[-1], ROWS_AT_ONCE), "right")
         for part in np.split(np.arange(len(self)), np.unique(cuts)):
-            if part.size and len(numbers := self._read(self.rows_at(part))):
-                yield numbers
+            if part.size and len(numbers := self._read(self._rows_at(part))):
+                yield part, numbers
 
     def _read(self, rows: np.ndarray) -> Float[np.ndarray, "row column"]:
         """The rows of these trajectories of the file, one after the other: time, then values."""
@@ -271,10 +287,18 @@ class StoredTrajectories:
         file = os.open(self._directory / "rows", os.O_RDONLY)
         try:
             spans = zip(begin.tolist(), end.tolist(), strict=True)
-            read = [os.pread(file, stop - at, at) for at, stop in spans]
+            read = [part for at, stop in spans for part in self._bytes(file, at, stop)]
         finally:
             os.close(file)
         return np.frombuffer(b"".join(read), float).reshape(-1, 1 + self.num_features)
+
+    def _bytes(self, file: int, at: int, stop: int) -> Iterator[bytes]:
+        """The bytes of a file from one to another; a system reads no more than 2 GiB at once."""
+        while at < stop:
+            if not (part := os.pread(file, stop - at, at)):
+                raise OSError(f"{self._directory}/rows must hold {stop} bytes; it ends at {at}.")
+            at += len(part)
+            yield part
 
 
 def _ids(directory: Path, rows: np.ndarray) -> list[Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import narwhals as nw
 import numpy as np
 import pandas as pd
 from pandas.util import hash_array
@@ -19,6 +20,7 @@ from np_latentode.data.far import warn_user
 from np_latentode.data.files import check_path
 from np_latentode.data.given import Rows
 from np_latentode.data.labels import Labels
+from np_latentode.data.long_tables import check_features, feature_names
 from np_latentode.data.problems import MalformedRows, Problems
 from np_latentode.data.tables import from_rows
 
@@ -129,6 +131,10 @@ class _Pass:
     hashes: list[np.ndarray] = field(default_factory=list)
     static: list[np.ndarray] = field(default_factory=list)
     own_starts: list[np.ndarray] = field(default_factory=list)
+    features: dict[str, None] = field(default_factory=dict)
+    """All features of a long table, also those that are not read."""
+    time: Any = None
+    """The last time of a long table that was seen."""
     sample: np.ndarray | None = None
     """Random rows, each after the number that chose it."""
 
@@ -143,6 +149,7 @@ class _Pass:
             df: the rows.
         """
         problems = Problems(self.name, numbers=range(first, first + len(df)))
+        df = self._with_features(df)
         found = from_rows(df, self.columns, **self.settings, problems=problems)
         if found.columns.limits is not None:
             raise ValueError("values must be numbers in a table on disk; got limits, such as <0.5.")
@@ -156,6 +163,29 @@ class _Pass:
         self.digest.update(self.lengths[-1].tobytes())
         self._sample(numbers)
         self._keep_ids(found)
+
+    def _with_features(self, df: pd.DataFrame) -> pd.DataFrame:
+        """The rows of a long table; if none is of a feature that is read, they keep their ids only.
+
+        Then each is a row of the first feature without a measurement, at the last known time of
+        others, as a row that only gives its id needs none.
+        """
+        feature, time = self.columns.feature, self.columns.time
+        if feature is None or not {feature, time} <= {*df.columns}:
+            return df
+        known = feature_names(nw.from_native(df[[feature]].drop_duplicates()), self.columns)
+        self.features |= dict.fromkeys(known)
+        if len(some := df[time].dropna()):
+            self.time = some.iloc[-1]
+        if {*known} & {*self.columns.values}:
+            return df
+        time_of_all = df[time] if self.time is None else [self.time] * len(df)
+        empty = {
+            feature: self.columns.values[0],
+            str(self.columns.value): np.nan,
+            time: time_of_all,
+        }
+        return df.assign(**empty)
 
     def _check_labels(self, labels: Labels) -> None:
         bare = replace(labels, ids=(), starts=())
@@ -200,6 +230,8 @@ class _Pass:
         if self.labels is None or self.sample is None or self.writer is None:
             raise ValueError("it must hold at least one row; got none.")
         self.writer.close()
+        if self.columns.feature is not None:
+            check_features(self.columns.values, [*self.features], self.columns)
         hashes = np.sort(np.concatenate(self.hashes))
         if again := int((hashes[1:] == hashes[:-1]).sum()):
             id = self.columns.id

@@ -171,6 +171,7 @@ def make_plan(
     chunks = None
     if isinstance(train, StoredTrajectories):
         chunks = _chunks(rng_key, model, train, batch_size)
+        _check_stored(model.likelihood, train)
         parts = chunks.at(0)
         check_data(model, parts[0])
     else:
@@ -218,6 +219,27 @@ def _chunks(
         )
     settings: Any = dict(batch_size=batch_size, steps=STEPS_AT_ONCE, offset=model.scaling.offset)
     return Chunks(train, rng_key, **settings)
+
+
+def _check_stored(likelihood: Any, train: StoredTrajectories) -> None:
+    """Refuses values on disk that are impossible under the likelihood, in one pass over them."""
+    if (check := getattr(likelihood, "check", None)) is None:
+        return
+    for part, rows in train.parts():
+        values = rows[:, 1:]
+        try:
+            _check_rows(check, values, "train")
+        except ValueError:
+            # Checked one by one, to name the trajectory.
+            each = np.split(values, np.cumsum(train.lengths[part])[:-1])
+            for i, own in zip(part.tolist(), each, strict=True):
+                _check_rows(check, own, f"train[{i}]")
+
+
+def _check_rows(check: Callable[..., None], rows: np.ndarray, name: str) -> None:
+    """Checks rows (time, feature), NaN where not observed, as one trajectory."""
+    mask = ~np.isnan(rows)
+    check(np.where(mask, rows, 0.0)[None], mask[None], name=name)
 
 
 def _steps_to_end(model: LatentODE, train: Trajectories | StoredTrajectories) -> int:
