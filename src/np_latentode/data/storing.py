@@ -173,7 +173,8 @@ class _Pass:
         feature, time = self.columns.feature, self.columns.time
         if feature is None or not {feature, time} <= {*df.columns}:
             return df
-        known = feature_names(nw.from_native(df[[feature]].drop_duplicates()), self.columns)
+        distinct: pd.DataFrame = df.drop_duplicates(feature)
+        known = feature_names(nw.from_native(distinct, eager_only=True), self.columns)
         self.features |= dict.fromkeys(known)
         if len(some := df[time].dropna()):
             self.time = some.iloc[-1]
