@@ -17,7 +17,6 @@ from np_latentode import (
     GaussianLikelihood,
     OrnsteinUhlenbeckLikelihood,
     Trajectories,
-    forecast,
     load,
     save,
 )
@@ -25,6 +24,7 @@ from np_latentode.app import fit_table, forecast_table, held_out
 from np_latentode.app.cli import app
 from np_latentode.app.summaries import candidates_table, coverage_table
 from np_latentode.data.files import read_table
+from np_latentode.forecasts.prediction import draw_forecast
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -208,12 +208,12 @@ def test_an_interrupted_fit_goes_on_and_cleans_up(home, monkeypatch):
 
 @pytest.fixture(scope="module")
 def drawn_once():
-    """`forecast`, called once: endings differ in the file alone."""
+    """`draw_forecast`, called once: endings differ in the file alone."""
     made = []
 
     def once(*arguments, **options):
         if not made:
-            made.append(forecast(*arguments, **options))
+            made.append(draw_forecast(*arguments, **options))
         return made[0]
 
     return once
@@ -222,7 +222,7 @@ def drawn_once():
 @pytest.mark.parametrize("ending", ["csv", "nc", "parquet"])
 @pytest.mark.slow
 def test_every_id_is_forecast_at_every_time(home, ending, tmp_path, drawn_once, monkeypatch):
-    monkeypatch.setattr(forecast_table, "forecast", drawn_once)
+    monkeypatch.setattr(forecast_table, "draw_forecast", drawn_once)
     known = make_table(count=5)
     known.to_csv(tmp_path / "new.csv", index=False)
     output = tmp_path / f"out.{ending}"

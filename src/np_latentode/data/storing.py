@@ -16,6 +16,7 @@ import pandas as pd
 from pandas.util import hash_array
 
 from np_latentode.data.columns import Columns
+from np_latentode.data.entries import shown
 from np_latentode.data.far import warn_user
 from np_latentode.data.files import check_path
 from np_latentode.data.given import Rows
@@ -100,12 +101,18 @@ def _whole_ids(path: Path, columns: Columns) -> Iterator[tuple[int, pd.DataFrame
     # Its functions are made as it is imported, so that type checkers do not know them.
     pc: Any = pyarrow.compute
     with pq.ParquetFile(path) as file:
-        names = [name for name in columns.read if name in file.schema_arrow.names]
+        every = file.schema_arrow.names
+        names = [name for name in columns.read if name in every]
+        if missing := [name for name in columns.read if name not in every]:
+            raise ValueError(
+                f"{path}: {columns.arguments} must name columns of the table; got {missing}, and "
+                f"it has {shown(every)}."
+            )
         left, first = None, 0
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=names):
             table = pyarrow.Table.from_batches([batch])
             left = table if left is None else pyarrow.concat_tables([left, table])
-            if columns.id not in names or len(left) < 2:
+            if len(left) < 2:
                 continue
             who = left[columns.id].combine_chunks()
             same = pc.fill_null(pc.equal(who[1:], who[:-1]), False).to_numpy(zero_copy_only=False)
