@@ -124,8 +124,11 @@ def in_processes(checkpoints, stop):
     return found | {"draws": np.asarray(draws["x"]).tolist()}
 
 
-print(json.dumps(in_processes(PROCESS[3], int(PROCESS[4])) if PROCESS else on_eight()), flush=True)
+found = in_processes(PROCESS[3], int(PROCESS[4])) if PROCESS else on_eight()
 if PROCESS and PROCESSES > 1 and not int(PROCESS[4]):
-    jax.distributed.shutdown()  # which waits: the others fail if the first is gone
+    # It waits for all, as the others fail if the first is gone: before they print, as a full pipe
+    # holds a process until somebody reads.
+    jax.distributed.shutdown()
+print(json.dumps(found), flush=True)
 # Without waiting for processes that were killed.
 os._exit(0)
