@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array
 from numpyro.contrib.module import nnx_module
 
-from np_latentode.parts.initializers import lecun_normal, orthogonal, zeros
+from np_latentode.parts.initializers import lecun_normal
 from np_latentode.parts.supports import describe_support
 
 __all__ = [
@@ -78,15 +78,13 @@ def gru_cell(inputs: int, hidden_dim: int, *, rngs: nnx.Rngs) -> nnx.GRUCell:
         gate_fn=sigmoid,
         activation_fn=tanh,
         kernel_init=lecun_normal,
-        bias_init=zeros,
-        recurrent_kernel_init=orthogonal,
         rngs=rngs,
     )
 
 
 def linear(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:
     """flax's linear layer, quick to start."""
-    return nnx.Linear(inputs, outputs, kernel_init=lecun_normal, bias_init=zeros, rngs=rngs)
+    return nnx.Linear(inputs, outputs, kernel_init=lecun_normal, rngs=rngs)
 
 
 def mlp(sizes: Sequence[int], *, from_zero: bool = False, rngs: nnx.Rngs) -> nnx.Sequential:
@@ -103,7 +101,7 @@ def mlp(sizes: Sequence[int], *, from_zero: bool = False, rngs: nnx.Rngs) -> nnx
     for inputs, outputs in itertools.pairwise(sizes):
         layers += [linear(inputs, outputs, rngs=rngs), silu]
     if from_zero:
-        layers[-2] = nnx.Linear(*sizes[-2:], kernel_init=zeros, bias_init=zeros, rngs=rngs)
+        layers[-2] = nnx.Linear(*sizes[-2:], kernel_init=nnx.initializers.zeros, rngs=rngs)
     return nnx.Sequential(*layers[:-1])
 
 
