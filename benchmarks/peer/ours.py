@@ -16,7 +16,7 @@ from np_latentode import (
     random_context,
 )
 from np_latentode.training.plan import make_plan
-from np_latentode.training.steps import STEPS_AT_ONCE
+from np_latentode.training.steps import dispatches
 
 
 class Peer:
@@ -39,13 +39,10 @@ class Peer:
         self.taken = 0
 
     def train(self, count: int) -> None:
-        end = self.taken + count
-        while self.taken < end:
-            some = min(STEPS_AT_ONCE, end - self.taken)
-            take = self.plan.programs.take
-            self.state, losses = take(self.state, self.taken, some, self.plan.data)
-            self.taken += some
-            losses.block_until_ready()
+        before, self.taken = self.taken, self.taken + count
+        take, data = self.plan.programs.take, self.plan.data_at(0)
+        for state, _ in dispatches(take, self.state, self.taken, data, start=before):
+            self.state = state
 
     def curves(
         self, times: np.ndarray, values: np.ndarray, seen: np.ndarray, at: np.ndarray

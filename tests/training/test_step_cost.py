@@ -14,9 +14,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import SVI
 
 from np_latentode import datasets, latent_ode, optimizer, random_context
+from np_latentode.programs.elbo import OrderedELBO
 from np_latentode.training.steps import steps_of
 
 BATCH, STEPS, ROUNDS = 16, 40, 15
@@ -140,7 +141,7 @@ def our_steps(train):
     model, guide = latent_ode(train, latent_dim=4, rngs=nnx.Rngs(0))
     model = model.with_solver(max_steps=model.steps_to(train.times, train.offset))
     options = dict(batch_size=BATCH, conditioning=random_context)
-    svi = SVI(model.with_solver(throw=False), guide, optimizer(1_000), Trace_ELBO(), **options)
+    svi = SVI(model.with_solver(throw=False), guide, optimizer(1_000), OrderedELBO(), **options)
     take, state = steps_of(svi), jax.jit(svi.init)(jax.random.key(0), train)
     return lambda: take(state, 0, STEPS, train)[1].block_until_ready()
 
