@@ -3,6 +3,8 @@
 import jax
 import numpyro.handlers as handlers
 
+from np_latentode.training import progress
+
 
 def sites_of(program, *args, **kwargs):
     """The sites of a program that is run on abstract values, so that nothing is compiled.
@@ -18,3 +20,17 @@ def sites_of(program, *args, **kwargs):
 
     jax.eval_shape(run)
     return sites
+
+
+def interrupted_at(monkeypatch, number):
+    """Interrupts training once, after so many dispatches; returns a list that grows by each."""
+    append, calls = progress._append, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return append(*args)
+
+    monkeypatch.setattr(progress, "_append", interrupted)
+    return calls

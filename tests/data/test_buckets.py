@@ -46,9 +46,10 @@ def test_each_trajectory_is_in_one_bucket_with_all_of_its_observations(lengths):
         np.testing.assert_array_equal(some.times[some.observed], whole.times[whole.observed])
 
 
-def test_trajectories_of_similar_length_stay_as_they_are():
+@pytest.mark.parametrize("cut", [buckets, batches], ids=["buckets", "batches"])
+def test_trajectories_of_similar_length_stay_as_they_are(cut):
     data = of_lengths([*range(4, 13)] * 10)
-    ((rows, same),) = buckets(data)
+    ((rows, same),) = cut(data)
     assert same is data
     assert rows.tolist() == [*range(90)]
 
@@ -86,10 +87,3 @@ def test_batches_hold_each_trajectory_in_few_shapes(count):
         assert slots == data.times.shape[1] or slots // 8 & (slots // 8 - 1) == 0
         whole = data[rows]
         np.testing.assert_array_equal(some.values[some.mask], whole.values[whole.mask])
-
-
-def test_few_trajectories_of_similar_length_are_one_batch():
-    data = of_lengths([*range(4, 13)] * 10)
-    ((rows, same),) = batches(data)
-    assert same is data
-    assert rows.tolist() == [*range(90)]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import interrupted_at
 
 from np_latentode import (
     Ensemble,
@@ -228,15 +229,7 @@ def test_what_training_does_not_improve_stays_at_its_start(monkeypatch):
 def test_interrupted_it_ends_bit_for_bit_where_it_would_have_ended(tmp_path, monkeypatch):
     candidates = {"one": network, "other": lambda train, rngs: network(train, nnx.Rngs(9))}
     whole = cross_fit(KEY, candidates, DATA, **OPTIONS)
-    append, calls = progress._append, []
-
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return append(*args)
-
-    monkeypatch.setattr(progress, "_append", interrupted)
+    calls = interrupted_at(monkeypatch, 4)
     monkeypatch.setattr(progress, "SECONDS_BETWEEN", 0.0)
     options = OPTIONS | dict(checkpoint_dir=tmp_path / "c")
     with pytest.raises(KeyboardInterrupt):

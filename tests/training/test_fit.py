@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from helpers import interrupted_at
 from numpyro.infer import SVI, Trace_ELBO
 
 from np_latentode import (
@@ -230,15 +231,7 @@ def test_an_interrupted_training_ends_where_it_would_have_ended(
     arguments = (jax.random.key(2), *pair, spirals[:10], spirals[10:])
     whole = fit(*arguments, num_steps=22, patience=15, progress=False)
     monkeypatch.setattr(progress, "SECONDS_BETWEEN", 0.0)
-    append, calls = progress._append, []
-
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return append(*args)
-
-    monkeypatch.setattr(progress, "_append", interrupted)
+    calls = interrupted_at(monkeypatch, 3)
     options = dict(num_steps=22, patience=15, checkpoint_dir=tmp_path / "c", progress=False)
     with pytest.raises(KeyboardInterrupt):
         fit(*arguments, **options)
@@ -264,7 +257,7 @@ def training_to_kill(directory=None):
 SCRIPT = f"""
     import sys
     import jax
-    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}
     import test_fit
 
     jax.config.update("jax_disable_most_optimizations", True)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import interrupted_at
 
 from np_latentode import (
     Ensemble,
@@ -123,15 +124,7 @@ def test_the_precision_of_the_caller_is_that_of_the_threads(x64):
 def test_an_interrupted_ensemble_ends_where_it_would_have_ended(tmp_path, monkeypatch):
     options = dict(num_members=2, max_workers=2, **OPTIONS)
     whole = fit_ensemble(KEY, build, TRAIN, HELD_OUT, **options)
-    append, calls = progress._append, []
-
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return append(*args)
-
-    monkeypatch.setattr(progress, "_append", interrupted)
+    calls = interrupted_at(monkeypatch, 4)
     options["checkpoint_dir"] = tmp_path / "c"
     with pytest.raises(KeyboardInterrupt):
         fit_ensemble(KEY, build, TRAIN, HELD_OUT, **options)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from flax import nnx
+from helpers import interrupted_at
 from test_fit import same, small_pair
 
 from np_latentode import (
@@ -104,15 +105,7 @@ def test_an_interrupted_training_from_disk_ends_where_it_would_have_ended(
     options = dict(num_steps=22, batch_size=6, progress=False)
     whole = fit(*arguments, **options)
     monkeypatch.setattr(progress, "SECONDS_BETWEEN", 0.0)
-    append, calls = progress._append, []
-
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return append(*args)
-
-    monkeypatch.setattr(progress, "_append", interrupted)
+    calls = interrupted_at(monkeypatch, 3)
     options |= dict(checkpoint_dir=tmp_path / "c")
     with pytest.raises(KeyboardInterrupt):
         fit(*arguments, **options)

@@ -23,6 +23,9 @@ from np_latentode.storage.saving import load
 
 __all__ = ["effect_table"]
 
+FEW_DEGREES = 4
+"""Of freedom: with fewer, a band is much wider than its standard error says."""
+
 
 def effect_table(
     run_dir: Path,
@@ -83,10 +86,6 @@ def effect_table(
 
         write_figure(picture, plot_effect(found))
     return f"{_described(found)}\neffects in {output}"
-
-
-FEW_DEGREES = 4
-"""Of freedom: with fewer, a band is much wider than its standard error says."""
 
 
 def _times(known: Trajectories, model: LatentODE, until: str | None, points: int) -> np.ndarray:

@@ -42,6 +42,9 @@ AT_ONCE = 2**23
 SHOWN = 4
 """The number of ids in figures."""
 
+DRAWN = ("x_mean", "x", "signal")
+"""The draws that figures and tables may need."""
+
 
 def forecast_table(
     run_dir: Path,
@@ -179,8 +182,8 @@ def _write(
     with ExitStack() as files:
         # The last one is closed first: the forecasts are there before their crossings are.
         paths = (*(crossing_outputs(output) if thresholds else ()), output)
-        every = context.names.calendar(times.times)
-        dates = every[times.mask] if context.names.origin is not None else None
+        dated = context.names.origin is not None
+        dates = context.names.calendar(times.times)[times.mask] if dated else None
         *others, add = [files.enter_context(writing_tables(path, dates)) for path in paths]
         for rows, draws in made:
             names, asked = context.names.select(rows), times.select(rows)
@@ -197,10 +200,6 @@ def _write(
                 shown.append({x: draws[x][:, :left].copy() for x in DRAWN if x in draws})
                 left -= len(names.ids)
     return {x: np.concatenate([one[x] for one in shown], axis=1) for x in shown[0]}, count
-
-
-DRAWN = ("x_mean", "x", "signal")
-"""The draws that figures and tables may need."""
 
 
 def _draw(

@@ -288,7 +288,7 @@ def _texts(separator: str) -> Writer:
     return writer
 
 
-def _by_library(read: Callable[[bytes], pd.DataFrame], write: Any, *needs: str) -> Format:
+def _by_library(read: Callable[[bytes], pd.DataFrame], write: Writer, *needs: str) -> Format:
     """A format in which a file is readable as a whole, or not at all."""
     return Format(
         lambda data, name, columns: (_whole(read, data, name), Problems(name)),

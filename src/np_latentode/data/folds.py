@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int
 
-__all__ = ["folds"]
+__all__ = ["folds", "random_rows"]
 
 SHARE = 7
 """One in so many is left out, if it is done only once."""
+
+
+def random_rows(count: int, most: int) -> Int[np.ndarray, " row"]:
+    """At most so many of `count` rows, in rising order; always the same ones."""
+    return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
 
 def folds(count: int, num_folds: int, *, most: int | None = None) -> list[Int[np.ndarray, " row"]]:

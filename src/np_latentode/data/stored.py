@@ -20,6 +20,7 @@ from np_latentode.data.clocks import start_column
 from np_latentode.data.columns import Columns
 from np_latentode.data.covariates import Names, asked_levels
 from np_latentode.data.far import usual_range
+from np_latentode.data.folds import random_rows
 from np_latentode.data.labels import Labels
 from np_latentode.data.offset import Offset
 from np_latentode.data.trajectories import Trajectories
@@ -199,8 +200,7 @@ class StoredTrajectories:
 
     def sample(self, count: int) -> Trajectories:
         """Random ones of them, or all if there are no more; always the same ones."""
-        order = np.random.default_rng(0).permutation(len(self))
-        return self[np.sort(order[:count])]
+        return self[random_rows(len(self), count)]
 
     def buckets(self) -> list[tuple[Int[np.ndarray, " _"], int]]:
         """Which trajectories are of similar lengths, and how many slots these need."""

@@ -23,11 +23,11 @@ from np_latentode.data.given import Rows
 from np_latentode.data.labels import Labels
 from np_latentode.data.long_tables import check_features, feature_names
 from np_latentode.data.problems import MalformedRows, Problems
+from np_latentode.data.stored import ROWS_AT_ONCE
 from np_latentode.data.tables import from_rows
 
 __all__ = ["Kept", "store"]
 
-ROWS_AT_ONCE = 100_000
 SAMPLE = 100_000
 """The number of random rows that tell which numbers are far outside."""
 WARNINGS = 5

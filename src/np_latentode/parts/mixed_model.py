@@ -11,7 +11,7 @@ from scipy.linalg import solve_triangular
 from scipy.special import factorial
 
 from np_latentode.data.checks import check_counts
-from np_latentode.data.folds import folds
+from np_latentode.data.folds import folds, random_rows
 from np_latentode.data.scaling import SPAN, Scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.decoder import LinearDecoder, MLPDecoder
@@ -351,8 +351,7 @@ def some_of(trajectories: Trajectories) -> Trajectories:
     """The trajectories from which a start is estimated: all, or a random 2,000; always the same."""
     if len(trajectories) <= MOST_ESTIMATED:
         return trajectories
-    order = np.random.default_rng(0).permutation(len(trajectories))
-    return trajectories[np.sort(order[:MOST_ESTIMATED])]
+    return trajectories[random_rows(len(trajectories), MOST_ESTIMATED)]
 
 
 def _cross_validated(

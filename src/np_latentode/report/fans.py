@@ -9,14 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from np_latentode.data.given import table_times, table_values
 from np_latentode.data.kinds import BERNOULLI, all_fit
 from np_latentode.data.limits import Limits
 from np_latentode.data.numbers import Numbers
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.report.panels import DATA, GIVEN, MODEL, TRUTH, marker_of, panels
+from np_latentode.report.panels import DATA, GIVEN, MODEL, TRUTH, marker_of, panels, plain_ticks
 
 __all__ = ["fan", "plot_forecasts", "with_dates"]
 
@@ -232,6 +232,4 @@ def _in_log_scale(axis: Axes) -> None:
         locator = MaxNLocator(4, steps=[1, 2, 5, 10])
     else:
         locator = LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,))
-    axis.yaxis.set_major_locator(locator)
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter("{x:g}")
+    plain_ticks(axis, locator)

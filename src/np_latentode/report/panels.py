@@ -8,9 +8,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import Locator, NullLocator
 
-__all__ = ["DATA", "GIVEN", "MODEL", "STYLE", "TRUTH", "marker_of", "panels"]
+__all__ = ["DATA", "GIVEN", "MODEL", "STYLE", "TRUTH", "marker_of", "panels", "plain_ticks"]
 
 TRUTH, MODEL, DATA, GIVEN = "0.7", "tab:blue", "black", "tab:red"
 
@@ -37,6 +39,13 @@ def panels(rows: int, columns: int, *, size: tuple[float, float]) -> Iterator[tu
         yield figure, axes
         # Leave the figure to the caller, not to pyplot's list of open windows.
         plt.close(figure)
+
+
+def plain_ticks(axis: Axes, locator: Locator) -> None:
+    """Ticks of a vertical axis of any scale, where the locator says, as plain numbers."""
+    axis.yaxis.set_major_locator(locator)
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter("{x:g}")
 
 
 def marker_of(times: np.ndarray) -> str:

@@ -13,11 +13,11 @@ from arviz_stats.utils import ELPDData
 from jaxtyping import ArrayLike
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from np_latentode.forecasts.calibration import Calibration, SimulationRanks
 from np_latentode.programs.fitted import History
-from np_latentode.report.panels import DATA, MODEL, STYLE, TRUTH, panels
+from np_latentode.report.panels import DATA, MODEL, STYLE, TRUTH, panels, plain_ticks
 
 __all__ = [
     "plot_calibration",
@@ -86,9 +86,7 @@ def _tick_in_plain_numbers(axis: Axes) -> None:
     ticks = ticks[(low <= ticks) & (ticks <= high)]
     if len(ticks) > 8:
         ticks = ticks[np.isin(np.abs(ticks), [0, *10.0 ** np.arange(2, 31)])]
-    axis.yaxis.set_major_locator(FixedLocator(ticks.tolist()) if len(ticks) > 2 else MaxNLocator(5))
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter("{x:g}")
+    plain_ticks(axis, FixedLocator(ticks.tolist()) if len(ticks) > 2 else MaxNLocator(5))
 
 
 def _plot_validation(axis: Axes, history: History) -> None:
