@@ -14,15 +14,10 @@ from np_latentode import Ensemble, Fitted, Limits, Trajectories, load
 from np_latentode.app import fit_table
 from np_latentode.app.cli import app
 from np_latentode.app.column_names import named_errors
+from np_latentode.app.data_summary import trajectories_table
 from np_latentode.app.held_out import score_held_out
 from np_latentode.app.origins import Origins
-from np_latentode.app.summaries import (
-    coverage_table,
-    horizons_table,
-    scores_table,
-    trajectories_table,
-    verdicts,
-)
+from np_latentode.app.summaries import coverage_table, horizons_table, scores_table, verdicts
 from np_latentode.forecasts.scores import Forecasts
 from np_latentode.programs.params import initial_params
 from np_latentode.training.cross_fit import CrossFit

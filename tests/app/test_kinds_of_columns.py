@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from np_latentode import load
 from np_latentode.app import fit_table
 from np_latentode.app.cli import app
-from np_latentode.app.summaries import coverage_table, kinds_said, scores_table, verdicts
+from np_latentode.app.data_summary import kinds_said
+from np_latentode.app.summaries import coverage_table, scores_table, verdicts
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 

@@ -11,12 +11,11 @@ from typer.testing import CliRunner
 from np_latentode import Trajectories, load
 from np_latentode.app import fit_table
 from np_latentode.app.cli import app
+from np_latentode.app.data_summary import samples_said, trajectories_table
 from np_latentode.app.summaries import (
     candidates_table,
     coverage_table,
-    samples_said,
     scores_table,
-    trajectories_table,
     variance_table,
     verdicts,
 )

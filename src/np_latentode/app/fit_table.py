@@ -14,6 +14,12 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
+from np_latentode.app.data_summary import (
+    kinds_said,
+    samples_said,
+    trajectories_table,
+    windows_advised,
+)
 from np_latentode.app.division import Parts, check_columns, divide
 from np_latentode.app.held_out import score_held_out
 from np_latentode.app.horizons import finite
@@ -22,13 +28,9 @@ from np_latentode.app.summaries import (
     coverage_table,
     horizons_table,
     inference_chosen,
-    kinds_said,
-    samples_said,
     scores_table,
-    trajectories_table,
     variance_table,
     verdicts,
-    windows_advised,
 )
 from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.conditioning import MOSTLY_PARTS
