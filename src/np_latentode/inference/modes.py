@@ -17,6 +17,7 @@ from numpyro.distributions.transforms import Transform, biject_to
 
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.inference.density import with_networks_fixed
+from np_latentode.inference.leaves import ordered_leaves
 from np_latentode.programs.fitted import Fitted
 
 __all__ = ["Place", "climb", "find_modes"]
@@ -127,7 +128,7 @@ def _around(
         ):
             fixed(context)
         # A distribution is a pytree of its parameters; its form is known when this was traced.
-        leaves, shape["of x"] = jax.tree.flatten(sites["x"]["fn"])
+        leaves, rebuild["x"] = ordered_leaves(sites["x"]["fn"])
         real = [jnp.asarray(leaf) if _is_real(leaf) else None for leaf in leaves]
         others = [None if _is_real(leaf) else leaf for leaf in leaves]
         return real, (others, sites["x"]["value"])
@@ -146,8 +147,7 @@ def _around(
         def log_p(e: Array) -> Array:
             moved = jax.tree.map(lambda p, slope: p + jnp.tensordot(e, slope, 1), real, slopes)
             leaves = [b if a is None else a for a, b in zip(moved, others, strict=True)]
-            x_given: Any = jax.tree.unflatten(shape["of x"], leaves)
-            return x_given.log_prob(x) + log_prior(u + e)
+            return rebuild["x"](leaves).log_prob(x) + log_prior(u + e)
 
         def with_value(e: Array) -> tuple[Array, Array]:
             value = log_p(e)
@@ -161,7 +161,7 @@ def _around(
         value = jnp.where(jnp.isnan(value), -jnp.inf, value)
         return Place(u, value, slope, -curvature)
 
-    shape: dict[str, Any] = {}
+    rebuild: dict[str, Callable[[list[Any]], Any]] = {}
     return around
 
 
