@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 
 import jax
@@ -21,7 +22,7 @@ from np_latentode import (
     save,
 )
 from np_latentode.app import fit_table, forecast_table, held_out
-from np_latentode.app.cli import app
+from np_latentode.app.cli import _reported, app
 from np_latentode.app.summaries import candidates_table, coverage_table
 from np_latentode.data.files import read_table
 from np_latentode.forecasts.prediction import draw_forecast
@@ -563,6 +564,14 @@ def test_a_forecast_reads_a_new_table_as_the_fit_did(home, of_long, tmp_path):
     assert len(both) == len(wide)
     np.testing.assert_allclose(both["q0.5_x"], both["q0.5_y"], rtol=0.3, atol=0.3)
     assert len(of_bili) == len(of_all)
+
+
+def test_a_command_says_each_warning_once(capsys):
+    with _reported("fit"):
+        for text in ("one\nsentence", "one sentence", "another"):
+            warnings.warn(text, UserWarning, stacklevel=1)
+    said = capsys.readouterr().err
+    assert said == "np-latentode fit: one sentence\nnp-latentode fit: another\n"
 
 
 @pytest.mark.slow

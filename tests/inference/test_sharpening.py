@@ -1,5 +1,6 @@
 """Laplace's approximation and sharpening against closed forms, and against sums over grids."""
 
+import warnings
 from dataclasses import replace
 
 import diffrax
@@ -257,6 +258,18 @@ def test_nuts_ends_the_chain_where_no_weights_can_be_trusted(problem, monkeypatc
 
 
 @pytest.mark.slow
+def test_without_nuts_draws_that_cannot_be_trusted_are_warned_of(problem, monkeypatch):
+    fitted = problem.with_guide("narrow")
+    given = (jax.random.key(0), fitted, problem.data, 50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trusted = Sharpened(exact=False)(*given)
+    monkeypatch.setattr(sharpening, "TRUSTED", -np.inf)
+    with pytest.warns(UserWarning, match="bands may be too narrow"):
+        again = Sharpened(exact=False)(*given)
+    np.testing.assert_array_equal(trusted, again)
+
+
 def test_an_angle_beside_the_end_of_its_range_is_no_problem():
     posterior = CirclePosterior(32, rngs=nnx.Rngs(0))
     fitted = still_model(

@@ -303,15 +303,48 @@ def hopper(
         )
 
 
+@app.command(
+    short_help="Study of systems of Physiome-ODE.",
+    epilog="\b\nExample:\n  np-latentode physiome --set LI01 --folds 1 --output-dir runs/LI01",
+)
+def physiome(
+    *,
+    set: options.Set,
+    output_dir: options.OutputDir = Path("runs/physiome"),
+    folds: options.Folds = 5,
+    steps: options.StepsOfEach = 6_000,
+    members: options.MembersOfOne = 1,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Forecast the second half of simulated solutions from the first, as in Physiome-ODE (2025).
+
+    The data are made from the published equations: WOD01, LEN01, GUP01, LI01 or HOD01. Writes
+    metrics.json and figures as PNG, and prints the scores beside those that are published.
+    """
+    with _reported("physiome"):
+        from np_latentode.studies import physiome as study
+
+        _keep_compiled_programs()
+        given: dict[str, Any] = dict(folds=folds, steps=steps, members=members, seed=seed)
+        study.run(output_dir, set, **given, overwrite=overwrite)
+
+
 @contextmanager
 def _reported(command: str) -> Iterator[None]:
     """Reports a warning in one line, and an error in one sentence, and exits with its code."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = lambda message, *_: typer.echo(
-                f"np-latentode {command}: {' '.join(str(message).split())}", err=True
-            )
+            said: set[str] = set()
+
+            def say_once(message: Warning | str, *_: Any) -> None:
+                text = " ".join(str(message).split())
+                if text not in said:
+                    said.add(text)
+                    typer.echo(f"np-latentode {command}: {text}", err=True)
+
+            warnings.showwarning = say_once
             yield
     except KeyboardInterrupt:
         again = (

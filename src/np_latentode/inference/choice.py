@@ -22,10 +22,11 @@ __all__ = ["INFERENCES", "Choice", "choose_by_folds", "choose_inference"]
 
 INFERENCES: dict[str, Inference] = {
     "guide": amortized,
-    "sharpened": Sharpened(),
+    "sharpened": Sharpened(exact=False),
     "exact": Exact(),
 }
-"""The inferences by the names that the commands give them."""
+"""The inferences by the names that the commands give them. NUTS for the few trajectories that
+importance sampling does not reach takes minutes to compile: who needs it asks for "exact"."""
 
 
 class Choice(NamedTuple):
@@ -57,7 +58,7 @@ def choose_inference(
         context: what is known of trajectories that were not trained on.
         target: later observations of them.
         candidates: inferences by name; of equal scores the first wins. Default: "guide" and
-            "sharpened", which are `amortized` and `Sharpened()`.
+            "sharpened", which are `amortized` and `Sharpened(exact=False)`.
         num_samples: draws of each.
 
     Raises:

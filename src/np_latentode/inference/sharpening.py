@@ -17,6 +17,7 @@ from scipy.special import softmax
 
 from np_latentode.data.buckets import buckets, trimmed
 from np_latentode.data.checks import check_counts
+from np_latentode.data.far import warn_user
 from np_latentode.data.numbers import is_concrete
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.densities import observed_times
@@ -46,6 +47,11 @@ NUM_ROUNDS = 4
 
 NUM_WARMUP, NUM_EXACT = 300, 250
 """Of each of the four chains of NUTS."""
+
+UNSURE = (
+    "Importance sampling does not reach the posterior of some trajectories (Pareto k is above "
+    f"{TRUSTED}): their bands may be too narrow. Exact inference, by NUTS, does, but is slow."
+)
 
 ROWS_AT_ONCE = (16, 64)
 """Trajectories per call of a compiled program: the first that holds all, or the last. Few sizes, so
@@ -83,6 +89,8 @@ class Sharpening:
 class Sharpened:
     """Inference by `sharpen`: `forecast(..., inference=Sharpened())`.
 
+    Without `exact`, it warns where the draws of a trajectory cannot be trusted.
+
     Args:
         num_weighted, exact: as in `sharpen`.
     """
@@ -94,7 +102,10 @@ class Sharpened:
         self, rng_key: Array, fitted: Fitted, context: Trajectories, num_samples: int
     ) -> Array:
         options: Any = dict(num_weighted=self.num_weighted, exact=self.exact)
-        return sharpen(rng_key, fitted, context, num_samples=num_samples, **options).z0
+        found = sharpen(rng_key, fitted, context, num_samples=num_samples, **options)
+        if not self.exact and (found.pareto_k > TRUSTED).any():
+            warn_user(UNSURE)
+        return found.z0
 
 
 def sharpen(
