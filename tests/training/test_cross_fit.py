@@ -210,6 +210,15 @@ def test_more_steps_follow_where_the_first_were_too_few(scores, taken, monkeypat
     assert member.history.best_step == (20 if taken == 20 else 0)
 
 
+def test_patience_lasts_as_long_a_part_of_the_second_round_as_of_the_first(monkeypatch):
+    """Else training would end while the learning rate of the second round is high."""
+    given = iter([3.0, 2.0, 2.0, 2.6, 2.5, 1.0])
+    monkeypatch.setattr(progress, "forecast_score", lambda *_: next(given))
+    options = OPTIONS | dict(num_folds=1, patience=5)
+    [member] = cross_fit(KEY, {"one": network}, DATA, **options).ensemble.members
+    assert len(member.history.losses) == member.history.best_step == 20
+
+
 @pytest.mark.slow
 def test_what_training_does_not_improve_stays_at_its_start(monkeypatch):
     given = iter([1.0, 2.0])

@@ -178,15 +178,19 @@ def _trained(
     directory: Path | None,
     *,
     num_steps: int,
+    patience: int | None,
     progress: bool,
     max_workers: int,
     stop: threading.Event,
     **settings: Any,
 ) -> tuple[list[Fitted], Float[np.ndarray, " trajectory"]]:
     """The members of a candidate, and their scores of what they left out."""
-    done, plans = [], []
-    for number, steps in enumerate(_rounds(num_steps)):
-        plans = _plans(rng_key, members, trajectories, split, num_steps=steps, **settings)
+    done, plans, rounds = [], [], _rounds(num_steps)
+    for number, steps in enumerate(rounds):
+        # As much of each schedule, so that none ends while its learning rate is still high.
+        waited = None if patience is None else max(patience, patience * steps // rounds[0])
+        own: Any = dict(num_steps=steps, patience=waited, **settings)
+        plans = _plans(rng_key, members, trajectories, split, **own)
         if directory is not None:
             plans = [plan.kept_in(directory / f"{number}-{k}") for k, plan in enumerate(plans)]
         options: Any = dict(progress=progress, max_workers=max_workers, name=name, stop=stop)
