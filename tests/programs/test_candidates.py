@@ -79,6 +79,30 @@ def test_a_network_has_two_dimensions_per_feature_from_4_to_16(num_features, lat
     assert isinstance(model.dynamics, MLPDynamics)
 
 
+RICH = Trajectories(
+    np.tile(np.arange(40.0), (500, 1)), np.random.default_rng(0).normal(size=(500, 40, 2))
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "latent_dim"),
+    [(RICH, 32), (RICH[:499], 4), (RICH.keep(RICH.times > 0), 4)],
+    ids=["rich", "too few ids", "too few values"],
+)
+def test_many_ids_with_many_values_have_a_wide_network(data, latent_dim):
+    model, guide = candidates(data)["network"](data, nnx.Rngs(0))
+    assert model.latent_dim == guide.latent_dim == latent_dim
+    wide = latent_dim == 32
+    assert (model.decoder.depth, model.dynamics.width) == ((0, 128) if wide else (1, 64))
+    noise = initial_params(model, guide)["noise_scale"] / model.scaling.scale
+    np.testing.assert_allclose(noise, 0.1 if wide else 0.5, rtol=1e-5)
+
+
+def test_a_wide_network_has_about_as_many_weights_as_its_data_have_values_at_least():
+    params = initial_params(*candidates(RICH)["network"](RICH, nnx.Rngs(0)))
+    assert 30_000 < sum(leaf.size for leaf in jax.tree.leaves(params)) <= 40_000
+
+
 def test_so_many_features_that_lines_are_too_many_have_no_backbone():
     assert {*candidates(lines(12))} == {"backbone", "network"}
     assert {*candidates(lines(13))} == {"network"}

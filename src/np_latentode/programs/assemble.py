@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import diffrax
+import numpy as np
 from flax import nnx
 
 from np_latentode.data.checks import check_counts
-from np_latentode.data.scaling import Scaling, check_scaling
+from np_latentode.data.scaling import SPAN, Scaling, check_scaling
 from np_latentode.data.stored import StoredTrajectories
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.decoder import MLPDecoder
@@ -35,7 +37,7 @@ from np_latentode.parts.mixed_model import (
     some_of,
 )
 from np_latentode.parts.modules import Part, check_module, feature_dim, vector_distribution
-from np_latentode.parts.posteriors import on_support
+from np_latentode.parts.posteriors import DiagonalNormal, on_support
 from np_latentode.parts.priors import StandardNormal
 from np_latentode.parts.residuals import OrnsteinUhlenbeckLikelihood
 from np_latentode.parts.shifts import LinearShift
@@ -58,6 +60,20 @@ WIDTH = 32
 LATENT_DIMS = (4, 16)
 """The least and the highest latent dimension of a network that looks at the data."""
 
+MANY_IDS, MANY_VALUES = 500, 40_000
+"""From so many ids on, with so many values that were observed, a network is a wide one, which has
+40,000 weights."""
+
+WIDE: dict[str, int] = dict(latent_dim=32, width=128, hidden_dim=64)
+"""The sizes of a wide network."""
+
+WIDE_STEPS = 12
+"""Those of its solver, over the span of the data."""
+
+WIDE_NOISE = 0.1
+"""Where its noise starts. From a larger one, its guide may learn to tell nothing: the model then
+explains a path that is hard to read, such as of an oscillation, as noise."""
+
 
 def candidates(
     train: Trajectories | StoredTrajectories,
@@ -72,9 +88,10 @@ def candidates(
     see `MixedModel.parts`. Of more than 2,000 trajectories, the mixed model is that of a random
     2,000: it is only a start. A backbone is left out for so many features that a line for each has
     more than 24 coefficients. `network` has an `MLPDynamics`, an `MLPDecoder`, an `ODERNN` and a
-    `DiagonalNormal`, and two latent dimensions for each feature, from 4 to 16. Both read static
-    covariates and inputs, if train has some; the field of a backbone reads inputs only, as its z0
-    has the slopes.
+    `DiagonalNormal`, and two latent dimensions for each feature, from 4 to 16. If train has 500 ids
+    and 40,000 observed values or more, it is wide: it has 32 latent dimensions, a decoder without
+    hidden layers, and noise that starts at a tenth. Both read static covariates and inputs, if
+    train has some; the field of a backbone reads inputs only, as its z0 has the slopes.
 
     Args:
         train: all that may be trained on.
@@ -95,14 +112,9 @@ def candidates(
         likelihood = partial(named, OrnsteinUhlenbeckLikelihood)
     check_observed(likelihood(), train, name="train")
     common: dict[str, Any] = dict(scaling=scaling, solver=solver)
-    least, most = LATENT_DIMS
-    latent_dim = min(max(least, 2 * train.num_features), most)
-
-    def network(train: Trajectories, rngs: nnx.Rngs) -> tuple[LatentODE, AmortizedGuide]:
-        return latent_ode(
-            train, latent_dim=latent_dim, likelihood=likelihood(), rngs=rngs, **common
-        )
-
+    network = partial(_network, likelihood=likelihood, **common)
+    if len({*train.names.ids}) >= MANY_IDS and np.asarray(train.mask).sum() >= MANY_VALUES:
+        network = partial(_wide_network, likelihood=likelihood, **common)
     if 2 * train.num_features > MOST_COEFFICIENTS:
         return {"network": network}
     whole = choose_degree(train, scaling, most_coefficients=MOST_COEFFICIENTS)
@@ -174,10 +186,9 @@ def latent_ode(
     prior = StandardNormal(latent_dim) if prior is None else prior
     check_module("prior", prior)
     _check_dimension("prior", vector_distribution("prior", prior, batch_shape=())[0], latent_dim)
-    count, controls, events, readings = _counts(check_scaling(scaling))
+    count, _, events, readings = _counts(check_scaling(scaling))
     if dynamics is None:
-        asked: Any = dict(num_covariates=count, num_inputs=controls)
-        dynamics = MLPDynamics(latent_dim, **asked, rngs=rngs)
+        dynamics = _field(latent_dim, scaling, rngs=rngs)
     if shift is None and count:
         shift = LinearShift.zeros(count, latent_dim)
     if jump is None and events:
@@ -194,15 +205,71 @@ def latent_ode(
     )
     check_observed(model.likelihood, train, name="train")
     if encoder is None:
-        encoder = ODERNN(num_features + readings, rngs=rngs)
-        encoder = InputEncoder(encoder, readings) if readings else encoder
-        encoder = CovariateEncoder(encoder, count) if count else encoder
+        encoder, _ = _encoder(num_features, scaling, rngs=rngs)
     if posterior is None:
         size = feature_dim(encoder, num_features, count, readings)
         posterior = on_support(model.support, size, rngs=rngs)
     guide = AmortizedGuide(encoder, posterior, scaling=scaling)
     _check_pair(model, guide)
     return model, guide
+
+
+def _network(
+    train: Trajectories, rngs: nnx.Rngs, *, likelihood: Callable[..., Likelihood], **common: Any
+) -> tuple[LatentODE, AmortizedGuide]:
+    least, most = LATENT_DIMS
+    latent_dim = min(max(least, 2 * train.num_features), most)
+    return latent_ode(train, latent_dim=latent_dim, likelihood=likelihood(), rngs=rngs, **common)
+
+
+def _wide_network(
+    train: Trajectories,
+    rngs: nnx.Rngs,
+    *,
+    likelihood: Callable[..., Likelihood],
+    scaling: Scaling,
+    solver: Solver | None,
+) -> tuple[LatentODE, AmortizedGuide]:
+    """A latent ODE of many dimensions, and a decoder that is linear."""
+    latent_dim, width, hidden_dim = WIDE["latent_dim"], WIDE["width"], WIDE["hidden_dim"]
+    features, sizes = train.num_features, dict(hidden_dim=hidden_dim, width=hidden_dim)
+    encoder, size = _encoder(features, scaling, **sizes, rngs=rngs)
+    return latent_ode(
+        train,
+        latent_dim=latent_dim,
+        dynamics=_field(latent_dim, scaling, width=width, rngs=rngs),
+        decoder=MLPDecoder(latent_dim, features, depth=0, rngs=rngs),
+        encoder=encoder,
+        posterior=DiagonalNormal(size, latent_dim, width=hidden_dim, rngs=rngs),
+        scaling=scaling,
+        likelihood=likelihood(start=np.full(features, WIDE_NOISE)),
+        solver=_in_steps(WIDE_STEPS) if solver is None else solver,
+        rngs=rngs,
+    )
+
+
+def _field(latent_dim: int, scaling: Scaling, *, rngs: nnx.Rngs, **sizes: int) -> MLPDynamics:
+    """A network that reads covariates and inputs, if there are some."""
+    count, controls, *_ = _counts(scaling)
+    asked: Any = dict(num_covariates=count, num_inputs=controls, **sizes)
+    return MLPDynamics(latent_dim, **asked, rngs=rngs)
+
+
+def _encoder(
+    num_features: int, scaling: Scaling, *, rngs: nnx.Rngs, **sizes: Any
+) -> tuple[Part, int]:
+    """An encoder that reads covariates and inputs, if there are some, and its features."""
+    count, _, _, readings = _counts(scaling)
+    encoder: Part = ODERNN(num_features + readings, **sizes, rngs=rngs)
+    encoder = InputEncoder(encoder, readings) if readings else encoder
+    encoder = CovariateEncoder(encoder, count) if count else encoder
+    return encoder, feature_dim(encoder, num_features, count, readings)
+
+
+def _in_steps(count: int) -> Solver:
+    """A solver of so many steps over the span of the data."""
+    # Slightly longer steps, as rounding could put the last time after the last step.
+    return Solver(diffrax.Heun(), dt0=SPAN / count * (1 + 1e-5))
 
 
 def _in_memory(
