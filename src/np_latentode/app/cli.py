@@ -84,7 +84,7 @@ def fit(
     residual: options.Residual = "ou",
     inference: options.Inference = "auto",
     latent_dim: options.LatentDimOfNetwork = None,
-    members: options.Members = 5,
+    members: options.Members = None,
     recalibrate: options.Recalibrate = True,
     steps: options.MostSteps = 6_000,
     patience: options.Patience = 500,

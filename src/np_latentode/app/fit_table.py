@@ -52,7 +52,7 @@ from np_latentode.parts.likelihoods import (
 )
 from np_latentode.parts.mixed_model import MOST_ESTIMATED
 from np_latentode.parts.residuals import OrnsteinUhlenbeckLikelihood
-from np_latentode.programs.assemble import candidates, latent_ode
+from np_latentode.programs.assemble import candidates, is_rich, latent_ode
 from np_latentode.programs.ensemble import Ensemble, heaviest, kinds, with_solver
 from np_latentode.programs.fitted import Fitted
 from np_latentode.storage.results import MARKER, check_output_dir, earlier, result_dir
@@ -74,6 +74,9 @@ LIKELIHOODS = {"none": GaussianLikelihood, "ou": OrnsteinUhlenbeckLikelihood}
 
 OF_KINDS = {BERNOULLI: BernoulliLikelihood, COUNTS: NegativeBinomialLikelihood}
 """Those of other columns, by their kind."""
+
+MEMBERS, MEMBERS_OF_MANY = 5, 3
+"""Trainings of each candidate, and those where a wide network is one, which takes long to train."""
 
 AUTO = "auto"
 """The word for the inference that forecasts best what was left out of the training."""
@@ -102,7 +105,7 @@ def fit_table(
     residual: str = "ou",
     inference: str = AUTO,
     latent_dim: int | None = None,
-    members: int = 5,
+    members: int | None = None,
     recalibrate: bool = True,
     steps: int = NUM_STEPS,
     patience: int = PATIENCE,
@@ -143,7 +146,8 @@ def fit_table(
             sharpened, whichever forecasts better what was left out.
         latent_dim: of a network, which is then the only candidate. Default: the `candidates` that
             the data suggest.
-        members: of each candidate; each is trained without one part of the ids.
+        members: of each candidate; each is trained without one part of the ids. Default: 5, or 3
+            for 500 ids with 40,000 values or more.
         recalibrate: whether bands are widened or narrowed, so that they hold what was left out.
         steps, patience, batch_size: of `cross_fit`.
         seed: of the networks, of training, and of the choice of held-out trajectories.
@@ -179,8 +183,10 @@ def fit_table(
     parts = divide(trajectories, holdout, settings["split"])
     if window is not None:
         parts = parts.cut(window)
+    if members is None:
+        members = MEMBERS_OF_MANY if is_rich(parts.train) else MEMBERS
     say(_described(data, trajectories, parts, settings["kind"], unit, checkpoints, members))
-    cross = _fit(parts, settings, checkpoints, progress=progress)
+    cross = _fit(parts, settings | {"members": members}, checkpoints, progress=progress)
     metrics = _score_and_write(output_dir, parts, cross, settings, say, overwrite=overwrite)
     _end(checkpoints, say, f"{_summary(metrics)}\nresults in {output_dir}")
     return metrics

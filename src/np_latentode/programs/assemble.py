@@ -46,7 +46,7 @@ from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.plate import check_trajectories
 
-__all__ = ["Candidate", "candidates", "latent_ode"]
+__all__ = ["Candidate", "candidates", "is_rich", "latent_ode"]
 
 Candidate = Callable[[Trajectories, nnx.Rngs], tuple[LatentODE, AmortizedGuide]]
 """`(train, rngs) -> (model, guide)`, whose parts may start at estimates from the data."""
@@ -113,7 +113,7 @@ def candidates(
     check_observed(likelihood(), train, name="train")
     common: dict[str, Any] = dict(scaling=scaling, solver=solver)
     network = partial(_network, likelihood=likelihood, **common)
-    if len({*train.names.ids}) >= MANY_IDS and np.asarray(train.mask).sum() >= MANY_VALUES:
+    if is_rich(train):
         network = partial(_wide_network, likelihood=likelihood, **common)
     if 2 * train.num_features > MOST_COEFFICIENTS:
         return {"network": network}
@@ -212,6 +212,12 @@ def latent_ode(
     guide = AmortizedGuide(encoder, posterior, scaling=scaling)
     _check_pair(model, guide)
     return model, guide
+
+
+def is_rich(train: Trajectories) -> bool:
+    """Whether there are enough data for a wide network."""
+    values = np.asarray(train.mask).sum()
+    return bool(len({*train.names.ids}) >= MANY_IDS and values >= MANY_VALUES)
 
 
 def _network(

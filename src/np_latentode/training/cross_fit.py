@@ -116,7 +116,8 @@ def cross_fit(
             with a schedule of its own; the others follow if the median member was best in the last
             tenth of these.
         batch_size: trajectories per step, or all of a member if it has fewer. Default: all.
-        conditioning, patience: as in `fit`.
+        conditioning: as in `fit`.
+        patience: as in `fit`, in the first quarter of the steps; in proportion, in the others.
         checkpoint_dir: the directory of the members' checkpoints, as in `fit`.
         progress: whether to show a progress bar for each candidate.
 

@@ -70,7 +70,9 @@ def fit(
         kl_weight: `step -> weight` of the KL in both model and guide, positive, such as
             `optax.linear_schedule(0.01, 1.0, 1_000)`. Default: 1, which gives the ELBO.
         loss: a loss of NumPyro. Default: that of `Trace_ELBO()`, summed in a fixed order.
-        patience: stop after this many steps without a better validation score. Default: never.
+        patience: stop after this many steps without a better validation score. The last steps of
+            the default optim are the best ones, as its learning rate falls to 0: patience of less
+            than a third of num_steps may end training before. Default: never.
         start: a fit of the same model and guide, from whose parameters training starts. Default:
             the initial parameters of the parts.
         checkpoint_dir: the directory of checkpoints. One is written every half minute, and at the
