@@ -109,7 +109,9 @@ def untrained(rng_key, found, train, **options):
     member = Fitted(model, guide, initial_params(model, guide))
     left_out = (np.arange(4), np.arange(4, len(train)))
     ensemble = Ensemble((member, member))
-    return CrossFit(ensemble, left_out, {"network": -1.0}, {"network": 1.0}, len(train), 0.0)
+    return CrossFit(
+        ensemble, left_out, {"network": -1.0}, {"network": 1.0}, {"network": 1.0}, len(train), 0.0
+    )
 
 
 def test_fit_reads_errors_and_limits_and_saves_them(tmp_path, monkeypatch):

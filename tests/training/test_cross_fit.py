@@ -13,6 +13,7 @@ from helpers import interrupted_at
 from np_latentode import (
     Ensemble,
     GaussianLikelihood,
+    History,
     Scaling,
     Solver,
     Trajectories,
@@ -157,7 +158,7 @@ def test_weights_of_candidates_are_those_of_stacking_and_sum_to_one():
     one = module.starting_alike([pair], name="candidates")[0]
     split = module._split(DATA, 2)
     made = {name: [replace(one), replace(one)] for name in "abc"}
-    cross = module._joined(made, log_p, split, len(DATA), 1.0)
+    cross = module._joined(made, dict.fromkeys(made, 1.0), log_p, split, len(DATA), 1.0)
     weights = stacking_weights(log_p)
     assert sum(cross.weights.values()) == pytest.approx(1)
     assert cross.weights["c"] == 0
@@ -217,6 +218,58 @@ def test_patience_lasts_as_long_a_part_of_the_second_round_as_of_the_first(monke
     options = OPTIONS | dict(num_folds=1, patience=5)
     [member] = cross_fit(KEY, {"one": network}, DATA, **options).ensemble.members
     assert len(member.history.losses) == member.history.best_step == 20
+
+
+def histories(*scores):
+    return [History(evaluated=np.arange(len(one)), validation=np.array(one)) for one in scores]
+
+
+def test_a_sure_gain_is_kept_as_a_whole():
+    assert module._kept(histories([3.0, 1.0], [3.0, 1.1], [3.0, 0.9])) == 1
+
+
+def test_of_a_gain_that_may_be_chance_the_part_of_james_and_stein_is_kept():
+    # The gains of the step that is best for all are 2.0, 0.1 and 1.2; the last scores of two of
+    # them are better, which nobody would know before.
+    gains = np.array([2.0, 0.1, 1.2])
+    some = histories([5.0, 3.0, 6.0], [5.0, 4.9, 4.0], [5.0, 3.8, 5.5])
+    t = gains.mean() / (gains.std(ddof=1) / np.sqrt(3))
+    assert 1 < t < 2.92
+    np.testing.assert_allclose(module._kept(some), 1 - 1 / t**2)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [([1.0, 2.0], [1.0, 3.0]), ([1.0, 0.0], [1.0, 1.9]), ([1.0], [2.0])],
+    ids=["worse", "t below 1", "no step"],
+)
+def test_of_what_is_no_gain_nothing_is_kept(scores):
+    assert module._kept(histories(*scores)) == 0
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [([1.0, 0.9],), ([np.inf, 5.0], [1.0, 2.0]), ([2.0, np.inf, 1.0], [2.0, 1.0, 1.01])],
+    ids=["one fold", "a start that diverges", "a step that diverges"],
+)
+def test_training_is_kept_where_there_is_nothing_to_compare(scores):
+    assert module._kept(histories(*scores)) == 1
+
+
+def test_kept_parts_are_between_the_parameters_of_start_and_end(monkeypatch):
+    monkeypatch.setattr(module, "_kept", lambda _: 1.0)
+    whole = cross_fit(KEY, {"one": network}, DATA, **OPTIONS)
+    monkeypatch.setattr(module, "_kept", lambda _: 0.25)
+    part = cross_fit(KEY, {"one": network}, DATA, **OPTIONS)
+    monkeypatch.setattr(module, "_kept", lambda _: 0.0)
+    none = cross_fit(KEY, {"one": network}, DATA, **OPTIONS)
+    assert (whole.kept, part.kept) == ({"one": 1.0}, {"one": 0.25})
+    for a, b, c in zip(*(one.ensemble.members for one in (none, part, whole)), strict=True):
+        expected = jax.tree.map(lambda x, y: 0.75 * x + 0.25 * y, a.params, c.params)
+        for path, leaf in jax.tree.leaves_with_path(b.params):
+            want = dict(jax.tree.leaves_with_path(expected))[path]
+            np.testing.assert_allclose(leaf, want, atol=1e-6)
+    assert part.scores != whole.scores
 
 
 @pytest.mark.slow

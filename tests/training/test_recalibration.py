@@ -29,7 +29,7 @@ def crossed(noise):
     """Two members with the exact guide of noise 0.5, and a likelihood of another noise."""
     fitted = Fitted(make_model(noise=noise), make_guide(), {})
     ensemble = Ensemble((fitted, replace(fitted)))
-    return CrossFit(ensemble, LEFT_OUT, {"one": 0.0}, {"one": 1.0}, 200, 1.0)
+    return CrossFit(ensemble, LEFT_OUT, {"one": 0.0}, {"one": 1.0}, {"one": 1.0}, 200, 1.0)
 
 
 def coverage(ensemble):

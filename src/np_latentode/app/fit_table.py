@@ -385,6 +385,7 @@ def _fit_metrics(parts: Parts, cross: CrossFit) -> dict[str, Any]:
             name: {
                 "log_score": finite(score),
                 "weight": cross.weights[name],
+                "kept": cross.kept[name],
                 "latent_dim": some[0].model.latent_dim if (some := cross.of(name)) else None,
                 "best_steps": [member.history.best_step for member in some],
             }

@@ -44,17 +44,17 @@ DAYS = {
 def candidates_table(metrics: dict[str, Any]) -> str:
     """What was trained, how it forecast what it had not seen, and what counts how much."""
     title = f"trained in {metrics['seconds']:.0f} s"
-    rows: list[Sequence[str]] = [(title, "log score", "weight", "latent", "best steps")]
+    rows: list[Sequence[str]] = [(title, "log score", "weight", "latent", "kept", "best steps")]
     for name, found in metrics["candidates"].items():
         steps = ", ".join(map(str, found["best_steps"]))
-        dim = found["latent_dim"]
-        rows.append(
-            (name, _cell(found["log_score"]), f"{found['weight']:.2f}", f"{dim or '-'}", steps)
-        )
+        dim, kept = found["latent_dim"], f"{found['kept']:.0%}"
+        weight = f"{found['weight']:.2f}"
+        rows.append((name, _cell(found["log_score"]), weight, f"{dim or '-'}", kept, steps))
     note = (
         "(Log scores per value, higher is better, of ids that a member was not trained on. By them "
         "the weights in the forecasts were chosen. backbone: starts as a mixed model; network: all "
-        "networks. Step 0: training did not improve the start.)"
+        "networks. Kept: how much of its training, less where the gain may be chance. Step 0: "
+        "training did not improve the start.)"
     )
     return "\n".join([*aligned(rows), note])
 

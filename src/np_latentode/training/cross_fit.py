@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
+from scipy.special import stdtrit
 
 from np_latentode.data.buckets import Bucket, buckets
 from np_latentode.data.checks import check_counts
@@ -45,6 +46,9 @@ MOST_LEFT_OUT = 500
 """About the most trajectories that a fold leaves out: more would hardly judge better, but each
 validation takes as long as there are of them."""
 
+SURE = 0.95
+"""The probability, if training changes nothing, of a gain below which not all of it is kept."""
+
 LEAST_WEIGHT = 0.02
 """A candidate of a lower weight is left out."""
 
@@ -60,6 +64,8 @@ class CrossFit(NamedTuple):
     """log p(target | context) per observation of those left out, by candidate."""
     weights: dict[str, float]
     """The weight of each candidate in the ensemble."""
+    kept: dict[str, float]
+    """How much of its training each candidate keeps: 1, or less where its gain may be chance."""
     num_trajectories: int
     """That were given to `cross_fit`."""
     seconds: float
@@ -103,6 +109,12 @@ def cross_fit(
     every trajectory trains most of the members, and judges the others: their best step, and the
     weights of the candidates (stacking, Yao et al. 2018). The members of a candidate count alike.
     What they say of the trajectories that they left out also tells how wide their bands should be.
+
+    If training improves the forecasts of a candidate by what may be chance (a t-test over the
+    folds, at 5%), its parameters go only a part of the way from the start, 1 - 1 / t^2 or none.
+    That is the factor of James & Stein (1961), between parameters as in Wortsman et al. (2022). So
+    a backbone stays near the mixed model where the data do not say that it should leave it.
+
     A fold leaves out a random 500 at most; if there are more, all members are trained on the rest.
 
     Args:
@@ -148,7 +160,7 @@ def cross_fit(
     _check_units(starts)
     stop = threading.Event()
 
-    def train(name: str) -> tuple[list[Fitted], np.ndarray]:
+    def train(name: str) -> tuple[list[Fitted], float, np.ndarray]:
         directory = None if checkpoint_dir is None else Path(checkpoint_dir) / name
         own = (keys[name], name, starts[name])
         try:
@@ -160,14 +172,15 @@ def cross_fit(
     # Side by side, as each candidate is compiled for itself, which takes longer than its steps.
     with side_by_side(min(len(candidates), workers)) as each:
         try:
-            made, log_p = zip(*each(train, candidates), strict=True)
+            made, kept, log_p = zip(*each(train, candidates), strict=True)
         except BaseException:
             # Of an interruption, only this thread is told.
             stop.set()
             raise
     by_name = dict(zip(candidates, made, strict=True))
+    shares = dict(zip(candidates, kept, strict=True))
     seconds = time.perf_counter() - started
-    return _joined(by_name, np.stack(log_p), split, len(trajectories), seconds)
+    return _joined(by_name, shares, np.stack(log_p), split, len(trajectories), seconds)
 
 
 def _trained(
@@ -184,9 +197,10 @@ def _trained(
     max_workers: int,
     stop: threading.Event,
     **settings: Any,
-) -> tuple[list[Fitted], Float[np.ndarray, " trajectory"]]:
-    """The members of a candidate, and their scores of what they left out."""
-    done, plans, rounds = [], [], _rounds(num_steps)
+) -> tuple[list[Fitted], float, Float[np.ndarray, " trajectory"]]:
+    """The members of a candidate, what is kept of their training, and their scores of those left
+    out."""
+    starts, done, plans, rounds = members, [], [], _rounds(num_steps)
     for number, steps in enumerate(rounds):
         # As much of each schedule, so that none ends while its learning rate is still high.
         waited = None if patience is None else max(patience, patience * steps // rounds[0])
@@ -199,7 +213,9 @@ def _trained(
         members = [_continued(member, one) for member, one in zip(members, done, strict=True)]
         if not _improving(done, steps):
             break
-    return members, _left_out_scores(rng_key, done, plans, split)
+    kept = _kept([member.history for member in members])
+    members = [_between(*pair, kept) for pair in zip(starts, members, strict=True)]
+    return members, kept, _left_out_scores(rng_key, members, plans, split)
 
 
 def _rounds(num_steps: int) -> list[int]:
@@ -211,6 +227,32 @@ def _rounds(num_steps: int) -> list[int]:
 def _improving(done: Sequence[Progress], steps: int) -> bool:
     """Whether the median member was best in the last tenth of its steps."""
     return float(np.median([one.history.best_step for one in done])) >= 0.9 * steps
+
+
+def _kept(histories: Sequence[History]) -> float:
+    """How much of what training changed is kept: 1 if it surely improved the mean score.
+
+    The gain is that of the step that is best for all members together. Each member's own best step
+    is chosen by few trajectories, and so it always looks better than the start.
+    """
+    count = min(len(history.validation) for history in histories)
+    scores = np.stack([history.validation[:count] for history in histories])
+    if len(scores) < 2 or not np.isfinite(scores[:, 0]).all():
+        return 1.0
+    mean = scores.mean(0)
+    gain = scores[:, 0] - scores[:, np.argmin(np.where(np.isfinite(mean), mean, np.inf))]
+    error = gain.std(ddof=1) / np.sqrt(len(gain))
+    if gain.mean() > stdtrit(len(gain) - 1, SURE) * error:
+        return 1.0
+    return float(max(0.0, 1 - (error / gain.mean()) ** 2)) if gain.mean() > 0 else 0.0
+
+
+def _between(start: Fitted, member: Fitted, kept: float) -> Fitted:
+    """The member with parameters between those of its start and its own."""
+    if kept == 1:
+        return member
+    params = jax.tree.map(lambda a, b: a + kept * (b - a), start.params, member.params)
+    return Fitted(start.model, start.guide, params, member.history)
 
 
 def _continued(before: Fitted, done: Progress) -> Fitted:
@@ -357,11 +399,11 @@ def _plans(
 
 
 def _left_out_scores(
-    rng_key: Array, done: Sequence[Progress], plans: Sequence[Plan], split: _Split
+    rng_key: Array, members: Sequence[Fitted], plans: Sequence[Plan], split: _Split
 ) -> Float[np.ndarray, " trajectory"]:
     """log p(target | context) of each trajectory that was left out, fold by fold."""
     scores = []
-    for one, plan, (context, target) in zip(done, plans, split.judged, strict=True):
+    for one, plan, (context, target) in zip(members, plans, split.judged, strict=True):
         member = plan.programs.fitted(one.params)
         # As many draws at once as in validation, so that it is the same program.
         parts = []
@@ -375,6 +417,7 @@ def _left_out_scores(
 
 def _joined(
     made: dict[str, list[Fitted]],
+    kept: dict[str, float],
     log_p: Float[np.ndarray, "candidate trajectory"],
     split: _Split,
     num_trajectories: int,
@@ -392,6 +435,7 @@ def _joined(
         split.left_out,
         dict(zip(made, (log_p.sum(1) / count).tolist(), strict=True)),
         dict(zip(made, weights.tolist(), strict=True)),
+        kept,
         num_trajectories,
         seconds,
     )
