@@ -95,12 +95,18 @@ def check_devices(names, path):
     assert len(names["ensemble"].members) == 3
 
 
+def check_physiome(names, path):
+    assert [len(names[part]) for part in ("train", "context", "target")] == [90, 10, 10]
+    assert len(names["fitted"].members) >= 1
+
+
 CHECKS = {
     "README.md": check_readme,
     "tables.md": check_tables,
     "numpyro.md": check_numpyro,
     "parts.md": check_parts,
     "devices.md": check_devices,
+    "physiome.md": check_physiome,
 }
 
 
