@@ -98,7 +98,7 @@ def test_many_ids_with_many_values_have_a_wide_network(data, latent_dim):
     np.testing.assert_allclose(noise, 0.1 if wide else 0.5, rtol=1e-5)
 
 
-def test_a_wide_network_has_about_as_many_weights_as_its_data_have_values_at_least():
+def test_a_wide_network_has_no_more_weights_than_the_fewest_values_that_it_is_for():
     params = initial_params(*candidates(RICH)["network"](RICH, nnx.Rngs(0)))
     assert 30_000 < sum(leaf.size for leaf in jax.tree.leaves(params)) <= 40_000
 

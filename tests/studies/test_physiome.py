@@ -38,9 +38,12 @@ def test_metrics_hold_a_score_for_each_fold_beside_the_published_ones(few, monke
 def test_the_score_is_the_mean_squared_error_over_all_values_asked(few):
     fold = study.divide(few, fold=0)
     seen = np.asarray(fold.target.mask)
-    own = study._score(fold, study.Forecasts(fold.target.given.values + 0.5 * seen))
-    np.testing.assert_allclose(own["mse"], 0.25, rtol=1e-5)
-    np.testing.assert_allclose(own["crps"], 0.5, rtol=1e-5)
+    # Another error for each state and instance: neither a mean of states nor of instances is it.
+    error = np.array([0.1, 0.5, 2.0]) * np.arange(1, 5)[:, None, None]
+    own = study._score(fold, study.Forecasts(fold.target.given.values + error * seen))
+    every = np.broadcast_to(error, seen.shape)[seen]
+    np.testing.assert_allclose(own["mse"], np.mean(every**2), rtol=1e-5)
+    np.testing.assert_allclose(own["crps"], np.mean(every), rtol=1e-5)
 
 
 def test_published_rows_are_those_of_the_paper():

@@ -150,7 +150,7 @@ def _numbered():
         (lambda: solutions("WOD02"), "name must be one of WOD01, LEN01.*got 'WOD02'"),
         (lambda: solutions("WOD01", instances=0), "instances must be .*got 0"),
         (lambda: divide(_numbered()[:4], fold=0), "states must hold ten instances"),
-        (lambda: divide(_numbered(), fold=-1), "fold must be a non-negative integer; got -1"),
+        (lambda: divide(_numbered(), fold=-1), "fold must be an integer from 0 .*got -1"),
         (lambda: physiome("WOD01", fold=-2, instances=12), "fold must be .*got -2"),
         (lambda: _registered(name="WOD01"), "name must be new; got 'WOD01'"),
         (lambda: _registered(states={}), "states must name at least one state"),

@@ -220,22 +220,29 @@ def test_patience_lasts_as_long_a_part_of_the_second_round_as_of_the_first(monke
     assert len(member.history.losses) == member.history.best_step == 20
 
 
-def histories(*scores):
-    return [History(evaluated=np.arange(len(one)), validation=np.array(one)) for one in scores]
+def share_kept(*scores):
+    return module._share_kept(np.array(scores))
 
 
 def test_a_sure_gain_is_kept_as_a_whole():
-    assert module._kept(histories([3.0, 1.0], [3.0, 1.1], [3.0, 0.9])) == 1
+    assert share_kept([3.0, 1.0], [3.0, 1.1], [3.0, 0.9]) == 1
 
 
-def test_of_a_gain_that_may_be_chance_the_part_of_james_and_stein_is_kept():
-    # The gains of the step that is best for all are 2.0, 0.1 and 1.2; the last scores of two of
-    # them are better, which nobody would know before.
-    gains = np.array([2.0, 0.1, 1.2])
-    some = histories([5.0, 3.0, 6.0], [5.0, 4.9, 4.0], [5.0, 3.8, 5.5])
-    t = gains.mean() / (gains.std(ddof=1) / np.sqrt(3))
+def test_of_a_gain_that_may_be_chance_only_a_part_is_kept():
+    # Two steps: the second is best for the others of each, but for the last, where it is the third.
+    gain = np.array([2.0, 0.1, 1.2])
+    scores = np.stack([[5.0] * 3, 5 - gain, [6.0, 6.0, 6.0]], axis=1)
+    t = gain.mean() / (gain.std(ddof=1) / np.sqrt(3))
     assert 1 < t < 2.92
-    np.testing.assert_allclose(module._kept(some), 1 - 1 / t**2)
+    np.testing.assert_allclose(share_kept(*scores), 1 - 1 / t**2)
+
+
+def test_a_member_does_not_choose_the_step_by_which_it_is_judged():
+    # Each has a step of its own where it alone is much better.
+    scores = 1.0 + 0.1 * np.ones((4, 5))
+    scores[:, 0] = 1.0
+    scores[np.arange(4), 1 + np.arange(4)] = -1.0
+    assert share_kept(*scores) == 0
 
 
 @pytest.mark.parametrize(
@@ -244,7 +251,7 @@ def test_of_a_gain_that_may_be_chance_the_part_of_james_and_stein_is_kept():
     ids=["worse", "t below 1", "no step"],
 )
 def test_of_what_is_no_gain_nothing_is_kept(scores):
-    assert module._kept(histories(*scores)) == 0
+    assert share_kept(*scores) == 0
 
 
 @pytest.mark.parametrize(
@@ -253,17 +260,30 @@ def test_of_what_is_no_gain_nothing_is_kept(scores):
     ids=["one fold", "a start that diverges", "a step that diverges"],
 )
 def test_training_is_kept_where_there_is_nothing_to_compare(scores):
-    assert module._kept(histories(*scores)) == 1
+    assert share_kept(*scores) == 1
+
+
+def test_scores_are_aligned_by_rounds_and_stopping_costs_no_gain():
+    def done(*scores):
+        each = [History(validation=np.array(one)) for one in scores]
+        return [progress.Progress({}, None, history) for history in each]
+
+    first = done([3.0, 2.0, 1.0], [3.0, 2.1, 1.2], [3.0, 2.5])
+    second = done([1.0, 0.5], [1.2], [2.5, 2.4])
+    aligned = module._aligned([first, second])
+    expected = [[3.0, 2.0, 1.0, 1.0, 0.5], [3.0, 2.1, 1.2, 1.2, 1.2], [3.0, 2.5, 2.5, 2.5, 2.4]]
+    np.testing.assert_array_equal(aligned, expected)
+    assert module._share_kept(module._aligned([first])) > 0
 
 
 def test_kept_parts_are_between_the_parameters_of_start_and_end(monkeypatch):
-    monkeypatch.setattr(module, "_kept", lambda _: 1.0)
+    monkeypatch.setattr(module, "_share_kept", lambda _: 1.0)
     whole = cross_fit(KEY, {"one": network}, DATA, **OPTIONS)
-    monkeypatch.setattr(module, "_kept", lambda _: 0.25)
+    monkeypatch.setattr(module, "_share_kept", lambda _: 0.25)
     part = cross_fit(KEY, {"one": network}, DATA, **OPTIONS)
-    monkeypatch.setattr(module, "_kept", lambda _: 0.0)
+    monkeypatch.setattr(module, "_share_kept", lambda _: 0.0)
     none = cross_fit(KEY, {"one": network}, DATA, **OPTIONS)
-    assert (whole.kept, part.kept) == ({"one": 1.0}, {"one": 0.25})
+    assert (whole.shares_kept, part.shares_kept) == ({"one": 1.0}, {"one": 0.25})
     for a, b, c in zip(*(one.ensemble.members for one in (none, part, whole)), strict=True):
         expected = jax.tree.map(lambda x, y: 0.75 * x + 0.25 * y, a.params, c.params)
         for path, leaf in jax.tree.leaves_with_path(b.params):

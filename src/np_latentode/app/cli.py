@@ -376,3 +376,5 @@ def _keep_compiled_programs() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        # Of two commands, one may read what the other has not yet written as a whole. It compiles.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")

@@ -141,13 +141,13 @@ def fit_table(
         residual: what the path of the ODE leaves of a value. ou: an Ornstein-Uhlenbeck process,
             which is remembered for a while, and white noise. none: white noise only.
         inference: how forecasts infer z0 of an id. guide: by the guide alone. sharpened: by
-            `sharpen`. exact: by NUTS. auto: by the guide, where backbones weigh most and there are
-            no inputs, errors or limits, as theirs starts at the exact posterior; else guide or
-            sharpened, whichever forecasts better what was left out.
+            `sharpen`, without NUTS at the end. exact: by NUTS. auto: by the guide, where backbones
+            weigh most and there are no inputs, errors or limits, as theirs starts at the exact
+            posterior; else guide or sharpened, whichever forecasts better what was left out.
         latent_dim: of a network, which is then the only candidate. Default: the `candidates` that
             the data suggest.
         members: of each candidate; each is trained without one part of the ids. Default: 5, or 3
-            for 500 ids with 40,000 values or more.
+            where a wide network is one: to train on, there are 500 ids with 40,000 values or more.
         recalibrate: whether bands are widened or narrowed, so that they hold what was left out.
         steps, patience, batch_size: of `cross_fit`.
         seed: of the networks, of training, and of the choice of held-out trajectories.
@@ -184,7 +184,8 @@ def fit_table(
     if window is not None:
         parts = parts.cut(window)
     if members is None:
-        members = MEMBERS_OF_MANY if is_rich(parts.train) else MEMBERS
+        wide = latent_dim is None and is_rich(parts.train)
+        members = MEMBERS_OF_MANY if wide else MEMBERS
     say(_described(data, trajectories, parts, settings["kind"], unit, checkpoints, members))
     cross = _fit(parts, settings | {"members": members}, checkpoints, progress=progress)
     metrics = _score_and_write(output_dir, parts, cross, settings, say, overwrite=overwrite)
@@ -381,11 +382,12 @@ def _fit_metrics(parts: Parts, cross: CrossFit) -> dict[str, Any]:
     members = cross.ensemble.members
     return {
         "trained_on": len(parts.train),
+        "members": len(cross.left_out),
         "candidates": {
             name: {
                 "log_score": finite(score),
                 "weight": cross.weights[name],
-                "kept": cross.kept[name],
+                "share_kept": cross.shares_kept[name],
                 "latent_dim": some[0].model.latent_dim if (some := cross.of(name)) else None,
                 "best_steps": [member.history.best_step for member in some],
             }

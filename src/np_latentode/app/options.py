@@ -215,7 +215,8 @@ Members = Annotated[
     typer.Option(
         min=1,
         help="Trainings of each candidate, each without one part of the ids, which judges it. "
-        "Their forecasts are mixed.  [default: 5, or 3 for 500 ids with 40,000 values or more]",
+        "Their forecasts are mixed.  [default: 5, or 3 for 500 ids to train on with 40,000 values "
+        "or more]",
     ),
 ]
 Recalibrate = Annotated[

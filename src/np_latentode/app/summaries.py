@@ -47,7 +47,7 @@ def candidates_table(metrics: dict[str, Any]) -> str:
     rows: list[Sequence[str]] = [(title, "log score", "weight", "latent", "kept", "best steps")]
     for name, found in metrics["candidates"].items():
         steps = ", ".join(map(str, found["best_steps"]))
-        dim, kept = found["latent_dim"], f"{found['kept']:.0%}"
+        dim, kept = found["latent_dim"], f"{found.get('share_kept', 1):.0%}"
         weight = f"{found['weight']:.2f}"
         rows.append((name, _cell(found["log_score"]), weight, f"{dim or '-'}", kept, steps))
     note = (

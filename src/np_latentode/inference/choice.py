@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference, amortized, draw_codes
 from np_latentode.forecasts.densities import log_predictive
 from np_latentode.inference.nuts import Exact
-from np_latentode.inference.sharpening import Sharpened
+from np_latentode.inference.sharpening import UNSURE, Sharpened
 from np_latentode.programs.fitted import Fitted, check_fitted
 from np_latentode.programs.plate import check_data
 
@@ -97,7 +98,10 @@ def choose_by_folds(
         # A solve that fails costs an inference its score, and not the whole choice.
         one = replace(fitted, model=model.with_solver(throw=False))
         for name, inference in candidates.items():
-            z0 = draw_codes(inference, rng_key, one, context, num_samples)
+            with warnings.catch_warnings():
+                # Only of the inference that is chosen, the user should hear.
+                warnings.filterwarnings("ignore", UNSURE[:30])
+                z0 = draw_codes(inference, rng_key, one, context, num_samples)
             totals[name] += float(log_predictive(one, z0, context, target).sum())
         count += int(target.mask.sum())
     scores = {name: total / count for name, total in totals.items()}

@@ -89,9 +89,10 @@ def candidates(
     2,000: it is only a start. A backbone is left out for so many features that a line for each has
     more than 24 coefficients. `network` has an `MLPDynamics`, an `MLPDecoder`, an `ODERNN` and a
     `DiagonalNormal`, and two latent dimensions for each feature, from 4 to 16. If train has 500 ids
-    and 40,000 observed values or more, it is wide: it has 32 latent dimensions, a decoder without
-    hidden layers, and noise that starts at a tenth. Both read static covariates and inputs, if
-    train has some; the field of a backbone reads inputs only, as its z0 has the slopes.
+    and 40,000 observed values or more (of data on disk, among 2,000 trajectories), it is wide: it
+    has 32 latent dimensions, a decoder without hidden layers, and noise that starts at a tenth.
+    Both read static covariates and inputs, if train has some; the field of a backbone reads inputs
+    only, as its z0 has the slopes.
 
     Args:
         train: all that may be trained on.

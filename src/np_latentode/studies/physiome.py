@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from np_latentode.data.checks import check_counts
+from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.conditioning import MOSTLY_PARTS
 from np_latentode.data.scaling import Scaling
 from np_latentode.forecasts.calibration import Calibration, calibration
@@ -46,10 +46,10 @@ def run(
 ) -> dict[str, Any]:
     """Forecasts the second half of held-out solutions from the first, as the benchmark does.
 
-    The data are made from the equations, by the benchmark's rules. The fit is that of
-    `np-latentode fit`, the same for every set: the same candidates, weighed in the same way, with
-    the same bands. Scores are over all values asked, in standard deviations of the state; the noise
-    alone has a mean squared error of 0.0025.
+    The data are made from the equations, by the benchmark's rules. The candidates and how they are
+    trained are those of `np-latentode fit`, the same for every set, and forecasts are by the guide.
+    Scores are over all values asked, in standard deviations of the state; the noise alone has a
+    mean squared error of 0.0025.
 
     Args:
         output_dir: where metrics.json and the figures go.
@@ -68,9 +68,10 @@ def run(
     Raises:
         ValueError: if there is no such set, an argument is out of range, or output_dir cannot be
             used.
-        RuntimeError: if an instance cannot be solved.
+        FloatingPointError: if an instance cannot be solved.
     """
     check_counts(folds=folds, steps=steps, members=members)
+    check_seed(seed)
     check_output_dir(output_dir, overwrite=overwrite)
     if progress:
         print(f"solving {name} ...")

@@ -47,7 +47,7 @@ MOST_LEFT_OUT = 500
 validation takes as long as there are of them."""
 
 SURE = 0.95
-"""The probability, if training changes nothing, of a gain below which not all of it is kept."""
+"""About the probability, if training changes nothing, that not all of it is kept."""
 
 LEAST_WEIGHT = 0.02
 """A candidate of a lower weight is left out."""
@@ -64,7 +64,7 @@ class CrossFit(NamedTuple):
     """log p(target | context) per observation of those left out, by candidate."""
     weights: dict[str, float]
     """The weight of each candidate in the ensemble."""
-    kept: dict[str, float]
+    shares_kept: dict[str, float]
     """How much of its training each candidate keeps: 1, or less where its gain may be chance."""
     num_trajectories: int
     """That were given to `cross_fit`."""
@@ -110,10 +110,11 @@ def cross_fit(
     weights of the candidates (stacking, Yao et al. 2018). The members of a candidate count alike.
     What they say of the trajectories that they left out also tells how wide their bands should be.
 
-    If training improves the forecasts of a candidate by what may be chance (a t-test over the
-    folds, at 5%), its parameters go only a part of the way from the start, 1 - 1 / t^2 or none.
-    That is the factor of James & Stein (1961), between parameters as in Wortsman et al. (2022). So
-    a backbone stays near the mixed model where the data do not say that it should leave it.
+    If training improves the forecasts of a candidate by what may be chance (a t-test over the folds
+    at 5%, where each is scored at the step that is best for the others), its parameters go only a
+    part of the way from the start: 1 - 1 / t^2 or, if t < 1, none. The factor has the form of that
+    of James & Stein (1961); that parameters between start and end forecast well is seen by Wortsman
+    et al. (2022). So a backbone stays near the mixed model where the data do not say otherwise.
 
     A fold leaves out a random 500 at most; if there are more, all members are trained on the rest.
 
@@ -172,15 +173,15 @@ def cross_fit(
     # Side by side, as each candidate is compiled for itself, which takes longer than its steps.
     with side_by_side(min(len(candidates), workers)) as each:
         try:
-            made, kept, log_p = zip(*each(train, candidates), strict=True)
+            made, shares, log_p = zip(*each(train, candidates), strict=True)
         except BaseException:
             # Of an interruption, only this thread is told.
             stop.set()
             raise
     by_name = dict(zip(candidates, made, strict=True))
-    shares = dict(zip(candidates, kept, strict=True))
+    shares_kept = dict(zip(candidates, shares, strict=True))
     seconds = time.perf_counter() - started
-    return _joined(by_name, shares, np.stack(log_p), split, len(trajectories), seconds)
+    return _joined(by_name, shares_kept, np.stack(log_p), split, len(trajectories), seconds)
 
 
 def _trained(
@@ -200,7 +201,7 @@ def _trained(
 ) -> tuple[list[Fitted], float, Float[np.ndarray, " trajectory"]]:
     """The members of a candidate, what is kept of their training, and their scores of those left
     out."""
-    starts, done, plans, rounds = members, [], [], _rounds(num_steps)
+    starts, every, plans, rounds = members, [], [], _rounds(num_steps)
     for number, steps in enumerate(rounds):
         # As much of each schedule, so that none ends while its learning rate is still high.
         waited = None if patience is None else max(patience, patience * steps // rounds[0])
@@ -209,13 +210,13 @@ def _trained(
         if directory is not None:
             plans = [plan.kept_in(directory / f"{number}-{k}") for k, plan in enumerate(plans)]
         options: Any = dict(progress=progress, max_workers=max_workers, name=name, stop=stop)
-        done = train_all(plans, **options)
+        every.append(done := train_all(plans, **options))
         members = [_continued(member, one) for member, one in zip(members, done, strict=True)]
         if not _improving(done, steps):
             break
-    kept = _kept([member.history for member in members])
-    members = [_between(*pair, kept) for pair in zip(starts, members, strict=True)]
-    return members, kept, _left_out_scores(rng_key, members, plans, split)
+    share = _share_kept(_aligned(every))
+    members = [_between(*pair, share) for pair in zip(starts, members, strict=True)]
+    return members, share, _left_out_scores(rng_key, members, plans, split)
 
 
 def _rounds(num_steps: int) -> list[int]:
@@ -229,29 +230,41 @@ def _improving(done: Sequence[Progress], steps: int) -> bool:
     return float(np.median([one.history.best_step for one in done])) >= 0.9 * steps
 
 
-def _kept(histories: Sequence[History]) -> float:
-    """How much of what training changed is kept: 1 if it surely improved the mean score.
+def _aligned(rounds: Sequence[Sequence[Progress]]) -> Float[np.ndarray, "member evaluation"]:
+    """The scores of all members, round by round; one that has stopped keeps its last score."""
+    columns = []
+    for done in rounds:
+        scores = [one.history.validation for one in done]
+        longest = max(map(len, scores))
+        columns.append(np.stack([np.pad(x, (0, longest - len(x)), mode="edge") for x in scores]))
+    return np.concatenate(columns, axis=1)
 
-    The gain is that of the step that is best for all members together. Each member's own best step
-    is chosen by few trajectories, and so it always looks better than the start.
+
+def _share_kept(scores: Float[np.ndarray, "member evaluation"]) -> float:
+    """How much of what training changed is kept: all, if it surely improved the scores.
+
+    The gain of a member is that of the step that is best for the others. Its own best step is
+    chosen by few trajectories, and so it always looks better than the start.
     """
-    count = min(len(history.validation) for history in histories)
-    scores = np.stack([history.validation[:count] for history in histories])
     if len(scores) < 2 or not np.isfinite(scores[:, 0]).all():
         return 1.0
-    mean = scores.mean(0)
-    gain = scores[:, 0] - scores[:, np.argmin(np.where(np.isfinite(mean), mean, np.inf))]
+    # A step where one of them diverges is not best for any.
+    scores = scores[:, np.isfinite(scores).all(0)]
+    others = [np.delete(scores, k, axis=0).mean(0).argmin() for k in range(len(scores))]
+    gain = scores[:, 0] - scores[np.arange(len(scores)), others]
+    if gain.mean() <= 0:
+        return 0.0
     error = gain.std(ddof=1) / np.sqrt(len(gain))
     if gain.mean() > stdtrit(len(gain) - 1, SURE) * error:
         return 1.0
-    return float(max(0.0, 1 - (error / gain.mean()) ** 2)) if gain.mean() > 0 else 0.0
+    return float(max(0.0, 1 - (error / gain.mean()) ** 2))
 
 
-def _between(start: Fitted, member: Fitted, kept: float) -> Fitted:
+def _between(start: Fitted, member: Fitted, share: float) -> Fitted:
     """The member with parameters between those of its start and its own."""
-    if kept == 1:
+    if share == 1:
         return member
-    params = jax.tree.map(lambda a, b: a + kept * (b - a), start.params, member.params)
+    params = jax.tree.map(lambda a, b: a + share * (b - a), start.params, member.params)
     return Fitted(start.model, start.guide, params, member.history)
 
 
@@ -417,7 +430,7 @@ def _left_out_scores(
 
 def _joined(
     made: dict[str, list[Fitted]],
-    kept: dict[str, float],
+    shares_kept: dict[str, float],
     log_p: Float[np.ndarray, "candidate trajectory"],
     split: _Split,
     num_trajectories: int,
@@ -435,7 +448,7 @@ def _joined(
         split.left_out,
         dict(zip(made, (log_p.sum(1) / count).tolist(), strict=True)),
         dict(zip(made, weights.tolist(), strict=True)),
-        kept,
+        shares_kept,
         num_trajectories,
         seconds,
     )

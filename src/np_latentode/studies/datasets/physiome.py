@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.integrate import ode
 
-from np_latentode.data.checks import check_counts
+from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.studies.datasets.physiome_systems import SYSTEMS, System
 
@@ -69,7 +69,7 @@ def solutions(name: str, *, instances: int = INSTANCES) -> Float[np.ndarray, "in
 
     Raises:
         ValueError: if there is no such system, or the number is not positive.
-        RuntimeError: if an instance cannot be solved with either of its two seeds.
+        FloatingPointError: if an instance cannot be solved with either of its two seeds.
     """
     if name not in SYSTEMS:
         raise ValueError(f"name must be one of {', '.join(SYSTEMS)}; got {name!r}.")
@@ -92,19 +92,20 @@ def divide(states: Float[np.ndarray, "instance time state"], *, fold: int) -> Fo
         fold: the seed of what is random.
 
     Raises:
-        ValueError: if fewer than ten instances are left, or fold is negative.
+        ValueError: if a state never varies, fewer than ten instances are left, or fold is negative.
     """
-    if not isinstance(fold, int) or fold < 0:
-        raise ValueError(f"fold must be a non-negative integer; got {fold!r}.")
+    check_seed(fold, name="fold")
     states = states[:, :-1]
-    x = (states - states.mean((0, 1))) / states.std((0, 1), ddof=1)
+    if not ((spread := states.std((0, 1), ddof=1)) > 0).all():
+        raise ValueError(f"states must vary, each of them; got standard deviations of {spread}.")
+    x = (states - states.mean((0, 1))) / spread
     x = x[(np.abs(x) <= FARTHEST).all((1, 2))]
     if len(x) < 10:
         raise ValueError(f"states must hold ten instances within 10 sd or more; got {len(x)}.")
     rng = np.random.default_rng(fold)
     x = rng.permutation(x)
     observed = x + NOISE * rng.standard_normal(x.shape)
-    whole = _seen(observed, _kept(rng.uniform(size=x.shape) < KEPT))
+    whole = _seen(observed, _odd(rng.uniform(size=x.shape) < KEPT))
     cut = round(TRAINING * len(x))
     test = whole[cut:]
     return Fold(whole[:cut], test.before(0.5), test.after(0.5))
@@ -118,7 +119,7 @@ def _window(name: str, number: int) -> Float[np.ndarray, "time state"]:
         if np.isfinite(solved).all():
             start = rng.randint(0, WINDOW)
             return solved[start : start + WINDOW]
-    raise RuntimeError(f"Instance {number} of {name} cannot be solved.")
+    raise FloatingPointError(f"Instance {number} of {name} cannot be solved.")
 
 
 def _solved(system: System, rng: np.random.RandomState) -> Float[np.ndarray, "time state"]:
@@ -145,7 +146,7 @@ def _solved(system: System, rng: np.random.RandomState) -> Float[np.ndarray, "ti
     return found
 
 
-def _kept(drawn: Bool[np.ndarray, "instance time state"]) -> np.ndarray:
+def _odd(drawn: Bool[np.ndarray, "instance time state"]) -> np.ndarray:
     """Only the times with an odd number of values."""
     return drawn & (drawn.sum(-1, keepdims=True) % 2 == 1)
 
