@@ -1,5 +1,9 @@
 """What several test files need."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpyro.handlers as handlers
 
@@ -34,3 +38,21 @@ def interrupted_at(monkeypatch, number):
 
     monkeypatch.setattr(progress, "_append", interrupted)
     return calls
+
+
+def printed_by_processes(script, count=4):
+    """What a script prints in processes that differ by their hash seeds, as a set.
+
+    Python orders sets of names by a hash that has a seed of its own in each process.
+    """
+    found = set()
+    for seed in range(count):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.add(done.stdout)
+    return found

@@ -1,14 +1,11 @@
 """The leaves of a distribution have one order, whatever order NumPyro has for its fields."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from helpers import printed_by_processes
 
 from np_latentode.inference.leaves import ordered_leaves
 
@@ -74,18 +71,7 @@ print(hashlib.sha256(lowered.as_text().encode()).hexdigest())
 @pytest.mark.slow
 def test_the_program_that_finds_modes_is_the_same_in_every_process():
     """So that JAX finds the compiled one on disk."""
-    found = set()
-    # Python orders sets of names by a hash that has a seed of its own in each process.
-    for seed in range(4):
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            env=os.environ | {"PYTHONHASHSEED": str(seed)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found.add(done.stdout)
-    assert len(found) == 1
+    assert len(printed_by_processes(SCRIPT)) == 1
 
 
 def test_other_pytrees_keep_their_order():

@@ -46,7 +46,7 @@ from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
 from np_latentode.programs.plate import check_trajectories
 
-__all__ = ["Candidate", "candidates", "is_rich", "latent_ode"]
+__all__ = ["Candidate", "candidates", "in_steps", "is_rich", "latent_ode"]
 
 Candidate = Callable[[Trajectories, nnx.Rngs], tuple[LatentODE, AmortizedGuide]]
 """`(train, rngs) -> (model, guide)`, whose parts may start at estimates from the data."""
@@ -250,7 +250,7 @@ def _wide_network(
         posterior=DiagonalNormal(size, latent_dim, width=hidden_dim, rngs=rngs),
         scaling=scaling,
         likelihood=likelihood(start=np.full(features, WIDE_NOISE)),
-        solver=_in_steps(WIDE_STEPS) if solver is None else solver,
+        solver=in_steps(WIDE_STEPS) if solver is None else solver,
         rngs=rngs,
     )
 
@@ -273,7 +273,7 @@ def _encoder(
     return encoder, feature_dim(encoder, num_features, count, readings)
 
 
-def _in_steps(count: int) -> Solver:
+def in_steps(count: int) -> Solver:
     """A solver of so many steps over the span of the data."""
     # Slightly longer steps, as rounding could put the last time after the last step.
     return Solver(diffrax.Heun(), dt0=SPAN / count * (1 + 1e-5))

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,15 +22,13 @@ from flax import nnx
 from jaxtyping import Array
 
 from np_latentode.data.conditioning import Conditioning
-from np_latentode.data.scaling import SPAN
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.prediction import forecast
 from np_latentode.parts.decoder import MLPDecoder
 from np_latentode.parts.dynamics import MLPDynamics
 from np_latentode.parts.encoders import ODERNN
 from np_latentode.parts.posteriors import DiagonalNormal
-from np_latentode.parts.solve import Solver
-from np_latentode.programs.assemble import latent_ode
+from np_latentode.programs.assemble import in_steps, latent_ode
 from np_latentode.programs.fitted import Fitted
 from np_latentode.programs.guide import AmortizedGuide
 from np_latentode.programs.model import LatentODE
@@ -198,8 +196,7 @@ def make_model(train: Trajectories, *, rngs: nnx.Rngs) -> tuple[LatentODE, Amort
     A linear decoder of such curves needs a state of many dimensions.
     """
     steps = int(np.ceil(train.times.shape[1] / STATES_PER_STEP))
-    # Slightly longer steps, as rounding could put the last time after the last step.
-    solver = Solver(diffrax.Heun(), dt0=SPAN / steps * (1 + 1e-5), max_steps=steps + 1)
+    solver = replace(in_steps(steps), max_steps=steps + 1)
     features = train.num_features
     return latent_ode(
         train,
