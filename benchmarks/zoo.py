@@ -1,4 +1,4 @@
-"""Is `np-latentode fit` good on real tables? Fits 26 of them, and prints a page of scores.
+"""Is `np-latentode fit` good on real tables? Fits 28 of them, and prints a page of scores.
 
     python benchmarks/zoo.py
     python benchmarks/zoo.py --tables pbcseq cigar --seeds 0 1
@@ -61,7 +61,11 @@ fatigue      nlme/Fatigue          Path      cycles relLength
 storms       dplyr/storms          storm     hours  lat,long
 billboard    tidyr/billboard       song      week   rank
 frenchfries  reshape2/french_fries batch     time   potato,buttery,rancid,painty
+phenobarb    nlme/Phenobarb        Subject   time   conc
+quinidine    nlme/Quinidine        Subject   time   log(conc)
 """
+# What is given over time, of tables where something is.
+INPUTS = {"phenobarb": "dose=event", "quinidine": "dose=event"}
 # The static covariates of tables that have some.
 STATIC = {
     "chickweight": "Diet=category",
@@ -74,6 +78,8 @@ STATIC = {
     "orthodont": "Sex",
     "milk": "Diet",
     "wages": "black,hispanic,hgc",
+    "phenobarb": "Wt,Apgar",
+    "quinidine": "Weight,Creatinine,glyco",
 }
 # The columns of the page, and the digits of each.
 DIGITS = {"ids": 0, "rows": 0, "seeds": 0, "crps": 3, "worst": 3, "rmse": 3, "mixed": 3, "last": 3}
@@ -106,12 +112,13 @@ class Table(NamedTuple):
         """Those of the command that say what the columns are."""
         log = [name for name in self.values if f"log({name})" in self.entries.split(",")]
         found = ["--id", self.id, "--time", self.time, "--values", ",".join(self.values)]
-        return [*found, "--log", ",".join(log)] if log else found
+        found += ["--log", ",".join(log)] if log else []
+        return [*found, "--inputs", INPUTS[self.name]] if self.name in INPUTS else found
 
-    @property
-    def covariates(self) -> list[str]:
-        given = STATIC.get(self.name, "")
-        return [entry.partition("=")[0] for entry in given.split(",") if entry]
+    def columns(self, given: dict[str, str]) -> list[str]:
+        """Those that STATIC or INPUTS names."""
+        entries = given.get(self.name, "").split(",")
+        return [entry.partition("=")[0] for entry in entries if entry]
 
 
 def joined(frame: pd.DataFrame, *names: str) -> pd.Series:
@@ -136,7 +143,24 @@ def billboard(frame: pd.DataFrame) -> pd.DataFrame:
     return long.assign(week=long["week"].str.removeprefix("wk").astype(int))
 
 
+def quinidine(frame: pd.DataFrame) -> pd.DataFrame:
+    """A dose with an interval is one at steady state: the same doses before it as rows, ten or as
+    many as follow the row before it.
+
+    The covariates of a patient change between visits a little; the first ones are taken.
+    """
+    before = frame.groupby("Subject")["time"].shift().fillna(-np.inf)
+    earlier = [
+        frame.assign(time=frame["time"] - k * frame["interval"], conc=np.nan) for k in range(1, 11)
+    ]
+    rows = pd.concat([rows[rows["time"] > before] for rows in earlier])
+    frame = pd.concat([frame, rows], ignore_index=True).sort_values(["Subject", "time"])
+    first = frame.groupby("Subject")[["Weight", "Creatinine", "glyco"]].transform("first")
+    return frame.assign(**first, time=frame["time"].round(2))
+
+
 PREPARED = {
+    "quinidine": quinidine,
     "storms": storms,
     "billboard": billboard,
     "glucose2": lambda frame: frame.assign(trial=joined(frame, "Subject", "Date")),
@@ -155,8 +179,9 @@ def write(table: Table, path: Path) -> bool:
     if frame is None:
         return False
     frame = PREPARED[table.name](frame) if table.name in PREPARED else frame
-    names = [table.id, table.time, *table.values, *table.covariates]
-    frame = frame[names].dropna(subset=table.values, how="all")
+    inputs = table.columns(INPUTS)
+    names = [table.id, table.time, *table.values, *table.columns(STATIC), *inputs]
+    frame = frame[names].dropna(subset=[*table.values, *inputs], how="all")
     frame.to_csv(path, index=False)
     return True
 

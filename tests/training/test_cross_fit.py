@@ -24,6 +24,8 @@ from np_latentode import (
     posterior,
 )
 from np_latentode.training import cross_fit as module, progress, steps
+from np_latentode.training.gains import share_kept
+from np_latentode.training.split import split
 from np_latentode.training.stacking import stacking_weights
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -153,12 +155,14 @@ def test_the_first_evaluation_is_of_the_start(crossed):
 
 def test_weights_of_candidates_are_those_of_stacking_and_sum_to_one():
     rng = np.random.default_rng(0)
+    # Each of two is much better for a half: their mixture is surely better than the first alone.
     log_p = rng.normal(size=(3, 14)) - np.array([[0.0], [0.0], [30.0]])
+    log_p[:2] += 3 * np.eye(2).repeat(7, axis=1)
     pair = network(DATA, nnx.Rngs(0))
     one = module.starting_alike([pair], name="candidates")[0]
-    split = module._split(DATA, 2)
+    divided = split(DATA, 2)
     made = {name: [replace(one), replace(one)] for name in "abc"}
-    cross = module._joined(made, dict.fromkeys(made, 1.0), log_p, split, len(DATA), 1.0)
+    cross = module._joined(made, dict.fromkeys(made, 1.0), log_p, divided, 1.0)
     weights = stacking_weights(log_p)
     assert sum(cross.weights.values()) == pytest.approx(1)
     assert cross.weights["c"] == 0
@@ -176,6 +180,37 @@ def test_weights_of_candidates_are_those_of_stacking_and_sum_to_one():
         np.testing.assert_allclose(fold.weights, [cross.weights["a"], cross.weights["b"]])
 
 
+def test_weights_leave_the_first_candidate_only_as_far_as_others_are_surely_better():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=12)
+    ids = np.arange(12)
+    surely, maybe = first + 1 + 0.1 * rng.normal(size=12), first + 3 * rng.normal(size=12)
+    assert module._weights(np.stack([first, surely]), ids)[1] == pytest.approx(1, abs=1e-3)
+    stacked = stacking_weights(np.stack([first, maybe]))
+    weights = module._weights(np.stack([first, maybe]), ids)
+    gain = np.log(stacked @ np.exp([first, maybe])) - first
+    assert stacked[1] > 0.1
+    expected = share_kept(gain, ids) * stacked[1]
+    np.testing.assert_allclose(weights[1], expected, atol=1e-6)
+    assert weights[1] < 0.9 * stacked[1]
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_windows_of_an_id_are_one_case():
+    """As many windows of the same two ids make nothing surer."""
+    rng = np.random.default_rng(1)
+    first, gain = rng.normal(size=40), np.repeat([2.0, -0.5], 20)
+    log_p, ids = np.stack([first, first + gain]), np.repeat(["a", "b"], 20)
+    assert stacking_weights(log_p)[1] > 0.9
+    assert module._weights(log_p, np.arange(40))[1] > 0.9
+    assert module._weights(log_p, ids)[1] < 0.5
+
+
+def test_a_first_candidate_that_cannot_be_scored_has_no_claim():
+    log_p = np.stack([np.array([-np.inf, 1.0, 1.0]), np.zeros(3)])
+    np.testing.assert_allclose(module._weights(log_p, np.arange(3)), stacking_weights(log_p))
+
+
 @pytest.mark.slow
 def test_with_one_fold_a_seventh_is_left_out_once():
     cross = cross_fit(KEY, {"one": network}, DATA, **OPTIONS | dict(num_folds=1, num_steps=1))
@@ -186,12 +221,12 @@ def test_with_one_fold_a_seventh_is_left_out_once():
 def test_each_fold_takes_as_many_of_each_length_and_none_that_cannot_be_forecast():
     lengths = [1, *[4] * 12, *[60] * 6]
     pairs = [(np.arange(n), np.ones((n, 1))) for n in lengths]
-    split = module._split(Trajectories.from_ragged(pairs, num_features=1), 3)
-    for rows, parts in zip(split.left_out, split.kept, strict=True):
+    divided = split(Trajectories.from_ragged(pairs, num_features=1), 3)
+    for rows, parts in zip(divided.left_out, divided.kept, strict=True):
         left_out = np.array(lengths)[rows]
         assert [(left_out == n).sum() for n in (1, 4, 60)] == [0, 4, 2]
         assert [len(part) for part in parts] == [9, 4]
-    assert not set(split.left_out[0]) & set(split.left_out[1])
+    assert not set(divided.left_out[0]) & set(divided.left_out[1])
 
 
 @pytest.mark.slow
@@ -220,69 +255,91 @@ def test_patience_lasts_as_long_a_part_of_the_second_round_as_of_the_first(monke
     assert len(member.history.losses) == member.history.best_step == 20
 
 
-def share_kept(*scores):
-    return module._share_kept(np.array(scores))
-
-
-def test_a_sure_gain_is_kept_as_a_whole():
-    assert share_kept([3.0, 1.0], [3.0, 1.1], [3.0, 0.9]) == 1
-
-
-def test_of_a_gain_that_may_be_chance_only_a_part_is_kept():
-    # Two steps: the second is best for the others of each, but for the last, where it is the third.
-    gain = np.array([2.0, 0.1, 1.2])
-    scores = np.stack([[5.0] * 3, 5 - gain, [6.0, 6.0, 6.0]], axis=1)
-    t = gain.mean() / (gain.std(ddof=1) / np.sqrt(3))
-    assert 1 < t < 2.92
-    np.testing.assert_allclose(share_kept(*scores), 1 - 1 / t**2)
-
-
-def test_a_member_does_not_choose_the_step_by_which_it_is_judged():
-    # Each has a step of its own where it alone is much better.
-    scores = 1.0 + 0.1 * np.ones((4, 5))
-    scores[:, 0] = 1.0
-    scores[np.arange(4), 1 + np.arange(4)] = -1.0
-    assert share_kept(*scores) == 0
+def history(*scores, others=None):
+    """A history whose step is chosen by the others' scores."""
+    steps = np.arange(len(scores))
+    return History(steps[1:] * 1.0, steps, np.array(scores), others=np.array(others or scores))
 
 
 @pytest.mark.parametrize(
-    "scores",
-    [([1.0, 2.0], [1.0, 3.0]), ([1.0, 0.0], [1.0, 1.9]), ([1.0], [2.0])],
-    ids=["worse", "t below 1", "no step"],
+    ("after", "between", "share"),
+    [
+        (2.0 + np.eye(8)[0], -9.0, 1.0),
+        (np.eye(8)[0] - 1.0, -9.0, 0.0),
+        (np.linspace(-1.0, 2.1, 8), 0.1, 0.55),
+        # Between the two it is worse than at the start: no half of the way.
+        (np.linspace(-1.0, 2.1, 8), -9.0, 1.0),
+    ],
+    ids=["sure", "a loss", "may be chance", "a ridge between"],
 )
-def test_of_what_is_no_gain_nothing_is_kept(scores):
-    assert share_kept(*scores) == 0
+def test_what_is_kept_of_training_is_the_start_the_end_or_what_lies_between(after, between, share):
+    pair = network(DATA, nnx.Rngs(0))
+    start = module.starting_alike([pair], name="candidates")[0]
+    end = replace(start, params=jax.tree.map(lambda x: x + 1.0, start.params))
+    seen = []
+
+    def scores(members):
+        [one] = members
+        seen.append(one)
+        is_end = one is end
+        return np.asarray(after if is_end else np.full(8, 0.0 if one is start else between))
+
+    [kept], found, log_p = module._kept([start], [end], scores, np.arange(8))
+    assert found == pytest.approx(share, abs=0.05)
+    expected = jax.tree.map(lambda x: x + found, start.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), kept.params, expected)
+    # The scores are those of what is kept.
+    middle = 0.0 if share == 0 else between
+    np.testing.assert_array_equal(log_p, after if found == 1 else np.full(8, middle))
 
 
-@pytest.mark.parametrize(
-    "scores",
-    [([1.0, 0.9],), ([np.inf, 5.0], [1.0, 2.0]), ([2.0, np.inf, 1.0], [2.0, 1.0, 1.01])],
-    ids=["one fold", "a start that diverges", "a step that diverges"],
-)
-def test_training_is_kept_where_there_is_nothing_to_compare(scores):
-    assert share_kept(*scores) == 1
+def test_a_second_round_goes_on_from_the_step_that_the_first_kept():
+    """Its start was scored for each member at the step that it kept, not all at one."""
+    pair = network(DATA, nnx.Rngs(0))
+    one = module.starting_alike([pair], name="candidates")[0]
+    past = history(3.0, 2.0, 2.5, others=[3.0, 1.0, 2.0])
+    before = replace(one, history=past)
+    better = history(2.0, 1.9, others=[0.8, 0.7])
+    worse = history(2.0, 1.9, others=[0.8, 0.9])
+    for new, best in ((better, 3), (worse, 1)):
+        done = progress.Progress(one.params, None, new)
+        joined = module._continued(before, done).history
+        assert joined.evaluated.tolist() == [0, 1, 2, 3]
+        assert joined.best_step == best
 
 
-def test_scores_are_aligned_by_rounds_and_stopping_costs_no_gain():
-    def done(*scores):
-        each = [History(validation=np.array(one)) for one in scores]
-        return [progress.Progress({}, None, history) for history in each]
+@pytest.mark.slow
+def test_the_others_choose_the_step_of_each_member_and_all_take_as_many(monkeypatch):
+    # In turns: of three members at their starts, then after each dispatch.
+    scores = np.array([[3.0, 1.0, 2.0, 0.0], [3.0, 2.0, 1.0, 9.0], [3.0, 2.5, 0.5, 9.0]])
+    given = iter(scores.T.ravel().tolist())
+    monkeypatch.setattr(progress, "forecast_score", lambda *_: next(given))
+    monkeypatch.setattr(module, "_rounds", lambda _: [15])
+    options = OPTIONS | dict(num_folds=3, patience=10)
+    done = cross_fit(KEY, {"one": network}, DATA, **options).ensemble.members
+    for k, one in enumerate(done):
+        others = np.delete(scores, k, axis=0).mean(0)
+        np.testing.assert_allclose(one.history.others, others)
+        assert one.history.best_step == 5 * others.argmin()
+        assert len(one.history.losses) == 15
+    assert [one.history.best_step for one in done] == [10, 10, 5]
 
-    first = done([3.0, 2.0, 1.0], [3.0, 2.1, 1.2], [3.0, 2.5])
-    second = done([1.0, 0.5], [1.2], [2.5, 2.4])
-    aligned = module._aligned([first, second])
-    expected = [[3.0, 2.0, 1.0, 1.0, 0.5], [3.0, 2.1, 1.2, 1.2, 1.2], [3.0, 2.5, 2.5, 2.5, 2.4]]
-    np.testing.assert_array_equal(aligned, expected)
-    assert module._share_kept(module._aligned([first])) > 0
+
+def test_a_member_that_cannot_be_scored_has_no_say():
+    def done(*each):
+        some = (History(validation=np.array(one), evaluated=np.arange(3)) for one in each)
+        return [progress.Progress({}, None, one) for one in some]
+
+    members = done([3.0, 2.0, 1.0], [np.inf] * 3, [2.0, 1.0, np.inf])
+    judged = [progress._judged(k, members).history.others for k in range(3)]
+    np.testing.assert_array_equal(judged, [[2, 1, np.inf], [2.5, 1.5, np.inf], [3, 2, np.inf]])
 
 
 def test_kept_parts_are_between_the_parameters_of_start_and_end(monkeypatch):
-    monkeypatch.setattr(module, "_share_kept", lambda _: 1.0)
-    whole = cross_fit(KEY, {"one": network}, DATA, **OPTIONS)
-    monkeypatch.setattr(module, "_share_kept", lambda _: 0.25)
-    part = cross_fit(KEY, {"one": network}, DATA, **OPTIONS)
-    monkeypatch.setattr(module, "_share_kept", lambda _: 0.0)
-    none = cross_fit(KEY, {"one": network}, DATA, **OPTIONS)
+    shares = iter([1.0, 0.25, 0.0, 0.0])
+    monkeypatch.setattr(module, "share_kept", lambda *_: next(shares))
+    monkeypatch.setattr(module, "_weights", lambda log_p, _: np.ones(1))
+    whole, part, none = (cross_fit(KEY, {"one": network}, DATA, **OPTIONS) for _ in range(3))
     assert (whole.shares_kept, part.shares_kept) == ({"one": 1.0}, {"one": 0.25})
     for a, b, c in zip(*(one.ensemble.members for one in (none, part, whole)), strict=True):
         expected = jax.tree.map(lambda x, y: 0.75 * x + 0.25 * y, a.params, c.params)
@@ -326,7 +383,7 @@ def test_interrupted_it_ends_bit_for_bit_where_it_would_have_ended(tmp_path, mon
         assert other.scores == whole.scores
         for a, b in zip(whole.ensemble.members, other.ensemble.members, strict=True):
             same(a.params, b.params)
-            same(a.history[:3], b.history[:3])
+            same(a.history._replace(seconds=0), b.history._replace(seconds=0))
 
 
 @pytest.mark.slow
@@ -383,9 +440,9 @@ def test_a_candidate_that_diverges_ends_the_training():
 
 
 def test_folds_of_many_leave_out_random_ones_and_train_on_all_others(monkeypatch):
-    monkeypatch.setattr(module, "MOST_LEFT_OUT", 3)
-    split = module._split(DATA, 2)
-    assert [len(rows) for rows in split.left_out] == [3, 3]
-    assert not {*split.left_out[0].tolist()} & {*split.left_out[1].tolist()}
-    for rows, (kept,) in zip(split.left_out, split.kept, strict=True):
+    monkeypatch.setattr("np_latentode.training.split.MOST_LEFT_OUT", 3)
+    divided = split(DATA, 2)
+    assert [len(rows) for rows in divided.left_out] == [3, 3]
+    assert not {*divided.left_out[0].tolist()} & {*divided.left_out[1].tolist()}
+    for rows, (kept,) in zip(divided.left_out, divided.kept, strict=True):
         assert ids(kept) == ids(DATA[np.setdiff1d(np.arange(14), rows)])

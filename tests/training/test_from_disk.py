@@ -15,6 +15,7 @@ from np_latentode import (
     PoissonLikelihood,
     Scaling,
     StoredTrajectories,
+    cross_fit,
     fit,
     latent_ode,
 )
@@ -22,6 +23,7 @@ from np_latentode.data import stored as stored_module
 from np_latentode.data.offset import Offset
 from np_latentode.training import plan, progress, steps
 from np_latentode.training.chunks import Chunks
+from np_latentode.training.recalibration import recalibrated
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("grain")
@@ -181,3 +183,27 @@ def test_an_impossible_observation_anywhere_on_disk_is_refused(
     with pytest.raises(ValueError, match=place):
         fit(KEY, *pair, stored, num_steps=2, batch_size=2, progress=False)
     assert stored[at].given.values[0, slot, 0] == value
+
+
+@pytest.mark.slow
+def test_candidates_are_cross_fitted_from_disk(stored):
+    """No member is trained on what any fold leaves out; each reads in an order of its own."""
+    made = []
+
+    def build(train, rngs):
+        made.append(train)
+        return small_pair(stored)
+
+    options = dict(num_folds=2, num_steps=20, batch_size=6, progress=False)
+    cross = cross_fit(KEY, {"one": build}, stored, **options)
+    left_out = np.concatenate(cross.left_out)
+    assert len({*left_out.tolist()}) == len(left_out) == 2 * (48 // 14)
+    for train in made:
+        assert {*train.names.ids} == {*range(48)} - {*left_out.tolist()}
+    a, b = cross.ensemble.members
+    assert np.isfinite(a.history.losses).all()
+    assert (a.history.losses != b.history.losses).all()
+    again = cross_fit(KEY, {"one": build}, stored, **options)
+    same(a.params, again.ensemble.members[0].params)
+    bands = recalibrated(KEY, cross, stored, num_samples=20).bands
+    assert bands.widths.shape == (2,)

@@ -78,6 +78,7 @@ def fit(
     since: options.Since = None,
     unit: options.Unit = None,
     window: options.Window = None,
+    on_disk: options.OnDisk = False,
     holdout: options.Holdout = 0.2,
     split: options.Split = None,
     origins: options.Origins = 1,
@@ -98,7 +99,7 @@ def fit(
     PNG. After an interruption the same command goes on; a finished fit is not repeated.
     """
     given: dict[str, Any] = dict(id=id, time=time, feature=feature, value=value, unit=unit)
-    given |= dict(since=since, window=window, holdout=holdout)
+    given |= dict(since=since, window=window, on_disk=on_disk, holdout=holdout)
     given |= dict(split=split, origins=origins)
     given |= dict(residual=residual, inference=inference)
     given |= dict(latent_dim=latent_dim, members=members, recalibrate=recalibrate)

@@ -20,7 +20,7 @@ from np_latentode.app.data_summary import (
     trajectories_table,
     windows_advised,
 )
-from np_latentode.app.division import Parts, check_columns, divide
+from np_latentode.app.division import Parts, check_columns, divide, some_of
 from np_latentode.app.held_out import score_held_out
 from np_latentode.app.horizons import finite
 from np_latentode.app.summaries import (
@@ -40,6 +40,7 @@ from np_latentode.data.files import write_table
 from np_latentode.data.guesses import choose_kinds
 from np_latentode.data.kinds import BERNOULLI, COUNTS, NUMBERS
 from np_latentode.data.scaling import Scaling
+from np_latentode.data.stored import StoredTrajectories
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.variance import variance_shares
 from np_latentode.inference.choice import INFERENCES, Choice, choose_by_folds
@@ -59,13 +60,13 @@ from np_latentode.storage.results import MARKER, check_output_dir, earlier, resu
 from np_latentode.storage.saving import FIT, save
 from np_latentode.training.cross_fit import (
     BATCH_SIZE,
-    MOST_LEFT_OUT,
     NUM_STEPS,
     PATIENCE,
     CrossFit,
     cross_fit,
 )
 from np_latentode.training.recalibration import recalibrated
+from np_latentode.training.split import MOST_LEFT_OUT
 
 __all__ = ["fit_table"]
 
@@ -99,6 +100,7 @@ def fit_table(
     since: str | None = None,
     unit: str | None = None,
     window: float | None = None,
+    on_disk: bool = False,
     holdout: float = 0.2,
     split: int | None = None,
     origins: int = 1,
@@ -133,6 +135,9 @@ def fit_table(
         window: for long trajectories, the span of the windows that are trained on and forecast
             from, in the unit of the times; see `Trajectories.windows`. Each half of a window is in
             the next one, too. Default: trajectories are taken whole.
+        on_disk: whether the table, in Parquet with the rows of an id one after the other, is left
+            on disk; see `StoredTrajectories`. Then inputs, error and window must be left out, 2,000
+            trajectories are held out at most, and kinds are guessed from a random 2,000.
         holdout: the share of the trajectories to hold out; 0 for none.
         split: the seed that chooses them, to compare fits on the same ones. Default: `seed`.
         origins: the number K of times from which each of them is forecast: from the share k / (K +
@@ -164,15 +169,15 @@ def fit_table(
     names = dict(id=id, time=time, feature=feature, value=value, since=since)
     asked: Any = dict(static=static, inputs=inputs or {}, error=error or {})
     columns = _columns(names, values=values, log=log, unit=unit, **asked)
-    settings = columns | dict(window=window, holdout=holdout)
+    settings = columns | dict(window=window, on_disk=on_disk, holdout=holdout)
     settings |= dict(residual=residual, inference=inference)
     settings |= dict(latent_dim=latent_dim, members=members, recalibrate=recalibrate)
     settings |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
     settings |= dict(origins=origins, split=seed if split is None else split)
     _check(settings)
-    trajectories = _read(data, columns)
-    settings = {"data": hashlib.sha256(data.read_bytes()).hexdigest(), **settings}
-    settings["kind"] = choose_kinds(trajectories, kind or {})
+    trajectories = _read(data, columns, on_disk=on_disk, window=window)
+    settings = {"data": _digest(data), **settings}
+    settings["kind"] = choose_kinds(some_of(trajectories), kind or {})
     # As they will be read from metrics.json: JSON has no tuples.
     settings = json.loads(json.dumps(settings))
     say, checkpoints = print if progress else _say_nothing, _checkpoint_dir(output_dir, settings)
@@ -184,7 +189,7 @@ def fit_table(
     if window is not None:
         parts = parts.cut(window)
     if members is None:
-        wide = latent_dim is None and is_rich(parts.train)
+        wide = latent_dim is None and is_rich(some_of(parts.train))
         members = MEMBERS_OF_MANY if wide else MEMBERS
     say(_described(data, trajectories, parts, settings["kind"], unit, checkpoints, members))
     cross = _fit(parts, settings | {"members": members}, checkpoints, progress=progress)
@@ -211,10 +216,28 @@ def _columns(
     return {**given, "values": list(values), "log": list(log), "unit": unit or "D"}
 
 
-def _read(data: Path, columns: dict[str, Any]) -> Trajectories:
-    trajectories = without_far_times(Trajectories.from_file(data, **columns))
+def _read(
+    data: Path, columns: dict[str, Any], *, on_disk: bool, window: float | None
+) -> Trajectories | StoredTrajectories:
+    if on_disk:
+        _check_on_disk(columns, window)
+        trajectories = StoredTrajectories.from_parquet(data, **columns)
+    else:
+        trajectories = without_far_times(Trajectories.from_file(data, **columns))
     check_columns(trajectories)
     return trajectories
+
+
+def _check_on_disk(columns: dict[str, Any], window: float | None) -> None:
+    given = {name: columns[name] for name in ("inputs", "error") if name in columns}
+    given |= {} if window is None else {"window": window}
+    for name, value in given.items():
+        raise ValueError(f"{name} must be left out for a table on disk; got {value}.")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _score_and_write(
@@ -237,8 +260,9 @@ def _score_and_write(
     if parts.test is not None:
         say("scoring forecasts of those held out, beside those of baselines ...")
     options: Any = dict(inference=choice.inference, num_origins=settings["origins"])
+    options |= dict(num_trained=len(parts.train))
     scores = score_held_out(
-        (keys[0], keys[1]), silent, parts.train, parts.test, parts.t0, **options
+        (keys[0], keys[1]), silent, some_of(parts.train), parts.test, parts.t0, **options
     )
     metrics = {"settings": settings, **_fit_metrics(parts, cross), **scores.metrics}
     log_scores = {name: finite(score) for name, score in choice.scores.items()}
@@ -247,7 +271,7 @@ def _score_and_write(
     if fitted.bands is not None:
         names = parts.train.names.features
         metrics["bands"] = dict(zip(names, fitted.bands.widths.tolist(), strict=True))
-    metrics["variance"] = _variance(variance_key, silent, parts.train)
+    metrics["variance"] = _variance(variance_key, silent, some_of(parts.train))
     _write(output_dir, fitted, metrics, scores.held_out, overwrite=overwrite)
     say("drawing figures ...")
     # After the fit is safe, as no figure may cost it.
@@ -255,7 +279,9 @@ def _score_and_write(
     return metrics
 
 
-def _choose(rng_key: Array, cross: CrossFit, train: Trajectories, name: str) -> Choice:
+def _choose(
+    rng_key: Array, cross: CrossFit, train: Trajectories | StoredTrajectories, name: str
+) -> Choice:
     """The inference of a name; of auto, that which forecasts best what was left out."""
     if name != AUTO:
         return Choice(name, INFERENCES[name], {})
@@ -263,7 +289,9 @@ def _choose(rng_key: Array, cross: CrossFit, train: Trajectories, name: str) -> 
     # A mixed model knows nothing of inputs, errors and limits, and takes counts and bits for
     # numbers. Then its exact posterior is not that of the model.
     of_numbers = {*kinds(cross.ensemble)} == {NUMBERS}
-    more = (train.inputs, train.error, train.limits)
+    more = (
+        () if isinstance(train, StoredTrajectories) else (train.inputs, train.error, train.limits)
+    )
     if best == "backbone" and of_numbers and all(one is None for one in more):
         return Choice("guide", INFERENCES["guide"], {})
     folds = [(cross.of(best)[k], *train[rows].split()) for k, rows in enumerate(cross.left_out)]
@@ -281,20 +309,23 @@ def _end(checkpoints: Path, say: Callable[[str], None], text: str) -> None:
 
 def _described(
     data: Path,
-    trajectories: Trajectories,
+    trajectories: Trajectories | StoredTrajectories,
     parts: Parts,
     kinds: Mapping[str, str],
     unit: str | None,
     checkpoints: Path,
     members: int,
 ) -> str:
-    lines = [f"{data}: {trajectories_table(trajectories)}", kinds_said(kinds), str(parts)]
+    some = some_of(trajectories)
+    stored = isinstance(trajectories, StoredTrajectories)
+    of_all = f"{len(trajectories)} ids on disk, some of them: " if stored else ""
+    lines = [f"{data}: {of_all}{trajectories_table(some)}", kinds_said(kinds), str(parts)]
     samples = dict(start=MOST_ESTIMATED, fold=MOST_LEFT_OUT)
     lines.append(samples_said(len(parts.train), members, **samples))
     lines, names = [line for line in lines if line], trajectories.names
     if unit is not None and names.origin is None:
         lines.append(f"unit {unit} is ignored, as the times in column {names.time!r} are numbers")
-    if parts.train.names.span is None and (advice := windows_advised(trajectories)):
+    if parts.train.names.span is None and not stored and (advice := windows_advised(some)):
         lines.append(advice)
     if checkpoints.exists():
         lines.append(f"going on from {checkpoints}")

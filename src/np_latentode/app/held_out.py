@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from np_latentode.app.horizons import all_finite, finite, scored_by_thirds, thirds
 from np_latentode.app.origins import Origins
 from np_latentode.data.far import warn_user
+from np_latentode.data.folds import random_rows
 from np_latentode.data.given import table_times, table_values
 from np_latentode.data.tidy import tidy_forecast
 from np_latentode.data.trajectories import Trajectories
@@ -74,17 +75,19 @@ def score_held_out(
     *,
     inference: Inference = amortized,
     num_origins: int = 1,
+    num_trained: int | None = None,
 ) -> HeldOutScores:
     """Scores, figures and the table of forecasts of those held out.
 
     Args:
         keys: of the scores and of the draws.
         fitted: the fit, or an ensemble.
-        train: what it was trained on.
+        train: what it was trained on, or a random part, for baselines.
         test: those held out, if any.
         t0: where the figure of forecasts begins.
         inference: how forecasts draw z0.
         num_origins: from how many `Origins` those held out are forecast.
+        num_trained: the number of trajectories that it was trained on. Default: those of train.
     """
     # Imported after training, as training should not wait for matplotlib.
     from np_latentode.report import plots
@@ -93,7 +96,10 @@ def score_held_out(
     past = heaviest(fitted).history
     figures: dict[str, Callable[[], Any]] = {
         "training": partial(
-            plots.plot_training, past.losses, num_trajectories=len(train), history=past
+            plots.plot_training,
+            past.losses,
+            num_trajectories=num_trained or len(train),
+            history=past,
         )
     }
     if test is None:
@@ -157,8 +163,11 @@ def _others(
     """The forecasts of baselines."""
     made = of_levels(train, context, target)
     if len(train) > MOST_MIXED:
-        warn_user(f"No mixed model is compared: more than {MOST_MIXED} ids take it too long.")
-        return made
+        warn_user(
+            f"The mixed models to compare with are estimated from a random {MOST_MIXED} of "
+            f"{len(train)} ids."
+        )
+        train = train[random_rows(len(train), MOST_MIXED)]
     try:
         return made | of_mixed_models(train, context, target)
     except ImportError:

@@ -37,6 +37,7 @@ __all__ = [
     "Observed",
     "Of",
     "On",
+    "OnDisk",
     "Origins",
     "Output",
     "OutputDir",
@@ -174,6 +175,14 @@ Window = Annotated[
     typer.Option(
         help="For long series: train on windows of this length, and forecast from the last one of "
         "each id. In the unit of the times. Default: each id is taken whole."
+    ),
+]
+OnDisk = Annotated[
+    bool,
+    typer.Option(
+        "--on-disk",
+        help="For a .parquet file that is larger than memory, with the rows of each id one after "
+        "the other: read it once, and train on some ids at a time.",
     ),
 ]
 Holdout = Annotated[

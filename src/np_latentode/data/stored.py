@@ -46,9 +46,8 @@ class Moments(NamedTuple):
 class StoredTrajectories:
     """Trajectories on disk, from which `fit` reads some at a time.
 
-    `fit`, `latent_ode`, `candidates` and `Scaling.fit` take them in place of `Trajectories`, but
-    `cross_fit` does not. `len` counts them, and an index reads those that it selects, as
-    `Trajectories`.
+    `fit`, `cross_fit`, `latent_ode`, `candidates` and `Scaling.fit` take them in place of
+    `Trajectories`. `len` counts them, and an index reads those that it selects, as `Trajectories`.
 
     Memory holds 8 bytes a trajectory, and 8 for each static covariate. The observations lie in a
     directory as numbers in double precision, the rows of each trajectory one after the other, so

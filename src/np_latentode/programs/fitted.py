@@ -29,13 +29,18 @@ class History(NamedTuple):
     """-log p(target | context) per observation at each validation; lower is better."""
     seconds: Float[np.ndarray, " dispatch"] = np.zeros(0)
     """Seconds since `fit` began, after each dispatch of steps."""
+    others: Float[np.ndarray, " evaluation"] = np.zeros(0)
+    """The mean score of the members of a cross-fit other than this one, at each validation: they
+    choose its step. Empty for a fit, which chooses its own."""
 
     @property
     def best_step(self) -> int:
-        """The step with the lowest validation score, or the last step if no score is finite."""
-        if not np.isfinite(self.validation).any():
+        """The step whose parameters are kept: that with the lowest score, or the last step if no
+        score is finite."""
+        scores = self.others if len(self.others) else self.validation
+        if not np.isfinite(scores).any():
             return len(self.losses)
-        return int(self.evaluated[np.argmin(self.validation)])
+        return int(self.evaluated[np.argmin(scores)])
 
 
 @jax.tree_util.register_pytree_with_keys_class

@@ -53,6 +53,7 @@ class Chunks:
         import grain
 
         self.stored, self.offset = stored, offset
+        self._settings: Any = dict(batch_size=batch_size, steps=steps, offset=offset)
         buckets: Any = stored.buckets()
         counts = [len(rows) for rows, _ in buckets]
         self.sizes = batch_sizes(counts, batch_size)
@@ -71,6 +72,10 @@ class Chunks:
             .repeat()
             for (rows, _), size, seed in zip(buckets, held, seeds, strict=True)
         ]
+
+    def shuffled(self, rng_key: Array) -> Chunks:
+        """The same trajectories in the order of another key."""
+        return Chunks(self.stored, rng_key, **self._settings)
 
     def at(self, k: int) -> tuple[Trajectories, ...]:
         """Chunk k: some trajectories of each bucket."""

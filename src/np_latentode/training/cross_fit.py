@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,24 +14,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
-from scipy.special import stdtrit
+from jaxtyping import Array, Float, Int
+from scipy.special import logsumexp
 
-from np_latentode.data.buckets import Bucket, buckets
 from np_latentode.data.checks import check_counts
 from np_latentode.data.conditioning import Conditioning, random_context
-from np_latentode.data.folds import folds
+from np_latentode.data.stored import StoredTrajectories
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import amortized
 from np_latentode.forecasts.densities import log_predictive
+from np_latentode.parts.mixed_model import MOST_ESTIMATED
 from np_latentode.parts.threads import cores, side_by_side
 from np_latentode.programs.assemble import Candidate
 from np_latentode.programs.ensemble import Ensemble
 from np_latentode.programs.fitted import Fitted, History
-from np_latentode.programs.plate import check_trajectories
 from np_latentode.training.ensemble import starting_alike
+from np_latentode.training.gains import share_kept
 from np_latentode.training.plan import Plan, make_plan
 from np_latentode.training.progress import Progress, train_all
+from np_latentode.training.split import Split, split
 from np_latentode.training.stacking import stacking_weights
 from np_latentode.training.validation import NUM_DRAWS
 
@@ -41,13 +43,6 @@ NUM_STEPS, PATIENCE, BATCH_SIZE = 6_000, 500, 50
 
 REPEATS = 10
 """Times the draws of a validation score, per score that decides weights."""
-
-MOST_LEFT_OUT = 500
-"""About the most trajectories that a fold leaves out: more would hardly judge better, but each
-validation takes as long as there are of them."""
-
-SURE = 0.95
-"""About the probability, if training changes nothing, that not all of it is kept."""
 
 LEAST_WEIGHT = 0.02
 """A candidate of a lower weight is left out."""
@@ -90,7 +85,7 @@ class CrossFit(NamedTuple):
 def cross_fit(
     rng_key: Array,
     candidates: Mapping[str, Candidate],
-    trajectories: Trajectories,
+    trajectories: Trajectories | StoredTrajectories,
     *,
     num_folds: int = 5,
     max_workers: int | None = None,
@@ -105,30 +100,36 @@ def cross_fit(
 
     max_w sum_i log sum_c w_c p_c,-i(target_i | context_i),   w_c >= 0,  sum_c w_c = 1
 
-    p_c,-i is the member of candidate c that was trained without the fold of trajectory i. So nearly
-    every trajectory trains most of the members, and judges the others: their best step, and the
-    weights of the candidates (stacking, Yao et al. 2018). The members of a candidate count alike.
-    What they say of the trajectories that they left out also tells how wide their bands should be.
+    p_c,-i is the member of candidate c that was trained without the fold of trajectory i, at the
+    step that is best for the other folds. So nearly every trajectory trains most of the members and
+    chooses their steps; the member that saw nothing of it is judged by it. That gives the weights
+    of the candidates (stacking, Yao et al. 2018), and the widths of their bands. The members of a
+    candidate count alike.
 
-    If training improves the forecasts of a candidate by what may be chance (a t-test over the folds
-    at 5%, where each is scored at the step that is best for the others), its parameters go only a
-    part of the way from the start: 1 - 1 / t^2 or, if t < 1, none. The factor has the form of that
-    of James & Stein (1961); that parameters between start and end forecast well is seen by Wortsman
-    et al. (2022). So a backbone stays near the mixed model where the data do not say otherwise.
+    A gain that may be chance, by a t-test over the ids at 5%, is kept in part only; see
+    `share_kept`. If that is the gain of a candidate's training, its parameters go a part of the way
+    from the start: that parameters between start and end often forecast well is seen by Wortsman et
+    al. (2022). If it is the gain of the weighted candidates over the first alone, their weights go
+    a part of the way from the first's. So what starts as a mixed model stays near it where the data
+    do not say otherwise.
 
     A fold leaves out a random 500 at most; if there are more, all members are trained on the rest.
+    Of data on disk, all folds together leave out a seventh at most, and no member is trained on
+    what any of them leaves out: then all read the same chunks, in orders of their own.
 
     Args:
         rng_key: a key.
-        candidates: by name, functions `(train, rngs) -> (model, guide)`. For each fold, a candidate
-            must return the same parts with the same units; only where they start may differ.
-        trajectories: all that may be trained on.
+        candidates: by name, functions `(train, rngs) -> (model, guide)`, the most trusted first.
+            For each fold, a candidate must return the same parts with the same units; only where
+            they start may differ.
+        trajectories: all that may be trained on. Of those on disk, candidates get a random 2,000.
         num_folds: of about the same size. With 1, a seventh is left out once.
         max_workers: how many members are trained side by side, in threads. Default: one per core.
         num_steps: the highest number of steps of each member. First a quarter of them is taken,
             with a schedule of its own; the others follow if the median member was best in the last
             tenth of these.
-        batch_size: trajectories per step, or all of a member if it has fewer. Default: all.
+        batch_size: trajectories per step, or all of a member if it has fewer. Default: all; those
+            on disk need one.
         conditioning: as in `fit`.
         patience: as in `fit`, in the first quarter of the steps; in proportion, in the others.
         checkpoint_dir: the directory of the members' checkpoints, as in `fit`.
@@ -143,21 +144,18 @@ def cross_fit(
     check_counts(num_folds=num_folds, num_steps=num_steps, max_workers=workers)
     if batch_size is not None:
         check_counts(batch_size=batch_size)
-    check_trajectories(trajectories, name="trajectories")
     if not candidates:
         raise ValueError("candidates must hold at least one function; got none.")
-    split = _split(trajectories, num_folds)
+    divided = split(trajectories, num_folds)
     started = time.perf_counter()
     if batch_size is not None:
-        batch_size = min(batch_size, sum(map(len, split.kept[0])))
+        batch_size = min(batch_size, divided.num_trained)
     settings: Any = dict(batch_size=batch_size, conditioning=conditioning, patience=patience)
     settings |= dict(num_steps=num_steps, progress=progress)
     settings |= dict(max_workers=max(1, workers // len(candidates)))
 
     keys = {name: jax.random.fold_in(rng_key, c) for c, name in enumerate(candidates)}
-    starts = {
-        name: _starts(keys[name], build, trajectories, split) for name, build in candidates.items()
-    }
+    starts = {name: _starts(keys[name], build, divided) for name, build in candidates.items()}
     _check_units(starts)
     stop = threading.Event()
 
@@ -165,7 +163,7 @@ def cross_fit(
         directory = None if checkpoint_dir is None else Path(checkpoint_dir) / name
         own = (keys[name], name, starts[name])
         try:
-            return _trained(*own, trajectories, split, directory, stop=stop, **settings)
+            return _trained(*own, divided, directory, stop=stop, **settings)
         except BaseException:
             stop.set()
             raise
@@ -181,15 +179,14 @@ def cross_fit(
     by_name = dict(zip(candidates, made, strict=True))
     shares_kept = dict(zip(candidates, shares, strict=True))
     seconds = time.perf_counter() - started
-    return _joined(by_name, shares_kept, np.stack(log_p), split, len(trajectories), seconds)
+    return _joined(by_name, shares_kept, np.stack(log_p), divided, seconds)
 
 
 def _trained(
     rng_key: Array,
     name: str,
     members: list[Fitted],
-    trajectories: Trajectories,
-    split: _Split,
+    split: Split,
     directory: Path | None,
     *,
     num_steps: int,
@@ -201,22 +198,21 @@ def _trained(
 ) -> tuple[list[Fitted], float, Float[np.ndarray, " trajectory"]]:
     """The members of a candidate, what is kept of their training, and their scores of those left
     out."""
-    starts, every, plans, rounds = members, [], [], _rounds(num_steps)
+    starts, plans, rounds = members, [], _rounds(num_steps)
     for number, steps in enumerate(rounds):
         # As much of each schedule, so that none ends while its learning rate is still high.
         waited = None if patience is None else max(patience, patience * steps // rounds[0])
         own: Any = dict(num_steps=steps, patience=waited, **settings)
-        plans = _plans(rng_key, members, trajectories, split, **own)
+        plans = _plans(rng_key, members, split, **own)
         if directory is not None:
             plans = [plan.kept_in(directory / f"{number}-{k}") for k, plan in enumerate(plans)]
         options: Any = dict(progress=progress, max_workers=max_workers, name=name, stop=stop)
-        every.append(done := train_all(plans, **options))
+        done = train_all(plans, together=True, **options)
         members = [_continued(member, one) for member, one in zip(members, done, strict=True)]
         if not _improving(done, steps):
             break
-    share = _share_kept(_aligned(every))
-    members = [_between(*pair, share) for pair in zip(starts, members, strict=True)]
-    return members, share, _left_out_scores(rng_key, members, plans, split)
+    scores = partial(_left_out_scores, rng_key, plans=plans, split=split)
+    return _kept(starts, members, scores, split.judges)
 
 
 def _rounds(num_steps: int) -> list[int]:
@@ -230,40 +226,33 @@ def _improving(done: Sequence[Progress], steps: int) -> bool:
     return float(np.median([one.history.best_step for one in done])) >= 0.9 * steps
 
 
-def _aligned(rounds: Sequence[Sequence[Progress]]) -> Float[np.ndarray, "member evaluation"]:
-    """The scores of all members, round by round; one that has stopped keeps its last score."""
-    columns = []
-    for done in rounds:
-        scores = [one.history.validation for one in done]
-        longest = max(map(len, scores))
-        columns.append(np.stack([np.pad(x, (0, longest - len(x)), mode="edge") for x in scores]))
-    return np.concatenate(columns, axis=1)
+def _kept(
+    starts: list[Fitted],
+    members: list[Fitted],
+    scores: Callable[[Sequence[Fitted]], Float[np.ndarray, " trajectory"]],
+    ids: np.ndarray,
+) -> tuple[list[Fitted], float, Float[np.ndarray, " trajectory"]]:
+    """The members with what is kept of their training, how much that is, and their scores."""
+    before, after = scores(starts), scores(members)
+    share = share_kept(_less(after, before), ids)
+    if share == 1:
+        return members, share, after
+    between = [_between(*pair, share) for pair in zip(starts, members, strict=True)]
+    log_p = before if share == 0 else scores(between)
+    if share and share_kept(_less(before, log_p), ids) > 0:
+        # What lies between start and end is worse than the start.
+        return members, 1.0, after
+    return between, share, log_p
 
 
-def _share_kept(scores: Float[np.ndarray, "member evaluation"]) -> float:
-    """How much of what training changed is kept: all, if it surely improved the scores.
-
-    The gain of a member is that of the step that is best for the others. Its own best step is
-    chosen by few trajectories, and so it always looks better than the start.
-    """
-    if len(scores) < 2 or not np.isfinite(scores[:, 0]).all():
-        return 1.0
-    # A step where one of them diverges is not best for any.
-    scores = scores[:, np.isfinite(scores).all(0)]
-    others = [np.delete(scores, k, axis=0).mean(0).argmin() for k in range(len(scores))]
-    gain = scores[:, 0] - scores[np.arange(len(scores)), others]
-    if gain.mean() <= 0:
-        return 0.0
-    error = gain.std(ddof=1) / np.sqrt(len(gain))
-    if gain.mean() > stdtrit(len(gain) - 1, SURE) * error:
-        return 1.0
-    return float(max(0.0, 1 - (error / gain.mean()) ** 2))
+def _less(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a - b; NaN where both are infinite."""
+    with np.errstate(invalid="ignore"):
+        return a - b
 
 
 def _between(start: Fitted, member: Fitted, share: float) -> Fitted:
     """The member with parameters between those of its start and its own."""
-    if share == 1:
-        return member
     params = jax.tree.map(lambda a, b: a + share * (b - a), start.params, member.params)
     return Fitted(start.model, start.guide, params, member.history)
 
@@ -272,95 +261,29 @@ def _continued(before: Fitted, done: Progress) -> Fitted:
     """The fit after one more round, with the history of all rounds."""
     past, new = before.history, done.history
     taken, seconds = len(past.losses), sum(past.seconds[-1:])
-    # A second round scores its start, which the first has scored already.
-    fresh = slice(1 if taken else 0, None)
+    # A second round scores its start, which the first has scored already: for a member at its best
+    # step, for the others at theirs. From there their scores go on.
+    fresh, others = slice(1 if taken else 0, None), new.others
+    if taken and len(others):
+        others = others - others[0] + past.others.min()
     history = History(
         np.append(past.losses, new.losses),
         np.append(past.evaluated, taken + new.evaluated[fresh]),
         np.append(past.validation, new.validation[fresh]),
         np.append(past.seconds, seconds + new.seconds),
+        np.append(past.others, others[fresh]),
     )
     return Fitted(before.model, before.guide, done.params, history)
 
 
-class _Split(NamedTuple):
-    """What each fold leaves out, and what is left, by buckets."""
-
-    left_out: tuple[Int[np.ndarray, " trajectory"], ...]
-    judged: tuple[tuple[Trajectories, Trajectories], ...]
-    """Context and target of those left out."""
-    kept: tuple[tuple[Trajectories, ...], ...]
-
-
-def _split(trajectories: Trajectories, num_folds: int) -> _Split:
-    """Folds that take as many trajectories from each bucket, so that they compile once.
-
-    Only what was observed at two times or more can be forecast, and so left out.
-    """
-    able = np.asarray(trajectories.observed).sum(1) > 1
-    ids = np.unique(trajectories.names.ids, return_inverse=True)[1]
-    if (count := len(np.unique(ids[able]))) < max(num_folds, 2):
-        raise ValueError(
-            f"trajectories must hold {max(num_folds, 2)} ids or more that were observed at two "
-            f"times or more, for num_folds={num_folds}; got {count}."
-        )
-    some = buckets(trajectories)
-    most = MOST_LEFT_OUT / able.sum()
-    divided = [_divided(bucket.rows, ids, able, num_folds, most) for bucket in some]
-    if not all(len(other) for _, others in divided for other in others) or not any(
-        len(out) for outs, _ in divided for out in outs
-    ):
-        # Of some length there are too few to divide: all lengths are divided as one.
-        some = [Bucket(np.arange(len(ids)), trajectories)]
-        divided = [_divided(some[0].rows, ids, able, num_folds, most)]
-    left_out, kept = [], []
-    for k in range(num_folds):
-        outs = [rows[outs[k]] for (rows, _), (outs, _) in zip(some, divided, strict=True)]
-        left_out.append(np.sort(np.concatenate(outs)))
-        pairs = zip(some, divided, strict=True)
-        kept.append(tuple(part[others[k]] for (_, part), (_, others) in pairs))
-    judged = tuple(trajectories[rows].split() for rows in left_out)
-    return _Split(tuple(left_out), judged, tuple(kept))
-
-
-def _divided(
-    rows: Int[np.ndarray, " row"],
-    ids: Int[np.ndarray, " trajectory"],
-    able: Bool[np.ndarray, " trajectory"],
-    num_folds: int,
-    most: float,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Which of the rows each fold leaves out, and which it keeps.
-
-    Windows of one trajectory have the same id, and are left out together. If their numbers differ,
-    folds leave some more rows out, so that all have the same size. `most` is the largest share of
-    the ids that a fold may leave out.
-    """
-    everyone = np.unique(ids[able])
-    # Windows of one trajectory may be in several buckets, and are left out together.
-    who = everyone if len(everyone) < able.sum() else np.unique(ids[rows][able[rows]])
-    each = folds(len(who), num_folds, most=max(1, round(most * len(who))))
-    outs = [np.isin(ids[rows], who[fold]) for fold in each]
-    chosen = [np.flatnonzero(out & able[rows]) for out in outs]
-    others = [np.flatnonzero(~out) for out in outs]
-    return _same_size(chosen), _same_size(others)
-
-
-def _same_size(each: list[np.ndarray]) -> list[np.ndarray]:
-    """As many of each, evenly spread."""
-    count = min(map(len, each))
-    return [rows[np.linspace(0, len(rows) - 1, count).round().astype(int)] for rows in each]
-
-
-def _starts(
-    rng_key: Array, build: Candidate, trajectories: Trajectories, split: _Split
-) -> list[Fitted]:
+def _starts(rng_key: Array, build: Candidate, split: Split) -> list[Fitted]:
     """Where the member of each fold starts: the programs of the first, its own parameters."""
-    pairs = [
-        build(_without(trajectories, rows), nnx.Rngs(jax.random.fold_in(rng_key, k)))
-        for k, rows in enumerate(split.left_out)
+    some = [
+        train.sample(MOST_ESTIMATED) if isinstance(train, StoredTrajectories) else train
+        for train in split.train
     ]
-    return starting_alike(pairs, name="candidates")
+    rngs = [nnx.Rngs(jax.random.fold_in(rng_key, k)) for k in range(len(some))]
+    return starting_alike([*map(build, some, rngs)], name="candidates")
 
 
 def _check_units(starts: dict[str, list[Fitted]]) -> None:
@@ -373,46 +296,23 @@ def _check_units(starts: dict[str, list[Fitted]]) -> None:
         )
 
 
-def _without(trajectories: Trajectories, rows: np.ndarray) -> Trajectories:
-    """All but these, and but the other windows of the same trajectories."""
-    ids = np.asarray(trajectories.names.ids)
-    return trajectories[~np.isin(ids, ids[rows])]
-
-
-def _plans(
-    rng_key: Array,
-    starts: Sequence[Fitted],
-    trajectories: Trajectories,
-    split: _Split,
-    **settings: Any,
-) -> list[Plan]:
+def _plans(rng_key: Array, starts: Sequence[Fitted], split: Split, **settings: Any) -> list[Plan]:
     """The plan of each fold: they share the programs of the first."""
     one = starts[0]
     options: Any = dict(optim=None, kl_weight=None, loss=None, start=one, **settings)
-    # The programs are made for all trajectories, as the latest time may be in any fold.
-    first = make_plan(
-        rng_key,
-        one.model,
-        one.guide,
-        trajectories,
-        split.judged[0],
-        parts=split.kept[0],
-        **options,
-    )
-    return [
-        first._replace(
-            rng_key=jax.random.fold_in(rng_key, k),
-            init_params=start.params,
-            train=_without(trajectories, split.left_out[k]),
-            buckets=split.kept[k],
-            held_out=split.judged[k],
-        )
-        for k, start in enumerate(starts)
-    ]
+    options |= dict(parts=None if split.kept is None else split.kept[0])
+    first = make_plan(rng_key, one.model, one.guide, split.every, split.judged[0], **options)
+    plans = []
+    for k, start in enumerate(starts):
+        key = jax.random.fold_in(rng_key, k)
+        own = dict(init_params=start.params, held_out=split.judged[k], train=split.train[k])
+        own |= {} if split.kept is None else dict(buckets=split.kept[k])
+        plans.append(first._replace(**own).shuffled(key))
+    return plans
 
 
 def _left_out_scores(
-    rng_key: Array, members: Sequence[Fitted], plans: Sequence[Plan], split: _Split
+    rng_key: Array, members: Sequence[Fitted], *, plans: Sequence[Plan], split: Split
 ) -> Float[np.ndarray, " trajectory"]:
     """log p(target | context) of each trajectory that was left out, fold by fold."""
     scores = []
@@ -432,11 +332,10 @@ def _joined(
     made: dict[str, list[Fitted]],
     shares_kept: dict[str, float],
     log_p: Float[np.ndarray, "candidate trajectory"],
-    split: _Split,
-    num_trajectories: int,
+    split: Split,
     seconds: float,
 ) -> CrossFit:
-    weights = stacking_weights(log_p)
+    weights = _weights(log_p, split.judges)
     weights = np.where(weights < LEAST_WEIGHT, 0.0, weights)
     weights = weights / weights.sum()
     each = len(split.left_out)
@@ -449,6 +348,15 @@ def _joined(
         dict(zip(made, (log_p.sum(1) / count).tolist(), strict=True)),
         dict(zip(made, weights.tolist(), strict=True)),
         shares_kept,
-        num_trajectories,
+        len(split.ids),
         seconds,
     )
+
+
+def _weights(
+    log_p: Float[np.ndarray, "candidate trajectory"], ids: Any
+) -> Float[np.ndarray, " candidate"]:
+    """The weights of stacking, as far as they surely forecast better than the first candidate."""
+    found, first = stacking_weights(log_p), np.eye(len(log_p))[0]
+    mixture = logsumexp(log_p, axis=0, b=found[:, None])
+    return first + share_kept(_less(mixture, log_p[0]), ids) * (found - first)

@@ -114,6 +114,14 @@ class Plan(NamedTuple):
         }
         return self._replace(checkpoints=Checkpoints(directory, settings))
 
+    def shuffled(self, rng_key: Array) -> Plan:
+        """The same plan with another key, and with data on disk in the order of that."""
+        plan = self._replace(rng_key=rng_key)
+        if plan.chunks is None:
+            return plan
+        chunks = plan.chunks.shuffled(rng_key)
+        return plan._replace(chunks=chunks, buckets=chunks.at(0))
+
     def on(self, mesh: Mesh | None) -> Plan:
         """The same plan, with its data divided over a mesh. Its checkpoints are the same, too.
 

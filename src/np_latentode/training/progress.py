@@ -47,11 +47,16 @@ def train_all(
     max_workers: int = 1,
     name: str | None = None,
     stop: threading.Event | None = None,
+    together: bool = False,
 ) -> list[Progress]:
     """Takes the steps of all plans, from their latest checkpoints on, and saves checkpoints.
 
     Plans take turns: one dispatch of each that is not finished, `max_workers` of them at a time.
     A plan that starts from a fit scores that first, so that it never ends with a worse one.
+
+    By itself, each plan keeps the parameters of its best step. Together, the others choose its
+    step, by the mean of their scores: its own score then says how well it forecasts what had no
+    part in it. All take as many steps, until all are finished.
 
     Args:
         plans: of the trainings.
@@ -59,21 +64,27 @@ def train_all(
         max_workers: how many run side by side.
         name: of what is trained, for the progress bar.
         stop: once it is set, training ends as by an interruption.
+        together: whether the plans choose each other's steps; of one plan, it changes nothing.
 
     Raises:
         FloatingPointError: if none of the steps of a dispatch is finite.
         OSError: if a checkpoint cannot be written; then the earlier one is kept.
     """
     started = saved = time.perf_counter()
+    together = together and len(plans) > 1
     done = [_start(plan) for plan in plans]
+    done = [_judged(k, done) if together else one for k, one in enumerate(done)]
     runs = [_advance(plan, first, started) for plan, first in zip(plans, done, strict=True)]
     with _bar(plans, done, progress, name) as bar, _turns(max_workers) as turns:
         try:
-            while left := [k for k, plan in enumerate(plans) if not plan.finished(done[k].history)]:
+            while left := _left(plans, done, together=together):
                 if stop is not None and stop.is_set():
                     raise KeyboardInterrupt
-                for k, after in zip(left, turns([runs[k] for k in left]), strict=True):
-                    done[k] = after
+                after = list(done)
+                for k, one in zip(left, turns([runs[k] for k in left]), strict=True):
+                    after[k] = one
+                for k in left:
+                    done[k] = _best(done[k], _judged(k, after) if together else after[k])
                 bar.set_postfix_str(_summary(plans, done), refresh=False)
                 bar.update(sum(one.steps for one in done) - bar.n)
                 if time.perf_counter() - saved > SECONDS_BETWEEN:
@@ -86,6 +97,36 @@ def train_all(
             raise
     _save(plans, done)
     return [_whole(plan, one) for plan, one in zip(plans, done, strict=True)]
+
+
+def _left(plans: Sequence[Plan], done: Sequence[Progress], *, together: bool) -> list[int]:
+    """The plans whose turn it is."""
+    left = [k for k, plan in enumerate(plans) if not plan.finished(done[k].history)]
+    if not together or not left:
+        return left
+    # After an interruption, some checkpoints may be later ones than others.
+    least = min(one.steps for one in done)
+    return [k for k, one in enumerate(done) if one.steps == least]
+
+
+def _judged(k: int, done: Sequence[Progress]) -> Progress:
+    """The progress of a member, with the scores of the others at the same steps."""
+    history = done[k].history
+    count = len(history.validation)
+    each = [one.history.validation[:count] for i, one in enumerate(done) if i != k]
+    # One that cannot be scored from the start on has no say.
+    each = [scores for scores in each if np.isfinite(scores[:1]).all()] or [history.validation]
+    others = np.mean(each, axis=0)
+    if np.isfinite(history.validation[:1]).all():
+        # Nor is a step chosen at which it diverges for those that it left out.
+        others = np.where(np.isfinite(history.validation), others, np.inf)
+    return done[k]._replace(history=history._replace(others=others))
+
+
+def _best(before: Progress, after: Progress) -> Progress:
+    """The progress with the parameters of the best step so far."""
+    best = after.history.best_step == after.steps
+    return after if best else after._replace(params=before.params)
 
 
 def _start(plan: Plan) -> Progress:
@@ -140,20 +181,18 @@ def _at_start(plan: Plan, params: dict[str, Any]) -> History:
 
 
 def _advance(plan: Plan, done: Progress, started: float) -> Iterator[Progress]:
-    """The progress after each dispatch, until the plan is finished."""
+    """The progress after each dispatch, with the parameters of its last step."""
     programs, score_key = plan.programs, jax.random.fold_in(plan.rng_key, 1)
-    before = sum(done.history.seconds[-1:])
+    history, before = done.history, sum(done.history.seconds[-1:])
     steps = _dispatches(plan, done)
-    while not plan.finished(done.history):
+    while len(history.losses) < plan.num_steps:
         with on_mesh(plan.mesh):
             state, losses = next(steps)
             params, score = programs.svi.get_params(state), None
             if plan.held_out is not None:
                 score = forecast_score(score_key, programs.fitted(params), *plan.held_out)
-        history = _append(done.history, losses, score, before + time.perf_counter() - started)
-        best = history.best_step == len(history.losses)
-        done = Progress(params if best else done.params, state, history)
-        yield done
+        history = _append(history, losses, score, before + time.perf_counter() - started)
+        yield Progress(params, state, history)
 
 
 def _dispatches(plan: Plan, done: Progress) -> Iterator[tuple[SVIState, np.ndarray]]:

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from np_latentode.data.checks import check_counts
 from np_latentode.data.kinds import NUMBERS
+from np_latentode.data.stored import StoredTrajectories
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.forecasts.codes import Inference, amortized, draw_codes
 from np_latentode.forecasts.mixture import join
@@ -24,7 +25,7 @@ __all__ = ["recalibrated"]
 def recalibrated(
     rng_key: Array,
     cross: CrossFit,
-    trajectories: Trajectories,
+    trajectories: Trajectories | StoredTrajectories,
     *,
     inference: Inference = amortized,
     num_samples: int = 200,
@@ -34,7 +35,7 @@ def recalibrated(
     Each trajectory that a fold left out is forecast by the members that were trained without it,
     the later half of its observed times from the first half; see `Bands.fit`. Fewer members
     forecast than in the ensemble, which makes the widths rather too large; but those left out have
-    also chosen the best steps and the weights, which makes them rather too small. Zeros and ones,
+    also chosen the weights, which makes them rather too small. Zeros and ones,
     and counts, keep their bands: stretched, they would be neither. Limits, such as <0.5, say
     nothing of the widths.
 
@@ -55,6 +56,8 @@ def recalibrated(
             f"{len(trajectories)}."
         )
     silent = cross._replace(ensemble=with_solver(cross.ensemble, throw=False))
+    stored = isinstance(trajectories, StoredTrajectories)
+    who = np.arange(len(trajectories)) if stored else np.asarray(trajectories.names.ids)
     draws, x, mask, ids = [], [], [], []
     for k, rows in enumerate(cross.left_out):
         context, target = trajectories[rows].split()
@@ -62,7 +65,7 @@ def recalibrated(
         draws.append(_draws(key, silent.fold(k), context, target, inference, num_samples))
         x.append(np.asarray(target.values)[slots])
         mask.append((np.asarray(target.mask) & ~target.limited)[slots])
-        ids.append(np.asarray(trajectories.names.ids)[rows[np.nonzero(slots)[0]]])
+        ids.append(who[rows[np.nonzero(slots)[0]]])
     stretched = np.array([kind == NUMBERS for kind in kinds(cross.ensemble)])
     mask = [seen & stretched for seen in mask]
     found = (np.concatenate(draws, axis=1), *map(np.concatenate, (x, mask, ids)))
