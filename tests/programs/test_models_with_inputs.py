@@ -2,6 +2,7 @@
 
 import warnings
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +33,7 @@ from np_latentode import (
     Trajectories,
     amortized,
     candidates,
+    choose_degree,
     decode,
     forecast,
     importance,
@@ -266,27 +268,33 @@ def test_the_guide_of_a_backbone_reads_them_and_comes_back_from_disk(tmp_path):
     assert not np.allclose(one, changed)
 
 
-def test_a_backbone_starts_as_the_mixed_model_with_jumps_and_its_exact_posterior():
-    root = np.array([[1.0, 0.0], [-0.3, 0.8]])
-    jumps, mean = np.array([[0.8]]), np.array([0.5, -1.0])
-    mixed = MixedModel(mean, root @ root.T, np.array([0.2]), np.zeros((2, 0)), jumps)
+@pytest.mark.parametrize("decay", [0.0, 5.0])
+def test_a_backbone_starts_as_the_mixed_model_with_jumps_and_its_exact_posterior(decay):
+    size = 3 if decay else 2
+    root = np.array([[1.0, 0.0, 0.0], [-0.3, 0.8, 0.0], [0.2, 0.1, 0.5]])[:size, :size]
+    jumps, mean = np.array([[0.8]]), np.array([0.5, -1.0, 0.3])[:size]
+    effects = np.zeros((size, 0))
+    mixed = MixedModel(mean, root @ root.T, np.array([0.2]), effects, jumps, decay)
+    assert mixed.degree == 1
     rngs = nnx.Rngs(0)
     parts = mixed.parts(width=4, num_readings=2, rngs=rngs)
-    model, guide = latent_ode(DATA, latent_dim=2, scaling=SCALING, rngs=rngs, **parts)
+    parts["solver"] = Solver(diffrax.Tsit5(), dt0=0.02)
+    model, guide = latent_ode(DATA, latent_dim=size, scaling=SCALING, rngs=rngs, **parts)
     one = Fitted(model, guide, initial_params(model, guide))
     draws = forecast(random.key(0), one, DATA, TIMES, num_samples=3)
     span = (TIMES - SCALING.t0) / (5 * SCALING.time_unit)
-    powers = np.stack([np.ones(5), span], axis=-1)
+    powers = np.stack([np.ones(5), span, np.exp(-decay * span)][:size], axis=-1)
     at, amounts = DATA.inputs.given_times, np.nan_to_num(DATA.inputs.given_values[..., 0])
-    so_far = ((TIMES[:, None] > at[:, None]) * amounts[:, None]).sum(-1)
-    given = 0.8 * so_far / SCALING.inputs.scale[0]
+    age = (TIMES[:, None] - at[:, None]) / (5 * SCALING.time_unit)
+    left = np.where(age > 0, np.exp(-decay * np.maximum(age, 0)) * amounts[:, None], 0.0).sum(-1)
+    given = 0.8 * left / SCALING.inputs.scale[0]
     u = mean + np.asarray(draws["z0"]) @ root.T
     expected = SCALING.loc + SCALING.scale * (u @ powers.T + given)
     np.testing.assert_allclose(draws["x_mean"][..., 0], expected, rtol=1e-3, atol=1e-3)
     x = (DATA.given.values[..., 0] - SCALING.loc) / SCALING.scale - given
     known = np.asarray(DATA.mask)[..., 0]
     rows = powers @ root
-    precision = np.eye(2) + np.einsum("nk,ka,kb->nab", known, rows, rows) / 0.2**2
+    precision = np.eye(size) + np.einsum("nk,ka,kb->nab", known, rows, rows) / 0.2**2
     right = np.where(known, x - powers @ mean, 0) @ rows / 0.2**2
     expected = np.linalg.solve(precision, right[..., None])[..., 0]
     np.testing.assert_allclose(posterior(one, DATA).mean, expected, atol=0.02)
@@ -303,6 +311,24 @@ def test_the_jumps_of_a_mixed_model_are_found():
     scaling = Scaling.fit(train, t0=0.0)
     found = MixedModel.fit(train, scaling, degree=1).jumps
     np.testing.assert_allclose(found * scaling.scale / scaling.inputs.scale, [[1.5]], rtol=0.03)
+
+
+@pytest.mark.parametrize("decay", [0.0, 5.0])
+def test_how_fast_what_is_given_decays_is_chosen_by_the_data(decay):
+    """Two doses of each id; half of the ids get more of it."""
+    rng, count = np.random.default_rng(0), 120
+    times = np.sort(rng.uniform(0, 20, (count, 8)), axis=1)
+    at = np.sort(rng.uniform(0, 15, (count, 2)), axis=1)
+    amounts = rng.uniform(1, 3, (count, 2))
+    age = times[:, :, None] - at[:, None]
+    left = np.where(age > 0, np.exp(-decay / 20 * np.maximum(age, 0)) * amounts[:, None], 0).sum(-1)
+    x = rng.normal(size=(count, 1)) + 1.5 * left + 0.1 * rng.normal(size=times.shape)
+    train = Trajectories(times, x[..., None], inputs=Inputs(at, amounts[..., None], "event"))
+    scaling = Scaling.fit(train, t0=0.0)
+    found = choose_degree(train, scaling, most_coefficients=24)
+    assert (found.degree, found.decay) == (1, decay)
+    jump = found.jumps * scaling.scale / scaling.inputs.scale
+    np.testing.assert_allclose(jump, [[1.5]], rtol=0.05)
 
 
 @pytest.mark.slow

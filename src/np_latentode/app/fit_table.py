@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,13 @@ from np_latentode.app.data_summary import (
     trajectories_table,
     windows_advised,
 )
-from np_latentode.app.division import Parts, check_columns, divide, some_of
+from np_latentode.app.division import Parts, divide, some_of
+from np_latentode.app.fit_metrics import training_metrics, variance_metrics
+from np_latentode.app.fit_settings import AUTO, LIKELIHOODS, check_settings
 from np_latentode.app.held_out import score_held_out
 from np_latentode.app.horizons import finite
+from np_latentode.app.read_table import columns_of, digest, read_table
+from np_latentode.app.runs import check_new, checkpoint_dir, finished, write
 from np_latentode.app.summaries import (
     candidates_table,
     coverage_table,
@@ -32,32 +34,24 @@ from np_latentode.app.summaries import (
     variance_table,
     verdicts,
 )
-from np_latentode.data.checks import check_counts, check_seed
 from np_latentode.data.conditioning import MOSTLY_PARTS
-from np_latentode.data.covariates import Names, asked_levels
-from np_latentode.data.far import warn_user, without_far_times
-from np_latentode.data.files import write_table
+from np_latentode.data.covariates import Names
+from np_latentode.data.far import warn_user
 from np_latentode.data.guesses import choose_kinds
 from np_latentode.data.kinds import BERNOULLI, COUNTS, NUMBERS
 from np_latentode.data.scaling import Scaling
 from np_latentode.data.stored import StoredTrajectories
 from np_latentode.data.trajectories import Trajectories
-from np_latentode.forecasts.variance import variance_shares
 from np_latentode.inference.choice import INFERENCES, Choice, choose_by_folds
 from np_latentode.parts.likelihoods import (
     BernoulliLikelihood,
     FeatureLikelihoods,
-    GaussianLikelihood,
     Likelihood,
     NegativeBinomialLikelihood,
 )
 from np_latentode.parts.mixed_model import MOST_ESTIMATED
-from np_latentode.parts.residuals import OrnsteinUhlenbeckLikelihood
 from np_latentode.programs.assemble import candidates, is_rich, latent_ode
-from np_latentode.programs.ensemble import Ensemble, heaviest, kinds, with_solver
-from np_latentode.programs.fitted import Fitted
-from np_latentode.storage.results import MARKER, check_output_dir, earlier, result_dir
-from np_latentode.storage.saving import FIT, save
+from np_latentode.programs.ensemble import kinds, with_solver
 from np_latentode.training.cross_fit import (
     BATCH_SIZE,
     NUM_STEPS,
@@ -70,17 +64,11 @@ from np_latentode.training.split import MOST_LEFT_OUT
 
 __all__ = ["fit_table"]
 
-LIKELIHOODS = {"none": GaussianLikelihood, "ou": OrnsteinUhlenbeckLikelihood}
-"""The likelihoods of numbers, by what they assume of the residual."""
-
 OF_KINDS = {BERNOULLI: BernoulliLikelihood, COUNTS: NegativeBinomialLikelihood}
 """Those of other columns, by their kind."""
 
 MEMBERS, MEMBERS_OF_MANY = 5, 3
 """Trainings of each candidate, and those where a wide network is one, which takes long to train."""
-
-AUTO = "auto"
-"""The word for the inference that forecasts best what was left out of the training."""
 
 
 def fit_table(
@@ -168,23 +156,23 @@ def fit_table(
     """
     names = dict(id=id, time=time, feature=feature, value=value, since=since)
     asked: Any = dict(static=static, inputs=inputs or {}, error=error or {})
-    columns = _columns(names, values=values, log=log, unit=unit, **asked)
+    columns = columns_of(names, values=values, log=log, unit=unit, **asked)
     settings = columns | dict(window=window, on_disk=on_disk, holdout=holdout)
     settings |= dict(residual=residual, inference=inference)
     settings |= dict(latent_dim=latent_dim, members=members, recalibrate=recalibrate)
     settings |= dict(steps=steps, patience=patience, batch_size=batch_size, seed=seed)
     settings |= dict(origins=origins, split=seed if split is None else split)
-    _check(settings)
-    trajectories = _read(data, columns, on_disk=on_disk, window=window)
-    settings = {"data": _digest(data), **settings}
+    check_settings(settings)
+    trajectories = read_table(data, columns, on_disk=on_disk, window=window)
+    settings = {"data": digest(data), **settings}
     settings["kind"] = choose_kinds(some_of(trajectories), kind or {})
     # As they will be read from metrics.json: JSON has no tuples.
     settings = json.loads(json.dumps(settings))
-    say, checkpoints = print if progress else _say_nothing, _checkpoint_dir(output_dir, settings)
-    if done := _finished(output_dir, settings):
+    say, checkpoints = print if progress else _say_nothing, checkpoint_dir(output_dir, settings)
+    if done := finished(output_dir, settings):
         _end(checkpoints, say, f"{output_dir} holds this fit already: {_summary(done)}")
         return done
-    _check_new(output_dir, settings, overwrite=overwrite)
+    check_new(output_dir, settings, overwrite=overwrite)
     parts = divide(trajectories, holdout, settings["split"])
     if window is not None:
         parts = parts.cut(window)
@@ -196,48 +184,6 @@ def fit_table(
     metrics = _score_and_write(output_dir, parts, cross, settings, say, overwrite=overwrite)
     _end(checkpoints, say, f"{_summary(metrics)}\nresults in {output_dir}")
     return metrics
-
-
-def _columns(
-    names: dict[str, str | None],
-    *,
-    values: Sequence[str],
-    log: Sequence[str],
-    static: Names,
-    inputs: Mapping[str, str],
-    error: Mapping[str, str],
-    unit: str | None,
-) -> dict[str, Any]:
-    """The arguments of `Trajectories.from_file`; those that were not given are left out."""
-    given: dict[str, Any] = {name: column for name, column in names.items() if column is not None}
-    given |= {"static": asked_levels(static)} if static else {}
-    given |= {"inputs": {**inputs}} if inputs else {}
-    given |= {"error": {**error}} if error else {}
-    return {**given, "values": list(values), "log": list(log), "unit": unit or "D"}
-
-
-def _read(
-    data: Path, columns: dict[str, Any], *, on_disk: bool, window: float | None
-) -> Trajectories | StoredTrajectories:
-    if on_disk:
-        _check_on_disk(columns, window)
-        trajectories = StoredTrajectories.from_parquet(data, **columns)
-    else:
-        trajectories = without_far_times(Trajectories.from_file(data, **columns))
-    check_columns(trajectories)
-    return trajectories
-
-
-def _check_on_disk(columns: dict[str, Any], window: float | None) -> None:
-    given = {name: columns[name] for name in ("inputs", "error") if name in columns}
-    given |= {} if window is None else {"window": window}
-    for name, value in given.items():
-        raise ValueError(f"{name} must be left out for a table on disk; got {value}.")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _score_and_write(
@@ -264,15 +210,15 @@ def _score_and_write(
     scores = score_held_out(
         (keys[0], keys[1]), silent, some_of(parts.train), parts.test, parts.t0, **options
     )
-    metrics = {"settings": settings, **_fit_metrics(parts, cross), **scores.metrics}
+    metrics = {"settings": settings, **training_metrics(parts, cross), **scores.metrics}
     log_scores = {name: finite(score) for name, score in choice.scores.items()}
     metrics["inference"] = {"name": choice.name, "log_scores": log_scores}
     metrics["bands"] = None
     if fitted.bands is not None:
         names = parts.train.names.features
         metrics["bands"] = dict(zip(names, fitted.bands.widths.tolist(), strict=True))
-    metrics["variance"] = _variance(variance_key, silent, some_of(parts.train))
-    _write(output_dir, fitted, metrics, scores.held_out, overwrite=overwrite)
+    metrics["variance"] = variance_metrics(variance_key, silent, some_of(parts.train))
+    write(output_dir, fitted, metrics, scores.held_out, overwrite=overwrite)
     say("drawing figures ...")
     # After the fit is safe, as no figure may cost it.
     _draw(output_dir, scores.figures)
@@ -332,39 +278,6 @@ def _described(
     return "\n".join(lines)
 
 
-def _check(settings: dict[str, Any]) -> None:
-    counts = ("latent_dim", "members", "steps", "patience", "batch_size", "origins")
-    given = {name: settings[name] for name in counts if settings.get(name) is not None}
-    check_counts(**given)
-    for name in ("seed", "split"):
-        check_seed(settings[name], name=name)
-    residual, holdout = settings["residual"], settings["holdout"]
-    window = settings["window"]
-    if window is not None and not 0 < window < float("inf"):
-        raise ValueError(f"window must be positive and finite; got {window}.")
-    if (inference := settings["inference"]) not in (AUTO, *INFERENCES):
-        known = ", ".join((AUTO, *INFERENCES))
-        raise ValueError(f"inference must be one of {known}; got {inference!r}.")
-    if residual not in LIKELIHOODS:
-        raise ValueError(f"residual must be one of {', '.join(LIKELIHOODS)}; got {residual!r}.")
-    several = (origins := settings["origins"]) > 1
-    if several and not holdout:
-        raise ValueError(f"origins must be 1 where nothing is held out; got {origins}.")
-    if several and "origin" in (settings["id"], settings["time"]):
-        raise ValueError(
-            "id and time must not be called origin, where several origins are told apart by a "
-            "column of this name."
-        )
-    if not 0 <= holdout < 1:
-        raise ValueError(f"holdout must be a share of the trajectories, below 1; got {holdout}.")
-
-
-def _checkpoint_dir(output_dir: Path, settings: dict[str, Any]) -> Path:
-    """A directory for each training, so that no other one's checkpoints are taken for its own."""
-    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
-    return output_dir.parent / f".{output_dir.name}-training-{name}"
-
-
 def _fit(parts: Parts, settings: dict[str, Any], checkpoints: Path, *, progress: bool) -> CrossFit:
     train, seed = parts.train, settings["seed"]
     fit_key, *_ = _keys(seed)
@@ -409,58 +322,6 @@ def _keys(seed: int) -> tuple[Array, Array, Array, Array]:
     return fit_key, score_key, draw_key, jax.random.fold_in(draw_key, 1)
 
 
-def _fit_metrics(parts: Parts, cross: CrossFit) -> dict[str, Any]:
-    members = cross.ensemble.members
-    return {
-        "trained_on": len(parts.train),
-        "members": len(cross.left_out),
-        "candidates": {
-            name: {
-                "log_score": finite(score),
-                "weight": cross.weights[name],
-                "share_kept": cross.shares_kept[name],
-                "latent_dim": some[0].model.latent_dim if (some := cross.of(name)) else None,
-                "best_steps": [member.history.best_step for member in some],
-            }
-            for name, score in cross.scores.items()
-        },
-        "steps_taken": sum(len(member.history.losses) for member in members),
-        "seconds": cross.seconds,
-        "time_unit": parts.train.names.unit,
-    }
-
-
-def _variance(
-    rng_key: Array, fitted: Fitted | Ensemble, train: Trajectories
-) -> dict[str, dict[str, float | None]]:
-    """The shares of path, residual and noise, and the half-life of the residual, by column.
-
-    They are those of the member with the largest weight, of columns that are numbers.
-    """
-    some = [
-        name
-        for name, kind in zip(train.names.features, kinds(fitted), strict=True)
-        if kind == NUMBERS
-    ]
-    if not some:
-        return {}
-    shares = asdict(variance_shares(rng_key, heaviest(fitted), train, features=some))
-    return {
-        column: {name: finite(numbers[j]) for name, numbers in shares.items()}
-        for j, column in enumerate(some)
-    }
-
-
-def _write(
-    output_dir: Path, fitted: Ensemble, metrics: dict[str, Any], held_out: Any, *, overwrite: bool
-) -> None:
-    with result_dir(output_dir, overwrite=overwrite) as directory:
-        save(directory / FIT, fitted)
-        if held_out is not None:
-            write_table(held_out, directory / "heldout.csv")
-        (directory / MARKER).write_text(json.dumps(metrics, indent=2) + "\n")
-
-
 def _draw(output_dir: Path, figures: dict[str, Callable[[], Any]]) -> None:
     """Draws each figure by itself; one that fails is warned of."""
     for name, draw in figures.items():
@@ -469,28 +330,6 @@ def _draw(output_dir: Path, figures: dict[str, Callable[[], Any]]) -> None:
         # matplotlib and ArviZ raise exceptions of many types.
         except Exception as error:
             warn_user(f"The figure {name}.png could not be drawn: {error}.")
-
-
-def _finished(output_dir: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The metrics of a finished fit with these settings, if there is one."""
-    metrics = earlier(output_dir)
-    same = metrics.get("settings") == settings
-    return metrics if same and (output_dir / FIT).is_dir() else None
-
-
-def _check_new(output_dir: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
-    """Checks the output directory; if it holds another fit, the error says what differs."""
-    try:
-        check_output_dir(output_dir, overwrite=overwrite)
-    except ValueError as error:
-        past = earlier(output_dir).get("settings")
-        if not isinstance(past, dict):
-            raise
-        every = sorted({*settings, *past})
-        differ = [name for name in every if settings.get(name) != past.get(name)]
-        if not differ:
-            raise
-        raise ValueError(f"{error} Its settings differ in {', '.join(differ)}.") from error
 
 
 def _summary(metrics: dict[str, Any]) -> str:

@@ -162,22 +162,33 @@ class Inputs:
         return (np.nan_to_num(self.given_values[..., self.events]) != 0).any(-1)
 
     def read(
-        self, times: Float[Array, "trajectory time"]
+        self, times: Float[Array, "trajectory time"], decay: float = 0.0
     ) -> Float[Array, "trajectory time reading"]:
         """What an encoder reads of the inputs at these times.
 
         They are the constant and linear inputs; and of each event the amount that was given before,
-        from time 0 on, and the time since it was last given, 0 if never.
+        from time 0 on, as far as it has not decayed, and the time since it was last given, 0 if
+        never.
+
+        Args:
+            times: on the clock of the inputs.
+            decay: the rate at which amounts decay, per unit of time.
         """
         now, _ = self.between(times, times)
         if not self.events:
             return now
-        so_far, since = self.read_events(times)
+        so_far, since = self.read_events(times, decay)
         return jnp.concatenate([now, so_far, since], axis=-1)
 
-    def read_events(self, times: Float[Array, "trajectory time"]) -> tuple[Array, Array]:
-        """Of each event the amount given before, from time 0 on, and the time since the last."""
-        return jax.vmap(_read_events)(self.times, self.amounts, times)
+    def read_events(
+        self, times: Float[Array, "trajectory time"], decay: float = 0.0
+    ) -> tuple[Array, Array]:
+        """Of each event the amount given before, from time 0 on, and the time since the last.
+
+        sum_d amount_d exp(-decay (t - t_d)),   t_d < t
+        """
+        each = jax.vmap(_read_events, in_axes=(0, 0, 0, None))
+        return each(self.times, self.amounts, times, decay)
 
     def at_offset(self, time: float) -> Inputs:
         """The same inputs, with times less another offset."""
@@ -283,11 +294,19 @@ def _read(
     return held + slope * (left - times[one]), held + slope * (right - times[one])
 
 
-def _read_events(times: Array, amounts: Array, at: Array) -> tuple[Array, Array]:
-    """Of one trajectory, the amounts given before `at`, and the times since the last of each."""
+def _read_events(times: Array, amounts: Array, at: Array, decay: float) -> tuple[Array, Array]:
+    """Of one trajectory, the amounts left at `at`, and the times since the last of each."""
     count = jnp.searchsorted(times, at, side="left")
     counted = jnp.where(times[:, None] >= 0, amounts, 0.0)
-    total = jnp.pad(jnp.cumsum(counted, axis=0), ((1, 0), (0, 0)))[count]
+
+    def later(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        """What is left of two stretches of rows: (share that stays, amount at the end)."""
+        return a[0] * b[0], a[1] * b[0] + b[1]
+
+    stays = jnp.exp(-decay * jnp.diff(times, prepend=times[:1]))[:, None]
+    _, left = jax.lax.associative_scan(later, (jnp.broadcast_to(stays, counted.shape), counted))
+    before = jnp.exp(-decay * jnp.maximum(at - times[jnp.maximum(count - 1, 0)], 0.0))
+    total = before[:, None] * jnp.pad(left, ((1, 0), (0, 0)))[count]
     place = jnp.where(amounts != 0, jnp.arange(len(times))[:, None], -1)
     last = jnp.pad(jax.lax.cummax(place, axis=0), ((1, 0), (0, 0)), constant_values=-1)[count]
     since = at[:, None] - times[jnp.maximum(last, 0)]

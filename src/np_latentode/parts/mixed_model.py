@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
-from scipy.linalg import solve_triangular
+from scipy.linalg import block_diag, solve_triangular
 from scipy.special import factorial
 
 from np_latentode.data.checks import check_counts
@@ -25,6 +25,10 @@ __all__ = ["MOST_ESTIMATED", "MixedModel", "choose_degree", "some_of"]
 
 DEGREES = (1, 2, 3)
 """Of the polynomials among which `choose_degree` chooses."""
+
+DECAYS = (0.0, 2.0, 5.0, 10.0)
+"""Of what events give, per span of the training data; from half of the span as a half-life on, to
+about as fast as the default solver can follow."""
 
 NUM_FOLDS = 5
 
@@ -53,13 +57,15 @@ class _Moments(NamedTuple):
     amount_squares: Float[np.ndarray, "feature event event"]
 
     @classmethod
-    def of(cls, trajectories: Trajectories, scaling: Scaling, degree: int) -> _Moments:
-        t, x, known = _scaled(trajectories, scaling, degree)
+    def of(
+        cls, trajectories: Trajectories, scaling: Scaling, degree: int, decay: float = 0.0
+    ) -> _Moments:
+        t, x, known = _scaled(trajectories, scaling, degree, decay)
         squares = np.einsum("nkf,nkp,nkq->nfpq", known, t, t, optimize=True)
         products = np.einsum("nkf,nkp->nfp", x, t, optimize=True)
         s = scaling.scale_static(trajectories.static)
         s = np.zeros((len(x), 0)) if s is None else np.asarray(s, float)
-        given = _amounts(trajectories, scaling)
+        given = _amounts(trajectories, scaling, decay)
         of_amounts = (
             np.einsum("nkf,nke,nkp->nfpe", known, given, t, optimize=True),
             np.einsum("nkf,nke->fe", x, given),
@@ -79,9 +85,9 @@ class _Moments(NamedTuple):
 
 
 def _amounts(
-    trajectories: Trajectories, scaling: Scaling
+    trajectories: Trajectories, scaling: Scaling, decay: float
 ) -> Float[np.ndarray, "trajectory time event"]:
-    """The amount of each event that was given before each observed time, in scaled units."""
+    """The amount of each event that is left at each observed time, in scaled units."""
     inputs = trajectories.inputs
     if scaling.inputs is None or not scaling.inputs.num_events or inputs is None:
         return np.zeros((*trajectories.times.shape, 0))
@@ -89,28 +95,35 @@ def _amounts(
     scaled = own.scale_inputs(inputs.at_offset(trajectories.offset.time))
     if scaled is None:
         return np.zeros((*trajectories.times.shape, 0))
-    so_far, _ = scaled.read_events(own.scale_times(trajectories.times))
-    return np.asarray(so_far, float)
+    left, _ = scaled.read_events(own.scale_times(trajectories.times), decay / SPAN)
+    return np.asarray(left, float)
 
 
-def _scaled(trajectories: Trajectories, scaling: Scaling, degree: int) -> tuple[np.ndarray, ...]:
-    """Powers of time, in units of the span; values, 0 where unobserved; and 1 where observed."""
+def _scaled(
+    trajectories: Trajectories, scaling: Scaling, degree: int, decay: float
+) -> tuple[np.ndarray, ...]:
+    """Powers of time, in units of the span, and what decays; values, 0 where unobserved; and 1
+    where observed."""
     given, mask = trajectories.given, np.asarray(trajectories.mask)
     t = np.where(mask.any(-1), given.times - scaling.t0, 0.0) / (scaling.time_unit * SPAN)
     x = np.where(mask, (given.values - scaling.loc) / scaling.scale, 0.0)
-    return t[..., None] ** np.arange(degree + 1), x, mask.astype(float)
+    powers = t[..., None] ** np.arange(degree + 1)
+    if decay:
+        powers = np.concatenate([powers, np.exp(-decay * t)[..., None]], axis=-1)
+    return powers, x, mask.astype(float)
 
 
 class MixedModel(NamedTuple):
     """Each trajectory is a polynomial of its own about a mean one, jointly over all features.
 
     x_j(t_k) = sum_p u_jp t_k^p + jumps_j . amounts(t_k) + e_jk,   e_jk ~ Normal(0, noise_j)
-    u ~ Normal(mean + effects s, covariance)
+    u ~ Normal(mean + effects s, covariance),   amounts(t) = sum_d amounts_d exp(-decay (t - t_d))
 
     It is the mixed model of Laird & Ware 1982 for several outcomes, whose random effects may all be
     correlated. Numbers are in scaled units, and time in units of the span of the training data. The
     coefficients are ordered by feature, then by power. Static covariates s have fixed effects on
-    all of them. amounts(t) is what events, such as doses, gave before t.
+    all of them. amounts(t) is what events, such as doses, gave before t. If it decays, each feature
+    has one more coefficient, of exp(-decay t): what was there at the start.
     """
 
     mean: Float[np.ndarray, " coefficient"]
@@ -118,6 +131,8 @@ class MixedModel(NamedTuple):
     noise: Float[np.ndarray, " feature"]
     effects: Float[np.ndarray, "coefficient entry"] = np.zeros((0, 0))
     jumps: Float[np.ndarray, "feature event"] = np.zeros((0, 0))
+    decay: float = 0.0
+    """Per span of the training data."""
 
     @classmethod
     def fit(
@@ -126,6 +141,7 @@ class MixedModel(NamedTuple):
         scaling: Scaling,
         *,
         degree: int,
+        decay: float = 0.0,
     ) -> MixedModel:
         """The estimates of the EM algorithm (Laird & Ware 1982), under a weak prior.
 
@@ -137,25 +153,31 @@ class MixedModel(NamedTuple):
             trajectories: the training data.
             scaling: their units.
             degree: of the polynomials.
+            decay: of what events give, per span of the training data.
 
         Raises:
             ValueError: if the degree is no positive integer.
         """
         check_counts(degree=degree)
-        moments = _Moments.of(trajectories, scaling, degree)
-        features, size = len(moments.count), len(moments.count) * (degree + 1)
-        powers = np.tile(np.arange(degree + 1), features)
+        moments = _Moments.of(trajectories, scaling, degree, decay)
+        features, size = moments.products.shape[1], moments.products[0].size
+        powers = np.tile([*range(degree + 1), *([0] if decay else [])], features)
         none = np.zeros((size, moments.s.shape[1]))
         still = np.zeros(moments.amount_products.shape)
         start = np.diag(1 / (1.0 + powers))
-        estimate = cls(np.zeros(size), start, np.full(features, 0.3), none, still)
+        noise = np.full(features, 0.3)
+        estimate = cls(np.zeros(size), start, noise, none, still, decay)
         for _ in range(ITERATIONS):
             estimate = estimate._improved(moments)
         return estimate
 
+    def refitted(self, trajectories: Trajectories, scaling: Scaling) -> MixedModel:
+        """The estimates of the same degree and decay from other trajectories."""
+        return MixedModel.fit(trajectories, scaling, degree=self.degree, decay=self.decay)
+
     @property
     def degree(self) -> int:
-        return len(self.mean) // len(self.noise) - 1
+        return len(self.mean) // len(self.noise) - (2 if self.decay else 1)
 
     def log_predictive(
         self, context: Trajectories, target: Trajectories, scaling: Scaling
@@ -164,11 +186,11 @@ class MixedModel(NamedTuple):
 
         In scaled units, in which only differences between models matter.
         """
-        mean, covariance = self._given(_Moments.of(context, scaling, self.degree))
-        t, x, known = _scaled(target, scaling, self.degree)
+        mean, covariance = self._given(_Moments.of(context, scaling, self.degree, self.decay))
+        t, x, known = _scaled(target, scaling, self.degree, self.decay)
         if self.jumps.size:
-            x = x - known * (_amounts(target, scaling) @ self.jumps.T)
-        shape = (len(mean), len(self.noise), self.degree + 1)
+            x = x - known * (_amounts(target, scaling, self.decay) @ self.jumps.T)
+        shape = (len(mean), len(self.noise), t.shape[-1])
         expected = np.einsum("nkp,nfp->nkf", t, mean.reshape(shape))
         blocks = self._blocks(covariance)
         variance = np.einsum("nkp,nfpq,nkq->nkf", t, blocks, t, optimize=True) + self.noise**2
@@ -186,12 +208,12 @@ class MixedModel(NamedTuple):
     ) -> dict[str, Any]:
         """Dynamics, decoder, encoder and posterior of a latent ODE that starts as this model.
 
-        With N = the shift of derivatives, D = the factors from coefficients to derivatives of
-        scaled time, u = mean + L z0 and L L^T = covariance:
+        With N = the shift of derivatives and, for what decays, the rate -decay; D = the factors
+        from coefficients to derivatives of scaled time; u = mean + L z0 and L L^T = covariance:
 
-        dz/dt = (D L)^-1 N D (L z + mean),   x = first rows of D (L z + mean)
+        dz/dt = (D L)^-1 N D (L z + mean),   x = the levels in D (L z + mean), and what decays
         z(t0) = z0 + L^-1 effects s, if there are covariates
-        z(t+) = z(t) + (D L)^-1 (jumps amounts as levels), if there are events
+        z(t+) = z(t) + (D L)^-1 (jumps amounts, as levels or as what decays), if there are events
 
         All networks are residuals that start at 0, and the guide starts as the exact posterior.
         Covariates move z0, which has the slopes as well; the field does not read them besides, as
@@ -205,14 +227,19 @@ class MixedModel(NamedTuple):
             num_readings: the entries of inputs that the encoder reads.
             rngs: the random keys that initialise them.
         """
-        features, powers = len(self.noise), self.degree + 1
-        size = features * powers
-        unit = np.eye(features)
-        to_derivatives = np.tile(factorial(np.arange(powers)) / SPAN ** np.arange(powers), features)
+        features, each = len(self.noise), np.arange(self.degree + 1)
+        unit, to_derivatives = np.eye(features), factorial(each) / SPAN**each
+        rates: np.ndarray = np.eye(len(each), k=1)
+        moved = levels = np.eye(len(each))[:1]
+        if self.decay:
+            to_derivatives = np.append(to_derivatives, 1.0)
+            rates = np.asarray(block_diag(rates, -self.decay / SPAN))
+            moved, levels = np.eye(len(rates))[-1:], np.append(levels, [[1.0]], axis=1)
+        powers = len(rates)
+        size, to_derivatives = features * powers, np.tile(to_derivatives, features)
         lower = np.linalg.cholesky(self.covariance)
         root, mean = to_derivatives[:, None] * lower, to_derivatives * self.mean
-        shift = np.kron(unit, np.eye(powers, k=1))
-        levels = np.kron(unit, np.eye(powers)[:1])
+        shift, levels, moved = (np.kron(unit, one) for one in (rates, levels, moved))
         by_power, entries = (features, powers, -1), self.effects.shape[1]
         basis, effects = (a.reshape(by_power).transpose(1, 0, 2) for a in (lower, self.effects))
         link = Link(np.zeros(features), np.ones(features)) if link is None else link
@@ -233,13 +260,14 @@ class MixedModel(NamedTuple):
                 np.log(self.noise),
                 effects if entries else None,
                 slopes=self._slopes(num_inputs, num_readings),
+                decay=self.decay / SPAN,
                 width=width,
                 rngs=rngs,
             ),
             "posterior": RegressionNormal(size, width=width, rngs=rngs),
         }
         if self.jumps.size and num_readings:
-            weight = solve_triangular(root, levels.T @ self.jumps, lower=True)
+            weight = solve_triangular(root, moved.T @ self.jumps, lower=True)
             parts["jump"] = LinearJump(weight)
         if not entries:
             return parts
@@ -275,7 +303,8 @@ class MixedModel(NamedTuple):
         self, covariance: np.ndarray
     ) -> Float[np.ndarray, "trajectory feature power power"]:
         """The covariance of the coefficients of each feature."""
-        features, powers = len(self.noise), self.degree + 1
+        features = len(self.noise)
+        powers = covariance.shape[-1] // features
         shape = (len(covariance), features, powers, features, powers)
         return np.einsum("nfpfq->nfpq", covariance.reshape(shape))
 
@@ -298,7 +327,7 @@ class MixedModel(NamedTuple):
         seen = moments.count > 0
         variance = np.where(seen, squares / np.maximum(moments.count, 1), self.noise**2)
         variance = np.maximum(variance, LEAST_VARIANCE)
-        return MixedModel(mean, spread, np.sqrt(variance), effects, jumps)
+        return MixedModel(mean, spread, np.sqrt(variance), effects, jumps, self.decay)
 
     def _jumps(self, moments: _Moments, means: np.ndarray) -> np.ndarray:
         """By how much amounts move values, by ridge regression of what the coefficients leave."""
@@ -324,6 +353,8 @@ def choose_degree(
 ) -> MixedModel:
     """The mixed model of the lowest degree that forecasts well, by cross-validation.
 
+    With events, the decay is chosen besides: the best one of each degree.
+
     The later half of each trajectory is forecast from the first, by a model that was estimated
     without it. Chosen is the lowest degree whose score is within one standard error of the best
     one's, over trajectories (Hastie, Tibshirani & Friedman 2009, section 7.10). The estimates that
@@ -338,10 +369,18 @@ def choose_degree(
     features = trajectories.num_features
     degrees = [d for d in DEGREES if features * (d + 1) <= most_coefficients or d == DEGREES[0]]
     check_counts(most_coefficients=most_coefficients)
-    models = [MixedModel.fit(trajectories, scaling, degree=degree) for degree in degrees]
-    if len(trajectories) < 2:
-        return models[0]
-    scores = np.stack([_cross_validated(model, trajectories, scaling) for model in models])
+    decays = DECAYS if scaling.inputs is not None and scaling.inputs.num_events else DECAYS[:1]
+    models, scores = [], []
+    for degree in degrees:
+        own = [x for x in decays if not x or features * (degree + 2) <= most_coefficients]
+        some = [MixedModel.fit(trajectories, scaling, degree=degree, decay=x) for x in own]
+        if len(trajectories) < 2:
+            return some[0]
+        found = [_cross_validated(model, trajectories, scaling) for model in some]
+        best = int(np.argmax([score.sum() for score in found]))
+        models.append(some[best])
+        scores.append(found[best])
+    scores = np.stack(scores)
     behind = scores[scores.sum(1).argmax()] - scores
     error = np.sqrt(behind.shape[1]) * behind.std(1)
     return models[int(np.flatnonzero(behind.sum(1) <= error)[0])]
@@ -361,7 +400,7 @@ def _cross_validated(
     scores = []
     for left_out in folds(len(trajectories), min(NUM_FOLDS, len(trajectories))):
         others = np.setdiff1d(np.arange(len(trajectories)), left_out)
-        own = MixedModel.fit(trajectories[others], scaling, degree=model.degree)
+        other = model.refitted(trajectories[others], scaling)
         context, target = trajectories[left_out].split()
-        scores.append(own.log_predictive(context, target, scaling))
+        scores.append(other.log_predictive(context, target, scaling))
     return np.concatenate(scores)

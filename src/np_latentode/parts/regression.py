@@ -9,7 +9,8 @@ leads to a posterior: nothing has to be learned of how observations add up. It i
 model with conjugate potentials of Johnson et al. 2016, with linear ones.
 
 With static covariates s, the mean curve is mean_j(t) + effects_j(t) . s. With inputs, what
-`Inputs.read` says of them at t_k is added to it: slopes_j . u, and a network of u.
+`Inputs.read` says of them at t_k is added to it: slopes_j . u, and a network of u. If what events
+give decays, exp(-decay t) stands beside the powers of time.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class RegressionEncoder(nnx.Module):
     mean      = precision^-1 sum_jk basis_j(t_k) (x_jk - mean_j(t_k)) / noise_j^2
 
     The polynomials are of time in units of the span of the training data: `basis_j(t)` is the sum
-    of `basis[p, j] t^p`. The features are the mean, and U, row by row, where U U^T = precision is
-    upper triangular. Those of an empty context are the prior's: 0 and the identity.
+    of `basis[p, j] t^p`. With a decay, the last p stands for exp(-decay t). The features are the
+    mean, and U, row by row, where U U^T = precision is upper triangular. Those of an empty context
+    are the prior's: 0 and the identity.
 
     Args:
         basis: its coefficients at the start of training, shape (power, feature, latent).
@@ -49,6 +51,7 @@ class RegressionEncoder(nnx.Module):
             (power, feature, entry). Default: none are read.
         slopes: of the mean curve in the entries of inputs at each time, shape (feature, reading),
             beside a network of them that starts at 0. Default: none are read.
+        decay: the rate at which what events give decays, per unit of scaled time. Default: none.
         width: the units of the hidden layer of this network.
         rngs: the random keys that initialise it; needed with inputs only.
 
@@ -64,6 +67,7 @@ class RegressionEncoder(nnx.Module):
         effects: Float[ArrayLike, "power feature entry"] | None = None,
         *,
         slopes: Float[ArrayLike, "feature reading"] | None = None,
+        decay: float = 0.0,
         width: int = 32,
         rngs: nnx.Rngs | None = None,
     ):
@@ -78,7 +82,8 @@ class RegressionEncoder(nnx.Module):
             )
         self.slopes = None if slopes is None else free("slopes", slopes, 2)
         self.num_inputs = 0 if self.slopes is None else self.slopes.shape[1]
-        self.width, sizes = width, (self.num_inputs, width, features)
+        self.decay, self.width = decay, width
+        sizes = (self.num_inputs, width, features)
         network = None
         if self.slopes is not None:
             network = mlp(sizes, from_zero=True, rngs=rngs or nnx.Rngs(0))
@@ -107,7 +112,10 @@ class RegressionEncoder(nnx.Module):
         # A floor, so that single precision can invert the sum of a thousand terms.
         weight = 1 / (noise**2 + FLOOR**2)
         powers, _, latent = basis.shape
+        powers = powers - 1 if self.decay else powers
         t = (times[..., None] / SPAN) ** jnp.arange(powers)
+        if self.decay:
+            t = jnp.concatenate([t, jnp.exp(-self.decay * times)[..., None]], axis=-1)
         known = mask.astype(values.dtype)
         curve = t @ self.mean[...]
         if self.effects is not None:

@@ -32,7 +32,6 @@ from np_latentode.parts.likelihoods import (
 )
 from np_latentode.parts.mixed_model import (
     MOST_ESTIMATED,
-    MixedModel,
     choose_degree,
     some_of,
 )
@@ -84,15 +83,15 @@ def candidates(
 ) -> dict[str, Candidate]:
     """The assemblies among which `cross_fit` chooses, by name, for data like `train`.
 
-    `backbone` starts as the mixed model whose degree, 1 to 3, forecasts best by cross-validation;
-    see `MixedModel.parts`. Of more than 2,000 trajectories, the mixed model is that of a random
-    2,000: it is only a start. A backbone is left out for so many features that a line for each has
-    more than 24 coefficients. `network` has an `MLPDynamics`, an `MLPDecoder`, an `ODERNN` and a
-    `DiagonalNormal`, and two latent dimensions for each feature, from 4 to 16. If train has 500 ids
-    and 40,000 observed values or more (of data on disk, among 2,000 trajectories), it is wide: it
-    has 32 latent dimensions, a decoder without hidden layers, and noise that starts at a tenth.
-    Both read static covariates and inputs, if train has some; the field of a backbone reads inputs
-    only, as its z0 has the slopes.
+    `backbone` starts as the mixed model whose degree, 1 to 3, forecasts best by cross-validation,
+    and so the rate at which what events give decays; see `MixedModel.parts`. Of more than 2,000
+    trajectories, the mixed model is that of a random 2,000: it is only a start. A backbone is left
+    out for so many features that a line for each has more than 24 coefficients. `network` has an
+    `MLPDynamics`, an `MLPDecoder`, an `ODERNN` and a `DiagonalNormal`, and two latent dimensions
+    for each feature, from 4 to 16. If train has 500 ids and 40,000 observed values or more (of data
+    on disk, among 2,000 trajectories), it is wide: it has 32 latent dimensions, a decoder without
+    hidden layers, and noise that starts at a tenth. Both read static covariates and inputs, if
+    train has some; the field of a backbone reads inputs only, as its z0 has the slopes.
 
     Args:
         train: all that may be trained on.
@@ -121,7 +120,7 @@ def candidates(
     whole = choose_degree(train, scaling, most_coefficients=MOST_COEFFICIENTS)
 
     def backbone(train: Trajectories, rngs: nnx.Rngs) -> tuple[LatentODE, AmortizedGuide]:
-        mixed = MixedModel.fit(some_of(train), scaling, degree=whole.degree)
+        mixed = whole.refitted(some_of(train), scaling)
         own = likelihood(start=mixed.noise)
         _, controls, _, readings = _counts(scaling)
         given: Any = dict(num_inputs=controls, num_readings=readings)

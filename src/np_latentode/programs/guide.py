@@ -104,7 +104,8 @@ class AmortizedGuide:
             times = scaling.scale_times(seen.times)
             if self._reads_inputs and seen.inputs is not None:
                 inputs = scaling.scale_inputs(seen.inputs.at_offset(context.offset.time))
-                beside.append(None if inputs is None else inputs.read(times))
+                decay = getattr(self.encoder, "decay", 0.0)
+                beside.append(None if inputs is None else inputs.read(times, decay))
             values = jnp.where(seen.mask, scaling.scale_values(seen.values), 0.0)
             features = by_rows(_encode, as_pytree(encoder), times, values, seen.mask, beside)
             with numpyro.handlers.scale(scale=kl_weight):
