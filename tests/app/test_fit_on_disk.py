@@ -11,6 +11,7 @@ from np_latentode import load
 from np_latentode.app import division
 from np_latentode.app.cli import app
 from np_latentode.app.fit_table import fit_table
+from np_latentode.app.read_table import read_table
 from np_latentode.data import trajectories
 from np_latentode.data.stored import StoredTrajectories
 
@@ -91,3 +92,27 @@ def test_a_table_that_is_not_in_parquet_is_refused(tmp_path):
     path.write_text("who,day,level\n1,0,2\n")
     with pytest.raises(ValueError, match=r"path must end in \.parquet; got"):
         fit_table(path, tmp_path / "run", **COLUMNS, on_disk=True, progress=False)
+
+
+def test_ids_with_times_far_outside_are_left_out_and_it_is_said(path, tmp_path):
+    table = pd.read_parquet(path)
+    table.loc[table.index[8], "day"] = -40_000.0
+    table.to_parquet(tmp_path / "far.parquet")
+    with pytest.warns(UserWarning) as said:
+        found = read_table(tmp_path / "far.parquet", COLUMNS, on_disk=True, window=None)
+    assert any(
+        "1 of 60 ids have a time far outside, and are left out" in str(w.message) for w in said
+    )
+    assert len(found) == 59
+    assert 1 not in found[:].names.ids
+    parts = division.divide(found, 0.2, 0)
+    assert parts.t0 == 0
+
+
+def test_ids_that_a_csv_file_would_lose_are_refused(path, tmp_path):
+    table = pd.read_parquet(path)
+    table["who"] = [" 7" if who == 7 else str(who) for who in table["who"]]
+    table.to_parquet(tmp_path / "blanks.parquet")
+    found = read_table(tmp_path / "blanks.parquet", COLUMNS, on_disk=True, window=None)
+    with pytest.raises(ValueError, match="column 'who' must hold ids that can be written to a CSV"):
+        division.divide(found, 0.9, 0)

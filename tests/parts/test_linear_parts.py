@@ -210,3 +210,11 @@ def test_what_does_not_fit_is_refused(make, message):
 def test_a_start_that_is_not_positive_is_refused(kind):
     with pytest.raises(ValueError, match="start must be positive"):
         kind(start=[0.3, 0.0])
+
+
+def test_times_that_were_not_observed_change_nothing_however_early():
+    encoder = RegressionEncoder(BASIS, MEAN, LOG_NOISE, event_decay=2.0)
+    times = jnp.array([[-500.0, 0.5, 1.0]])
+    values, mask = jnp.ones((1, 3, 2)), jnp.array([[[False] * 2, [True] * 2, [True] * 2]])
+    late = encoder(times[:, 1:], values[:, 1:], mask[:, 1:])
+    np.testing.assert_allclose(encoder(times, jnp.where(mask, values, 0), mask), late, rtol=1e-5)

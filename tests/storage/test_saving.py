@@ -59,7 +59,7 @@ PARTS = {
             np.ones((2, 4)), np.ones(2), nl.MLPDecoder(4, 2, width=3, from_zero=True, rngs=RNGS)
         ),
         "encoder": nl.RegressionEncoder(
-            np.ones((3, 2, 4)), np.ones((3, 2)), np.zeros(2), decay=0.4
+            np.ones((3, 2, 4)), np.ones((3, 2)), np.zeros(2), event_decay=0.4
         ),
         "posterior": nl.RegressionNormal(4, width=3, rngs=RNGS),
         "likelihood": nl.OrnsteinUhlenbeckLikelihood(start=np.array([0.3, 0.7])),

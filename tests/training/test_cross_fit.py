@@ -1,6 +1,7 @@
 """Each member is trained without its fold, which judges it; candidates are weighed by that."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import diffrax
 import jax
@@ -384,6 +385,56 @@ def test_interrupted_it_ends_bit_for_bit_where_it_would_have_ended(tmp_path, mon
         for a, b in zip(whole.ensemble.members, other.ensemble.members, strict=True):
             same(a.params, b.params)
             same(a.history._replace(seconds=0), b.history._replace(seconds=0))
+
+
+@pytest.mark.slow
+def test_folds_with_checkpoints_of_other_steps_end_where_they_would_have_ended(
+    tmp_path, monkeypatch
+):
+    """A process that is killed while it saves leaves a later checkpoint of some folds."""
+    options = OPTIONS | dict(num_folds=3)
+    whole = cross_fit(KEY, {"one": network}, DATA, **options)
+    saved, original = [], progress._save
+
+    def killed(plans, done):
+        saved.append(len(done))
+        if len(saved) < 3:
+            original(plans, done)
+        else:
+            original(plans[:1], done[:1])
+            raise KeyboardInterrupt
+
+    options |= dict(checkpoint_dir=tmp_path / "c")
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        patch.setattr(progress, "SECONDS_BETWEEN", 0.0)
+        patch.setattr(progress, "_save", killed)
+        cross_fit(KEY, {"one": network}, DATA, **options)
+    resumed = cross_fit(KEY, {"one": network}, DATA, **options)
+    for a, b in zip(whole.ensemble.members, resumed.ensemble.members, strict=True):
+        same(a.params, b.params)
+        same(a.history.others, b.history.others)
+
+
+def test_members_of_other_steps_are_judged_by_what_all_have(monkeypatch):
+    def done(*each):
+        some = (History(validation=np.array(one), evaluated=np.arange(len(one))) for one in each)
+        return [progress.Progress({}, None, one) for one in some]
+
+    members = done([3.0], [2.0, 1.0], [4.0, 5.0])
+    np.testing.assert_array_equal(progress._judged(0, members).history.others, [3.0])
+
+
+@pytest.mark.usefixtures("untyped")
+def test_what_diverges_is_scored_as_impossible(monkeypatch):
+    one = module.starting_alike([network(DATA, nnx.Rngs(0))], name="candidates")[0]
+    divided = split(DATA, 2)
+    failed = jnp.full(divided.judged[0][1].mask.shape, -1.0).at[2].set(jnp.nan)
+    monkeypatch.setattr(module, "log_predictive", lambda *_: failed)
+    monkeypatch.setattr(module, "amortized", lambda *_: None)
+    plans = [SimpleNamespace(programs=SimpleNamespace(fitted=lambda params: None))] * 2
+    scores = module._left_out_scores(KEY, [one, one], plans=plans, split=divided)
+    assert np.isneginf(scores[[2, 9]]).all()
+    assert np.isfinite(np.delete(scores, [2, 9])).all()
 
 
 @pytest.mark.slow

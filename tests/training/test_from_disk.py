@@ -24,6 +24,7 @@ from np_latentode.data.offset import Offset
 from np_latentode.training import plan, progress, steps
 from np_latentode.training.chunks import Chunks
 from np_latentode.training.recalibration import recalibrated
+from np_latentode.training.split import split
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("grain")
@@ -207,3 +208,12 @@ def test_candidates_are_cross_fitted_from_disk(stored):
     same(a.params, again.ensemble.members[0].params)
     bands = recalibrated(KEY, cross, stored, num_samples=20).bands
     assert bands.widths.shape == (2,)
+
+
+def test_folds_of_few_on_disk_leave_some_to_train_on(stored):
+    few = stored.without(slice(5, None))
+    with pytest.raises(ValueError, match="trajectories must hold more than num_folds=5 ids; got 5"):
+        split(few, 5)
+    assert len(split(few, 4).train[0]) == 1
+    with pytest.raises(ValueError, match="batch_size must be given for trajectories on disk"):
+        cross_fit(KEY, {"one": lambda *_: None}, stored)

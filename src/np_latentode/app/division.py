@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,6 +79,7 @@ def divide(trajectories: Trajectories | StoredTrajectories, holdout: float, seed
     held_out = trajectories[test] if num_test else None
     # No trajectory may be earlier than t0, whichever are trained on.
     if stored:
+        _check_ids(trajectories.names.id, () if held_out is None else held_out.names.ids)
         return Parts(trajectories.without(test), held_out, trajectories.moments().begin)
     train = np.setdiff1d(np.arange(len(trajectories)), test)
     return Parts(trajectories[train], held_out, first_time(trajectories))
@@ -88,13 +90,13 @@ def check_columns(trajectories: Trajectories | StoredTrajectories) -> None:
     names = trajectories.names
     if isinstance(trajectories, StoredTrajectories):
         never = np.isnan(trajectories.moments().loc)
-        _check_names(names, never, [])
     else:
         never = ~np.asarray(trajectories.mask).any((0, 1))
-        _check_names(names, never, names.ids)
+        _check_ids(names.id, names.ids)
+    _check_names(names, never)
 
 
-def _check_names(names: Labels, never: np.ndarray, ids: Any) -> None:
+def _check_names(names: Labels, never: np.ndarray) -> None:
     if missing := [name for name, no in zip(names.features, never, strict=True) if no]:
         raise ValueError(
             f"data must hold a value of every column of values; got none of {missing}."
@@ -107,8 +109,11 @@ def _check_names(names: Labels, never: np.ndarray, ids: Any) -> None:
             "values must have names that can be written to a CSV file, without blanks around them, "
             f"and not the word for a missing entry; got {strange[0]!r}."
         )
+
+
+def _check_ids(column: str, ids: Sequence[Any]) -> None:
     if strange := [i for i in ids if isinstance(i, str) and reads_otherwise(i)]:
         raise ValueError(
-            f"column {names.id!r} must hold ids that can be written to a CSV file, without blanks "
+            f"column {column!r} must hold ids that can be written to a CSV file, without blanks "
             f"around them, and not the word for a missing one; got {strange[0]!r}."
         )

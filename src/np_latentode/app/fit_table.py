@@ -60,7 +60,7 @@ from np_latentode.training.cross_fit import (
     cross_fit,
 )
 from np_latentode.training.recalibration import recalibrated
-from np_latentode.training.split import MOST_LEFT_OUT
+from np_latentode.training.split import most_left_out
 
 __all__ = ["fit_table"]
 
@@ -266,7 +266,7 @@ def _described(
     stored = isinstance(trajectories, StoredTrajectories)
     of_all = f"{len(trajectories)} ids on disk, some of them: " if stored else ""
     lines = [f"{data}: {of_all}{trajectories_table(some)}", kinds_said(kinds), str(parts)]
-    samples = dict(start=MOST_ESTIMATED, fold=MOST_LEFT_OUT)
+    samples = dict(start=MOST_ESTIMATED, fold=most_left_out(parts.train, members))
     lines.append(samples_said(len(parts.train), members, **samples))
     lines, names = [line for line in lines if line], trajectories.names
     if unit is not None and names.origin is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from np_latentode.app.division import check_columns
 from np_latentode.data.covariates import Names, asked_levels
-from np_latentode.data.far import without_far_times
+from np_latentode.data.far import warn_user, without_far_times
 from np_latentode.data.stored import StoredTrajectories
 from np_latentode.data.trajectories import Trajectories
 
@@ -39,11 +39,21 @@ def read_table(
 ) -> Trajectories | StoredTrajectories:
     if on_disk:
         _check_on_disk(columns, window)
-        trajectories = StoredTrajectories.from_parquet(data, **columns)
+        trajectories = _without_far(StoredTrajectories.from_parquet(data, **columns))
     else:
         trajectories = without_far_times(Trajectories.from_file(data, **columns))
     check_columns(trajectories)
     return trajectories
+
+
+def _without_far(stored: StoredTrajectories) -> StoredTrajectories:
+    """Those without ids that have a time far outside: rows cannot be left out on disk."""
+    if not len(far := stored.with_far_times()):
+        return stored
+    if len(far) == len(stored):
+        raise ValueError("data must hold ids whose times are near those of most; got none.")
+    warn_user(f"{len(far)} of {len(stored)} ids have a time far outside, and are left out.")
+    return stored.without(far)
 
 
 def _check_on_disk(columns: dict[str, Any], window: float | None) -> None:

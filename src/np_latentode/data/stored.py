@@ -240,6 +240,15 @@ class StoredTrajectories:
         low, high = zip(*found, strict=True)
         return float(min(low)), float(max(high))
 
+    def with_far_times(self) -> Int[np.ndarray, " trajectory"]:
+        """Those that have a time far outside, which the same random rows tell."""
+        low, high = usual_range(self._kept.sample[:, 0])
+        lengths, found = self.lengths, [np.zeros(0, int)]
+        for part, rows in self.parts():
+            far = (rows[:, 0] < low) | (rows[:, 0] > high)
+            found.append(np.unique(np.repeat(part, lengths[part])[far]))
+        return np.concatenate(found)
+
     def moments(self) -> Moments:
         """Statistics of the observations, in one pass over the numbers on disk.
 

@@ -233,6 +233,7 @@ class CovariateEncoder(nnx.Module):
         check_counts(num_covariates=num_covariates)
         self.encoder, self.num_covariates = encoder, num_covariates
         self.num_inputs = getattr(encoder, "num_inputs", 0)
+        self.event_decay = getattr(encoder, "event_decay", 0.0)
 
     def __call__(
         self,

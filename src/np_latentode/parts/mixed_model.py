@@ -27,8 +27,8 @@ DEGREES = (1, 2, 3)
 """Of the polynomials among which `choose_degree` chooses."""
 
 DECAYS = (0.0, 2.0, 5.0, 10.0)
-"""Of what events give, per span of the training data; from half of the span as a half-life on, to
-about as fast as the default solver can follow."""
+"""Of what events give, per span of the training data: from a half-life of a third of the span on,
+to about as fast as the default solver can follow."""
 
 NUM_FOLDS = 5
 
@@ -260,7 +260,7 @@ class MixedModel(NamedTuple):
                 np.log(self.noise),
                 effects if entries else None,
                 slopes=self._slopes(num_inputs, num_readings),
-                decay=self.decay / SPAN,
+                event_decay=float(self.decay / SPAN),
                 width=width,
                 rngs=rngs,
             ),

@@ -51,7 +51,7 @@ class RegressionEncoder(nnx.Module):
             (power, feature, entry). Default: none are read.
         slopes: of the mean curve in the entries of inputs at each time, shape (feature, reading),
             beside a network of them that starts at 0. Default: none are read.
-        decay: the rate at which what events give decays, per unit of scaled time. Default: none.
+        event_decay: the rate at which what events give decays, per unit of scaled time. Default: 0.
         width: the units of the hidden layer of this network.
         rngs: the random keys that initialise it; needed with inputs only.
 
@@ -67,7 +67,7 @@ class RegressionEncoder(nnx.Module):
         effects: Float[ArrayLike, "power feature entry"] | None = None,
         *,
         slopes: Float[ArrayLike, "feature reading"] | None = None,
-        decay: float = 0.0,
+        event_decay: float = 0.0,
         width: int = 32,
         rngs: nnx.Rngs | None = None,
     ):
@@ -82,7 +82,7 @@ class RegressionEncoder(nnx.Module):
             )
         self.slopes = None if slopes is None else free("slopes", slopes, 2)
         self.num_inputs = 0 if self.slopes is None else self.slopes.shape[1]
-        self.decay, self.width = decay, width
+        self.event_decay, self.width = event_decay, width
         sizes = (self.num_inputs, width, features)
         network = None
         if self.slopes is not None:
@@ -112,11 +112,13 @@ class RegressionEncoder(nnx.Module):
         # A floor, so that single precision can invert the sum of a thousand terms.
         weight = 1 / (noise**2 + FLOOR**2)
         powers, _, latent = basis.shape
-        powers = powers - 1 if self.decay else powers
-        t = (times[..., None] / SPAN) ** jnp.arange(powers)
-        if self.decay:
-            t = jnp.concatenate([t, jnp.exp(-self.decay * times)[..., None]], axis=-1)
         known = mask.astype(values.dtype)
+        # Times without an observation may be far before 0, where exp(-decay t) is infinite.
+        times = jnp.where(mask.any(-1), times, 0.0)
+        powers = powers - 1 if self.event_decay else powers
+        t = (times[..., None] / SPAN) ** jnp.arange(powers)
+        if self.event_decay:
+            t = jnp.concatenate([t, jnp.exp(-self.event_decay * times)[..., None]], axis=-1)
         curve = t @ self.mean[...]
         if self.effects is not None:
             curve += jnp.einsum("nkp,pfs,ns->nkf", t, self.effects[...], inputs_and_s[-1])

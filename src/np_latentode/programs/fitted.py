@@ -36,7 +36,7 @@ class History(NamedTuple):
     @property
     def best_step(self) -> int:
         """The step whose parameters are kept: that with the lowest score, or the last step if no
-        score is finite."""
+        score is finite. Of a cross-fit, as much of them as `CrossFit.shares_kept` says."""
         scores = self.others if len(self.others) else self.validation
         if not np.isfinite(scores).any():
             return len(self.losses)

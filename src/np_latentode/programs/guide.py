@@ -41,7 +41,8 @@ class AmortizedGuide:
     Args:
         encoder: `(times, values, mask) -> features`, with inputs in scaled units and one row of
             features per trajectory. One with an attribute `num_inputs` takes what `Inputs.read`
-            says of inputs at these times as well, and one with an attribute `num_covariates` the
+            says of inputs at these times as well, with amounts that decay at the rate of its
+            attribute `event_decay`, if it has one. One with an attribute `num_covariates` takes the
             static covariates s.
         posterior: `features -> distribution` over z0.
         scaling: the units. Model and guide must be given the same.
@@ -104,7 +105,7 @@ class AmortizedGuide:
             times = scaling.scale_times(seen.times)
             if self._reads_inputs and seen.inputs is not None:
                 inputs = scaling.scale_inputs(seen.inputs.at_offset(context.offset.time))
-                decay = getattr(self.encoder, "decay", 0.0)
+                decay = getattr(self.encoder, "event_decay", 0.0)
                 beside.append(None if inputs is None else inputs.read(times, decay))
             values = jnp.where(seen.mask, scaling.scale_values(seen.values), 0.0)
             features = by_rows(_encode, as_pytree(encoder), times, values, seen.mask, beside)

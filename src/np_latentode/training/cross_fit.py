@@ -60,7 +60,8 @@ class CrossFit(NamedTuple):
     weights: dict[str, float]
     """The weight of each candidate in the ensemble."""
     shares_kept: dict[str, float]
-    """How much of its training each candidate keeps: 1, or less where its gain may be chance."""
+    """How much of its training each candidate keeps: 1, or less where its gain may be chance and
+    what lies between start and end is no worse than the start."""
     num_trajectories: int
     """That were given to `cross_fit`."""
     seconds: float
@@ -109,13 +110,14 @@ def cross_fit(
     A gain that may be chance, by a t-test over the ids at 5%, is kept in part only; see
     `share_kept`. If that is the gain of a candidate's training, its parameters go a part of the way
     from the start: that parameters between start and end often forecast well is seen by Wortsman et
-    al. (2022). If it is the gain of the weighted candidates over the first alone, their weights go
-    a part of the way from the first's. So what starts as a mixed model stays near it where the data
-    do not say otherwise.
+    al. (2022). Where they do not, all of the training is kept. If it is the gain of the weighted
+    candidates over the first alone, their weights go a part of the way from the first's. So what
+    starts as a mixed model stays near it where the data do not say otherwise.
 
     A fold leaves out a random 500 at most; if there are more, all members are trained on the rest.
-    Of data on disk, all folds together leave out a seventh at most, and no member is trained on
-    what any of them leaves out: then all read the same chunks, in orders of their own.
+    Of data on disk, each leaves out one or more, all together a seventh at most if there are
+    enough, and no member is trained on what any of them leaves out: then all read the same chunks,
+    in orders of their own.
 
     Args:
         rng_key: a key.
@@ -144,6 +146,8 @@ def cross_fit(
     check_counts(num_folds=num_folds, num_steps=num_steps, max_workers=workers)
     if batch_size is not None:
         check_counts(batch_size=batch_size)
+    elif isinstance(trajectories, StoredTrajectories):
+        raise ValueError("batch_size must be given for trajectories on disk; got None.")
     if not candidates:
         raise ValueError("candidates must hold at least one function; got none.")
     divided = split(trajectories, num_folds)
@@ -278,10 +282,10 @@ def _continued(before: Fitted, done: Progress) -> Fitted:
 
 def _starts(rng_key: Array, build: Candidate, split: Split) -> list[Fitted]:
     """Where the member of each fold starts: the programs of the first, its own parameters."""
-    some = [
-        train.sample(MOST_ESTIMATED) if isinstance(train, StoredTrajectories) else train
-        for train in split.train
-    ]
+    some: list[Any] = [*split.train]
+    if isinstance(some[0], StoredTrajectories):
+        # All folds train on the same ones.
+        some = [some[0].sample(MOST_ESTIMATED)] * len(some)
     rngs = [nnx.Rngs(jax.random.fold_in(rng_key, k)) for k in range(len(some))]
     return starting_alike([*map(build, some, rngs)], name="candidates")
 
@@ -314,7 +318,8 @@ def _plans(rng_key: Array, starts: Sequence[Fitted], split: Split, **settings: A
 def _left_out_scores(
     rng_key: Array, members: Sequence[Fitted], *, plans: Sequence[Plan], split: Split
 ) -> Float[np.ndarray, " trajectory"]:
-    """log p(target | context) of each trajectory that was left out, fold by fold."""
+    """log p(target | context) of each trajectory that was left out, fold by fold; -inf where a
+    solve fails."""
     scores = []
     for one, plan, (context, target) in zip(members, plans, split.judged, strict=True):
         member = plan.programs.fitted(one.params)
@@ -325,7 +330,8 @@ def _left_out_scores(
             parts.append(log_predictive(member, z0, context, target))
         log_p = jax.nn.logsumexp(jnp.stack(parts), axis=0) - np.log(REPEATS)
         scores.append(np.asarray(jnp.where(target.mask, log_p, 0.0).sum((1, 2)), float))
-    return np.concatenate(scores)
+    every = np.concatenate(scores)
+    return np.where(np.isnan(every), -np.inf, every)
 
 
 def _joined(

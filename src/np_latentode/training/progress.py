@@ -73,7 +73,10 @@ def train_all(
     started = saved = time.perf_counter()
     together = together and len(plans) > 1
     done = [_start(plan) for plan in plans]
-    done = [_judged(k, done) if together else one for k, one in enumerate(done)]
+    for k, one in enumerate(list(done)):
+        # Checkpoints hold the scores of the others; some may be of later steps than others.
+        if together and not len(one.history.others):
+            done[k] = _judged(k, done)
     runs = [_advance(plan, first, started) for plan, first in zip(plans, done, strict=True)]
     with _bar(plans, done, progress, name) as bar, _turns(max_workers) as turns:
         try:
@@ -145,7 +148,9 @@ def _start(plan: Plan) -> Progress:
 
 def restored(plan: Plan, arrays: dict[str, np.ndarray], *, name: str) -> Progress:
     """The progress of a plan from its arrays."""
-    history = History(*(arrays[f".history.{field}"] for field in History._fields))
+    # `fill` refuses a checkpoint that lacks some.
+    none = np.zeros(0)
+    history = History(*(arrays.get(f".history.{field}", none) for field in History._fields))
     arguments = (plan.rng_key, plan.buckets[0], plan.init_params)
     params, state = jax.eval_shape(plan.programs.init, *arguments)
     done = fill(Progress(params, state, history), arrays, name=name)
@@ -260,7 +265,8 @@ def _summary(plans: Sequence[Plan], done: Sequence[Progress]) -> str:
     last = history.losses[(len(history.losses) - 1) // STEPS_AT_ONCE * STEPS_AT_ONCE :]
     text = f"ELBO {-np.nanmean(last) / num_trajectories:.2f}"
     if len(history.validation):
-        best = history.validation.min()
+        at = history.evaluated == history.best_step
+        best = history.validation[at].min(initial=np.inf)
         text += f", validation {history.validation[-1]:.3f}"
         text += f" (best {best:.3f} at {history.best_step})"
     return text

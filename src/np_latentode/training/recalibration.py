@@ -35,9 +35,9 @@ def recalibrated(
     Each trajectory that a fold left out is forecast by the members that were trained without it,
     the later half of its observed times from the first half; see `Bands.fit`. Fewer members
     forecast than in the ensemble, which makes the widths rather too large; but those left out have
-    also chosen the weights, which makes them rather too small. Zeros and ones,
-    and counts, keep their bands: stretched, they would be neither. Limits, such as <0.5, say
-    nothing of the widths.
+    also chosen the weights, and what is kept of training, which makes them rather too small. Zeros
+    and ones, and counts, keep their bands: stretched, they would be neither. Limits, such as <0.5,
+    say nothing of the widths.
 
     Args:
         rng_key: a key.

@@ -13,7 +13,7 @@ from np_latentode.data.stored import StoredTrajectories
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.programs.plate import check_trajectories
 
-__all__ = ["MOST_LEFT_OUT", "Split", "split"]
+__all__ = ["MOST_LEFT_OUT", "Split", "most_left_out", "split"]
 
 MOST_LEFT_OUT = 500
 """About the most trajectories that a fold leaves out: more would hardly judge better, but each
@@ -67,14 +67,27 @@ def split(trajectories: Trajectories | StoredTrajectories, num_folds: int) -> Sp
 
 
 def _of_stored(stored: StoredTrajectories, num_folds: int) -> Split:
-    """Folds that together leave out a seventh at most; no member is trained on any of it."""
+    """Folds of one or more, together a seventh at most if there are enough; no member is trained on
+    any of it."""
     able = np.flatnonzero(stored.lengths > 1)
     _check_able(len(able), num_folds)
-    most = max(1, min(MOST_LEFT_OUT, len(able) // (SHARE * num_folds)))
+    if len(stored) <= num_folds:
+        raise ValueError(
+            f"trajectories must hold more than num_folds={num_folds} ids; got {len(stored)}."
+        )
+    most = most_left_out(stored, num_folds)
     left_out = tuple(able[rows] for rows in folds(len(able), num_folds, most=most))
     judged = tuple(stored[rows].split() for rows in left_out)
     rest = stored.without(np.concatenate(left_out))
     return Split(np.arange(len(stored)), left_out, judged, (rest,) * num_folds, None, rest)
+
+
+def most_left_out(trajectories: Trajectories | StoredTrajectories, num_folds: int) -> int:
+    """About the most trajectories that a fold leaves out."""
+    if not isinstance(trajectories, StoredTrajectories):
+        return MOST_LEFT_OUT
+    able = int((trajectories.lengths > 1).sum())
+    return max(1, min(MOST_LEFT_OUT, able // (SHARE * num_folds)))
 
 
 def _check_able(count: int, num_folds: int) -> None:
