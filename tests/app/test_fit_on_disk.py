@@ -94,6 +94,8 @@ def test_a_table_that_is_not_in_parquet_is_refused(tmp_path):
         fit_table(path, tmp_path / "run", **COLUMNS, on_disk=True, progress=False)
 
 
+# Reading warns of them as well.
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_ids_with_times_far_outside_are_left_out_and_it_is_said(path, tmp_path):
     table = pd.read_parquet(path)
     table.loc[table.index[8], "day"] = -40_000.0
