@@ -157,7 +157,7 @@ def _in_unit(names: Labels) -> str:
 
 def windows_advised(trajectories: Trajectories) -> str:
     """A sentence that proposes windows, if half of the trajectories are long; else nothing."""
-    counts = np.asarray(trajectories.observed).sum(1)
+    counts = trajectories.lengths
     gaps = np.diff(trajectories.given.times, axis=1)[np.asarray(trajectories.observed)[:, 1:]]
     gaps = gaps[gaps > 0]
     if np.median(counts) < LONG or not gaps.size:

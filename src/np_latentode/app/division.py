@@ -15,12 +15,11 @@ from np_latentode.data.stored import StoredTrajectories
 from np_latentode.data.tidy import forecast_columns
 from np_latentode.data.trajectories import Trajectories
 
-__all__ = ["Parts", "check_columns", "divide", "some_of"]
+__all__ = ["Parts", "check_columns", "divide", "in_memory"]
 
 FEWEST_TRAINED = 6
 FEWEST_HELD_OUT = 2
 """The fewest trajectories to train on and, if any, to hold out: less say nothing of others."""
-
 
 MOST_HELD_OUT = 2_000
 """The most trajectories of a table on disk that are held out: memory holds them."""
@@ -50,10 +49,9 @@ class Parts(NamedTuple):
         return Parts(self.train.windows(span, span / 2), test, 0.0)
 
 
-def some_of(trajectories: Trajectories | StoredTrajectories) -> Trajectories:
+def in_memory(trajectories: Trajectories | StoredTrajectories) -> Trajectories:
     """All of them, or random ones of those on disk."""
-    stored = isinstance(trajectories, StoredTrajectories)
-    return trajectories.sample(SAMPLE) if stored else trajectories
+    return trajectories if isinstance(trajectories, Trajectories) else trajectories.sample(SAMPLE)
 
 
 def divide(trajectories: Trajectories | StoredTrajectories, holdout: float, seed: int) -> Parts:
@@ -63,9 +61,8 @@ def divide(trajectories: Trajectories | StoredTrajectories, holdout: float, seed
         ValueError: if there are too few such trajectories.
     """
     stored = isinstance(trajectories, StoredTrajectories)
-    times_observed = trajectories.lengths if stored else np.asarray(trajectories.observed).sum(1)
     order = np.random.default_rng(seed).permutation(len(trajectories))
-    able = order[times_observed[order] > 1]
+    able = order[trajectories.lengths[order] > 1]
     num_test = max(FEWEST_HELD_OUT, round(holdout * len(trajectories))) if holdout else 0
     num_test = min(num_test, MOST_HELD_OUT) if stored else num_test
     needed = num_test + FEWEST_TRAINED

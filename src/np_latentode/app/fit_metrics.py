@@ -20,6 +20,7 @@ __all__ = ["training_metrics", "variance_metrics"]
 
 
 def training_metrics(parts: Parts, cross: CrossFit) -> dict[str, Any]:
+    """The candidates with their scores and weights, and what their training took."""
     members = cross.ensemble.members
     return {
         "trained_on": len(parts.train),

@@ -18,7 +18,7 @@ from np_latentode.app.data_summary import (
     trajectories_table,
     windows_advised,
 )
-from np_latentode.app.division import Parts, divide, some_of
+from np_latentode.app.division import Parts, divide, in_memory
 from np_latentode.app.fit_metrics import training_metrics, variance_metrics
 from np_latentode.app.fit_settings import AUTO, LIKELIHOODS, check_settings
 from np_latentode.app.held_out import score_held_out
@@ -165,7 +165,7 @@ def fit_table(
     check_settings(settings)
     trajectories = read_table(data, columns, on_disk=on_disk, window=window)
     settings = {"data": digest(data), **settings}
-    settings["kind"] = choose_kinds(some_of(trajectories), kind or {})
+    settings["kind"] = choose_kinds(in_memory(trajectories), kind or {})
     # As they will be read from metrics.json: JSON has no tuples.
     settings = json.loads(json.dumps(settings))
     say, checkpoints = print if progress else _say_nothing, checkpoint_dir(output_dir, settings)
@@ -177,7 +177,7 @@ def fit_table(
     if window is not None:
         parts = parts.cut(window)
     if members is None:
-        wide = latent_dim is None and is_rich(some_of(parts.train))
+        wide = latent_dim is None and is_rich(in_memory(parts.train))
         members = MEMBERS_OF_MANY if wide else MEMBERS
     say(_described(data, trajectories, parts, settings["kind"], unit, checkpoints, members))
     cross = _fit(parts, settings | {"members": members}, checkpoints, progress=progress)
@@ -207,9 +207,8 @@ def _score_and_write(
         say("scoring forecasts of those held out, beside those of baselines ...")
     options: Any = dict(inference=choice.inference, num_origins=settings["origins"])
     options |= dict(num_trained=len(parts.train))
-    scores = score_held_out(
-        (keys[0], keys[1]), silent, some_of(parts.train), parts.test, parts.t0, **options
-    )
+    some = in_memory(parts.train)
+    scores = score_held_out((keys[0], keys[1]), silent, some, parts.test, parts.t0, **options)
     metrics = {"settings": settings, **training_metrics(parts, cross), **scores.metrics}
     log_scores = {name: finite(score) for name, score in choice.scores.items()}
     metrics["inference"] = {"name": choice.name, "log_scores": log_scores}
@@ -217,7 +216,7 @@ def _score_and_write(
     if fitted.bands is not None:
         names = parts.train.names.features
         metrics["bands"] = dict(zip(names, fitted.bands.widths.tolist(), strict=True))
-    metrics["variance"] = variance_metrics(variance_key, silent, some_of(parts.train))
+    metrics["variance"] = variance_metrics(variance_key, silent, some)
     write(output_dir, fitted, metrics, scores.held_out, overwrite=overwrite)
     say("drawing figures ...")
     # After the fit is safe, as no figure may cost it.
@@ -235,9 +234,7 @@ def _choose(
     # A mixed model knows nothing of inputs, errors and limits, and takes counts and bits for
     # numbers. Then its exact posterior is not that of the model.
     of_numbers = {*kinds(cross.ensemble)} == {NUMBERS}
-    more = (
-        () if isinstance(train, StoredTrajectories) else (train.inputs, train.error, train.limits)
-    )
+    more = (train.inputs, train.error, train.limits)
     if best == "backbone" and of_numbers and all(one is None for one in more):
         return Choice("guide", INFERENCES["guide"], {})
     folds = [(cross.of(best)[k], *train[rows].split()) for k, rows in enumerate(cross.left_out)]
@@ -262,7 +259,7 @@ def _described(
     checkpoints: Path,
     members: int,
 ) -> str:
-    some = some_of(trajectories)
+    some = in_memory(trajectories)
     stored = isinstance(trajectories, StoredTrajectories)
     of_all = f"{len(trajectories)} ids on disk, some of them: " if stored else ""
     lines = [f"{data}: {of_all}{trajectories_table(some)}", kinds_said(kinds), str(parts)]

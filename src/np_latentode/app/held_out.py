@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 from np_latentode.app.horizons import all_finite, finite, scored_by_thirds, thirds
 from np_latentode.app.origins import Origins
 from np_latentode.data.far import warn_user
-from np_latentode.data.folds import random_rows
 from np_latentode.data.given import table_times, table_values
 from np_latentode.data.tidy import tidy_forecast
 from np_latentode.data.trajectories import Trajectories
@@ -167,7 +166,7 @@ def _others(
             f"The mixed models to compare with are estimated from a random {MOST_MIXED} of "
             f"{len(train)} ids."
         )
-        train = train[random_rows(len(train), MOST_MIXED)]
+        train = train.sample(MOST_MIXED)
     try:
         return made | of_mixed_models(train, context, target)
     except ImportError:
@@ -224,7 +223,7 @@ def _forecast_figure(
     """The four trajectories with the longest forecasts."""
     from np_latentode.report.fans import plot_forecasts
 
-    most = np.argsort(-np.asarray(target.observed).sum(1), kind="stable")[:4]
+    most = np.argsort(-target.lengths, kind="stable")[:4]
     context, target = context[most], target[most]
     times = _times_shown(context, t0, target.given.times.max())
     # Not `forecast`, as nobody has asked for these times: inputs may end before them.

@@ -37,6 +37,7 @@ def columns_of(
 def read_table(
     data: Path, columns: dict[str, Any], *, on_disk: bool, window: float | None
 ) -> Trajectories | StoredTrajectories:
+    """The trajectories of a table that can be fitted, without times far outside."""
     if on_disk:
         _check_on_disk(columns, window)
         trajectories = _without_far(StoredTrajectories.from_parquet(data, **columns))
@@ -57,6 +58,7 @@ def _without_far(stored: StoredTrajectories) -> StoredTrajectories:
 
 
 def _check_on_disk(columns: dict[str, Any], window: float | None) -> None:
+    """Refuses what is not read from disk."""
     given = {name: columns[name] for name in ("inputs", "error") if name in columns}
     given |= {} if window is None else {"window": window}
     for name, value in given.items():
@@ -64,5 +66,6 @@ def _check_on_disk(columns: dict[str, Any], window: float | None) -> None:
 
 
 def digest(path: Path) -> str:
+    """A hash of a file, which memory need not hold."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

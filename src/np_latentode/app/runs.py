@@ -46,6 +46,7 @@ def checkpoint_dir(output_dir: Path, settings: dict[str, Any]) -> Path:
 def write(
     output_dir: Path, fitted: Ensemble, metrics: dict[str, Any], held_out: Any, *, overwrite: bool
 ) -> None:
+    """Writes the results of a fit, all of them or none."""
     with result_dir(output_dir, overwrite=overwrite) as directory:
         save(directory / FIT, fitted)
         if held_out is not None:

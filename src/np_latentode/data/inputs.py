@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from np_latentode.data.far import warn_user
+from np_latentode.data.input_paths import read_events, read_path
 from np_latentode.data.numbers import (
     Numbers,
     as_doubles,
@@ -151,7 +152,7 @@ class Inputs:
             return nothing, nothing
         constant = jnp.array([self.kinds[j] == CONSTANT for j in chosen])
         values = self.values[..., jnp.array(chosen)]
-        by_input = jax.vmap(_read, in_axes=(None, 1, 0, None, None), out_axes=1)
+        by_input = jax.vmap(read_path, in_axes=(None, 1, 0, None, None), out_axes=1)
         return jax.vmap(by_input, in_axes=(0, 0, None, 0, 0))(
             self.times, values, constant, left, right
         )
@@ -187,7 +188,7 @@ class Inputs:
 
         sum_d amount_d exp(-decay (t - t_d)),   t_d < t
         """
-        each = jax.vmap(_read_events, in_axes=(0, 0, 0, None))
+        each = jax.vmap(read_events, in_axes=(0, 0, 0, None))
         return each(self.times, self.amounts, times, decay)
 
     def at_offset(self, time: float) -> Inputs:
@@ -271,46 +272,6 @@ class Inputs:
         """Those of trajectories that get nothing."""
         arrays = (jnp.zeros((count, 1), dtype), jnp.full((count, 1, len(kinds)), jnp.nan, dtype))
         return cls.tree_unflatten((kinds, 0.0), arrays)
-
-
-def _read(
-    times: Array, values: Array, constant: Array, left: Array, right: Array
-) -> tuple[Array, Array]:
-    """One input of one trajectory, just after `left` and just before `right`."""
-    known, rows = ~jnp.isnan(values), len(values)
-    place = jnp.arange(rows)
-    before = jax.lax.cummax(jnp.where(known, place, -1))
-    after = jax.lax.cummin(jnp.where(known, place, rows), reverse=True)
-    # The number of rows up to the middle: rounding cannot put it on the other side of a row.
-    count = jnp.searchsorted(times, (left + right) / 2, side="right")
-    a = jnp.pad(before, (1, 0), constant_values=-1)[count]
-    b = jnp.pad(after, (0, 1), constant_values=rows)[count]
-    one, other = jnp.maximum(a, 0), jnp.minimum(b, rows - 1)
-    x = jnp.nan_to_num(values)
-    held = jnp.where(a >= 0, x[one], jnp.where(b < rows, x[other], 0.0))
-    gap = times[other] - times[one]
-    held_here = constant | (a < 0) | (b == rows) | (gap <= 0)
-    slope = jnp.where(held_here, 0.0, (x[other] - x[one]) / jnp.where(gap > 0, gap, 1.0))
-    return held + slope * (left - times[one]), held + slope * (right - times[one])
-
-
-def _read_events(times: Array, amounts: Array, at: Array, decay: float) -> tuple[Array, Array]:
-    """Of one trajectory, the amounts left at `at`, and the times since the last of each."""
-    count = jnp.searchsorted(times, at, side="left")
-    counted = jnp.where(times[:, None] >= 0, amounts, 0.0)
-
-    def later(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-        """What is left of two stretches of rows: (share that stays, amount at the end)."""
-        return a[0] * b[0], a[1] * b[0] + b[1]
-
-    stays = jnp.exp(-decay * jnp.diff(times, prepend=times[:1]))[:, None]
-    _, left = jax.lax.associative_scan(later, (jnp.broadcast_to(stays, counted.shape), counted))
-    before = jnp.exp(-decay * jnp.maximum(at - times[jnp.maximum(count - 1, 0)], 0.0))
-    total = before[:, None] * jnp.pad(left, ((1, 0), (0, 0)))[count]
-    place = jnp.where(amounts != 0, jnp.arange(len(times))[:, None], -1)
-    last = jnp.pad(jax.lax.cummax(place, axis=0), ((1, 0), (0, 0)), constant_values=-1)[count]
-    since = at[:, None] - times[jnp.maximum(last, 0)]
-    return total, jnp.where(last >= 0, since, 0.0)
 
 
 def check_kinds(kinds: Sequence[str]) -> None:

@@ -59,6 +59,9 @@ class StoredTrajectories:
     offset: Offset
     """That of all, as in `Trajectories`."""
 
+    inputs = error = limits = None
+    """They are not read from disk yet."""
+
     def __init__(self, directory: Path, kept: Any, rows: Int[np.ndarray, " trajectory"] | None):
         self._directory, self._kept, self._rows = directory, kept, rows
         sample = kept.sample
@@ -250,10 +253,14 @@ class StoredTrajectories:
         return np.concatenate(found)
 
     def moments(self) -> Moments:
-        """Statistics of the observations, in one pass over the numbers on disk.
+        """Statistics of the observations, in one pass over the numbers on disk, the first time.
 
         Which numbers are far outside is told by a random 100,000 rows.
         """
+        return self._moments
+
+    @cached_property
+    def _moments(self) -> Moments:
         sample = self._kept.sample
         columns = [x[~np.isnan(x)] for x in sample.T]
         low, high = np.array([usual_range(x) for x in columns]).T

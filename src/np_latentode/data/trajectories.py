@@ -12,11 +12,12 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from np_latentode.data.clocks import start_column
 from np_latentode.data.columns import Columns
 from np_latentode.data.covariates import Names, asked_levels
+from np_latentode.data.folds import random_rows
 from np_latentode.data.given import (
     Given,
     Rows,
@@ -600,6 +601,11 @@ class Trajectories:
         return self.mask.any(-1)
 
     @property
+    def lengths(self) -> Int[np.ndarray, " trajectory"]:
+        """The number of observed times of each."""
+        return np.asarray(self.observed).sum(1)
+
+    @property
     def limited(self) -> Bool[np.ndarray, "trajectory time feature"]:
         """True where only limits of a value are known."""
         if self.limits is None:
@@ -643,6 +649,10 @@ class Trajectories:
         flat = given.each(lambda array: array.reshape(-1, *array.shape[2:]))
         rows = [length * i + np.flatnonzero(~gone[i]) for i in range(count)]
         return self._from_rows(Rows(flat, rows, self.names, self.given_static, self.inputs))
+
+    def sample[T: Trajectories](self: T, count: int) -> T:
+        """Random ones of them, or all if there are no more; always the same ones."""
+        return self if len(self) <= count else self[random_rows(len(self), count)]
 
     def at_slots[T: Trajectories](self: T, slots: Array | np.ndarray) -> T:
         """The same trajectories with these slots of each, shape (trajectory, slot)."""

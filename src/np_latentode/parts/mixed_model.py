@@ -11,7 +11,7 @@ from scipy.linalg import block_diag, solve_triangular
 from scipy.special import factorial
 
 from np_latentode.data.checks import check_counts
-from np_latentode.data.folds import folds, random_rows
+from np_latentode.data.folds import folds
 from np_latentode.data.scaling import SPAN, Scaling
 from np_latentode.data.trajectories import Trajectories
 from np_latentode.parts.decoder import LinearDecoder, MLPDecoder
@@ -21,7 +21,7 @@ from np_latentode.parts.links import Link
 from np_latentode.parts.regression import RegressionEncoder, RegressionNormal
 from np_latentode.parts.shifts import LinearShift
 
-__all__ = ["MOST_ESTIMATED", "MixedModel", "choose_degree", "some_of"]
+__all__ = ["MOST_ESTIMATED", "MixedModel", "choose_degree"]
 
 DEGREES = (1, 2, 3)
 """Of the polynomials among which `choose_degree` chooses."""
@@ -365,7 +365,7 @@ def choose_degree(
         scaling: their units.
         most_coefficients: the highest number of coefficients; the lowest degree may have more.
     """
-    trajectories = some_of(trajectories)
+    trajectories = trajectories.sample(MOST_ESTIMATED)
     features = trajectories.num_features
     degrees = [d for d in DEGREES if features * (d + 1) <= most_coefficients or d == DEGREES[0]]
     check_counts(most_coefficients=most_coefficients)
@@ -384,13 +384,6 @@ def choose_degree(
     behind = scores[scores.sum(1).argmax()] - scores
     error = np.sqrt(behind.shape[1]) * behind.std(1)
     return models[int(np.flatnonzero(behind.sum(1) <= error)[0])]
-
-
-def some_of(trajectories: Trajectories) -> Trajectories:
-    """The trajectories from which a start is estimated: all, or a random 2,000; always the same."""
-    if len(trajectories) <= MOST_ESTIMATED:
-        return trajectories
-    return trajectories[random_rows(len(trajectories), MOST_ESTIMATED)]
 
 
 def _cross_validated(

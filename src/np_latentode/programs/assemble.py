@@ -33,7 +33,6 @@ from np_latentode.parts.likelihoods import (
 from np_latentode.parts.mixed_model import (
     MOST_ESTIMATED,
     choose_degree,
-    some_of,
 )
 from np_latentode.parts.modules import Part, check_module, feature_dim, vector_distribution
 from np_latentode.parts.posteriors import DiagonalNormal, on_support
@@ -120,7 +119,7 @@ def candidates(
     whole = choose_degree(train, scaling, most_coefficients=MOST_COEFFICIENTS)
 
     def backbone(train: Trajectories, rngs: nnx.Rngs) -> tuple[LatentODE, AmortizedGuide]:
-        mixed = whole.refitted(some_of(train), scaling)
+        mixed = whole.refitted(train.sample(MOST_ESTIMATED), scaling)
         own = likelihood(start=mixed.noise)
         _, controls, _, readings = _counts(scaling)
         given: Any = dict(num_inputs=controls, num_readings=readings)

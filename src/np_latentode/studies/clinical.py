@@ -165,7 +165,7 @@ def _forecast_figure(one: _Split) -> Any:
     """The four patients with the longest forecasts, in the table's own units."""
     from np_latentode.report.fans import plot_forecasts
 
-    most = np.argsort(-np.asarray(one.target.observed).sum(1), kind="stable")[:4]
+    most = np.argsort(-one.target.lengths, kind="stable")[:4]
     draws = {name: np.asarray(one.draws[name])[:, most] for name in ("x_mean", "x")}
     return plot_forecasts(one.context[most], draws, one.times, target=one.target[most])
 

@@ -57,7 +57,7 @@ def split(trajectories: Trajectories | StoredTrajectories, num_folds: int) -> Sp
     if isinstance(trajectories, StoredTrajectories):
         return _of_stored(trajectories, num_folds)
     check_trajectories(trajectories, name="trajectories")
-    able = np.asarray(trajectories.observed).sum(1) > 1
+    able = trajectories.lengths > 1
     ids = np.unique(trajectories.names.ids, return_inverse=True)[1]
     _check_able(len(np.unique(ids[able])), num_folds)
     left_out, kept = _even(trajectories, able, ids, num_folds)
